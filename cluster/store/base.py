@@ -1,0 +1,121 @@
+"""The store's contract: small, and the same for memory, SQLite and (later) etcd.
+
+Keys are texts such as ``/laxity/demo/pipelines/ocr``; values are bytes. Every write gets the next
+*revision* of the whole store. All calls block and are thread-safe; :class:`StoreError` is raised when
+the store cannot be reached or written (a full disk, a locked file), with what to do in its text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import msgspec
+
+
+class StoreError(Exception):
+    """The store did not do what was asked; the text says why and what to do."""
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """A key's state: ``create_revision`` when it came to be, ``mod_revision`` when it was last written."""
+
+    key: str
+    value: bytes
+    create_revision: int
+    mod_revision: int
+    lease: int = 0
+
+
+class Listing(msgspec.Struct, frozen=True):
+    """The entries under a prefix as of ``revision``, ordered by key."""
+
+    entries: list[Entry]
+    revision: int
+
+
+class Put(msgspec.Struct, frozen=True):
+    """Write a key; with ``lease`` it vanishes when that lease does."""
+
+    key: str
+    value: bytes
+    lease: int = 0
+
+
+class Delete(msgspec.Struct, frozen=True):
+    """Remove a key; removing one that is not there is no error."""
+
+    key: str
+
+
+Operation = Put | Delete
+
+
+class Unchanged(msgspec.Struct, frozen=True):
+    """Holds iff the key's ``mod_revision`` is this one (0: the key does not exist)."""
+
+    key: str
+    mod_revision: int
+
+
+class Event(msgspec.Struct, frozen=True):
+    """One change seen by a watch: ``entry`` is the new state, or None where the key was deleted (or its lease ended)."""
+
+    key: str
+    entry: Entry | None
+    revision: int
+
+
+class CompactedError(StoreError):
+    """The revision asked for is no longer kept: list again and watch from there."""
+
+
+class Watch(Protocol):
+    """The changes under a prefix, in order, each once."""
+
+    def get(self, timeout: float | None = None) -> list[Event]:
+        """The next changes; waits until there is one, [] after ``timeout`` seconds without any (or once closed).
+
+        Raises :class:`CompactedError` or :class:`StoreError`; then the watch is over.
+        """
+        ...
+
+    def close(self) -> None: ...
+
+
+class Store(Protocol):
+    """See the module's text."""
+
+    def get(self, key: str) -> Entry | None: ...
+
+    def list(self, prefix: str) -> Listing: ...
+
+    def put(self, key: str, value: bytes, lease: int = 0) -> int:
+        """Write one key; the new revision."""
+        ...
+
+    def delete(self, key: str) -> bool:
+        """Remove one key; whether it was there."""
+        ...
+
+    def transaction(self, conditions: Sequence[Unchanged], operations: Sequence[Operation]) -> int | None:
+        """Do all operations as one revision if all conditions hold; the revision, or None if one did not hold."""
+        ...
+
+    def watch(self, prefix: str, from_revision: int) -> Watch:
+        """The changes under ``prefix`` with a revision of ``from_revision`` or later (list at R, then watch from R+1)."""
+        ...
+
+    def grant_lease(self, ttl: float) -> int:
+        """A new lease that ends ``ttl`` seconds after its last keep-alive; its (positive) number."""
+        ...
+
+    def keep_alive(self, lease: int) -> bool:
+        """Prolong a lease; False where it has already ended (then its keys are gone)."""
+        ...
+
+    def revoke(self, lease: int) -> None:
+        """End a lease now, and with it its keys."""
+        ...
+
+    def close(self) -> None: ...

@@ -1,0 +1,369 @@
+"""Values on the wire: what a request, a stage's input and an answer carry.
+
+A value is ``None``, a bool, an int, a float, text, bytes, a numpy array, or a list or
+dict (with text keys) of values. On the wire it is split in two:
+
+- a *node*, a small tree inside the MessagePack header that says what the value is, and
+- *parts*, the contents of bytes, arrays and long texts, which travel as separate frames.
+
+``Payload`` holds both, without looking into the parts, so that a shard can pick a field,
+split a list into items and join items again without copying or understanding a tensor.
+Nothing is ever unpickled: arrays of Python objects are refused on both sides.
+
+Parts lie in the frames in the order in which a depth-first walk of the node meets them.
+One frame holds one or more *whole* parts, one behind another; a part never crosses
+frames. Small parts are packed together (a frame costs more than a copy of a few KB).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Protocol, Union
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+PACK_BELOW = 8192
+"""Parts smaller than this many bytes share frames; larger ones get a frame of their own."""
+PACK_UP_TO = 65536
+"""How many bytes of small parts share one frame at most."""
+TEXT_INLINE = 1024
+"""Texts of up to this many UTF-8 bytes stay inside the node."""
+MAX_DEPTH = 32
+"""How deeply lists and dicts may nest."""
+_ARRAY_KINDS = "biufcSU?"
+
+
+class PayloadError(ValueError):
+    """The value cannot be sent, or the bytes received are no value."""
+
+
+class BytesNode(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=0):
+    """``[0, size]``: a byte string of ``size`` bytes in the parts."""
+
+    size: int
+
+
+class ArrayNode(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=1):
+    """``[1, dtype, shape, size]``: a C-ordered array; dtype is numpy's, as in ``"<f4"``."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    size: int
+
+
+class ListNode(msgspec.Struct, array_like=True, frozen=True, tag=2):
+    """``[2, [node, ...]]``: a list of values."""
+
+    items: list[Node]
+
+
+class DictNode(msgspec.Struct, array_like=True, frozen=True, tag=3):
+    """``[3, {name: node, ...}]``: a dict of values."""
+
+    items: dict[str, Node]
+
+
+class TextNode(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=4):
+    """``[4, size]``: a text of ``size`` UTF-8 bytes in the parts."""
+
+    size: int
+
+
+Node = Union[None, bool, int, float, str, BytesNode, ArrayNode, ListNode, DictNode, TextNode]  # noqa: UP007
+"""What a value is; the plain types stand for themselves."""
+
+
+class Buffer(Protocol):
+    """Bytes, a memoryview or a ``zmq.Frame``: anything with a length and the buffer protocol."""
+
+    def __len__(self) -> int: ...
+
+
+Part = Any
+"""A bytes-like object (see :class:`Buffer`); ``zmq.Frame`` has no usable static type here."""
+
+
+class Payload:
+    """A value as it travels: its node and the parts it refers to, in order."""
+
+    __slots__ = ("nbytes", "node", "parts")
+
+    def __init__(self, node: Node, parts: list[Part], nbytes: int) -> None:
+        self.node = node
+        self.parts = parts
+        self.nbytes = nbytes
+
+    def __repr__(self) -> str:
+        return f"Payload({self.node!r}, {len(self.parts)} parts, {self.nbytes} bytes)"
+
+    def field(self, name: str) -> Payload:
+        """The value under ``name`` of a dict; :class:`PayloadError` where there is none."""
+        node = self.node
+        if type(node) is not DictNode:
+            raise PayloadError(f"field {name!r} asked of {describe(node)}; return a dict with that key")
+        if name not in node.items:
+            raise PayloadError(f"no field {name!r}; the value has {', '.join(sorted(node.items)) or 'none'}")
+        start = 0
+        for key, child in node.items.items():
+            count, size = extent(child)
+            if key == name:
+                return Payload(child, self.parts[start : start + count], size)
+            start += count
+        raise AssertionError("unreachable")
+
+    def items(self) -> list[Payload]:
+        """The items of a list, or the rows of an array along its first axis."""
+        node = self.node
+        if type(node) is ListNode:
+            result = []
+            start = 0
+            for child in node.items:
+                count, size = extent(child)
+                result.append(Payload(child, self.parts[start : start + count], size))
+                start += count
+            return result
+        if type(node) is ArrayNode and node.shape:
+            rows = node.shape[0]
+            each = node.size // rows if rows else 0
+            row = ArrayNode(node.dtype, node.shape[1:], each)
+            view = memoryview(self.parts[0]).cast("B") if rows else memoryview(b"")
+            return [Payload(row, [view[i * each : (i + 1) * each]], each) for i in range(rows)]
+        raise PayloadError(f"items asked of {describe(node)}; return a list, or an array with one row an item")
+
+
+def as_list(items: Sequence[Payload]) -> Payload:
+    """Join payloads into one list value."""
+    parts: list[Part] = []
+    nbytes = 0
+    for item in items:
+        parts += item.parts
+        nbytes += item.nbytes
+    return Payload(ListNode([item.node for item in items]), parts, nbytes)
+
+
+def as_dict(fields: dict[str, Payload]) -> Payload:
+    """Join named payloads into one dict value."""
+    parts: list[Part] = []
+    nbytes = 0
+    for item in fields.values():
+        parts += item.parts
+        nbytes += item.nbytes
+    return Payload(DictNode({name: item.node for name, item in fields.items()}), parts, nbytes)
+
+
+def describe(node: Node) -> str:
+    """What a person would call the value, for messages."""
+    if isinstance(node, ArrayNode):
+        return f"an array {node.dtype}{list(node.shape)}"
+    names = {BytesNode: "bytes", TextNode: "a text", str: "a text", ListNode: "a list", DictNode: "a dict"}
+    return names.get(type(node), "None" if node is None else f"a {type(node).__name__}")
+
+
+def extent(node: Node) -> tuple[int, int]:
+    """(number of parts, total bytes in them) that a node refers to."""
+    kind = type(node)
+    if kind is BytesNode or kind is ArrayNode or kind is TextNode:
+        return 1, node.size  # type: ignore[union-attr]
+    if kind is ListNode:
+        children: Any = node.items  # type: ignore[union-attr]
+    elif kind is DictNode:
+        children = node.items.values()  # type: ignore[union-attr]
+    else:
+        return 0, 0
+    count = size = 0
+    for child in children:
+        c, s = extent(child)
+        count += c
+        size += s
+    return count, size
+
+
+def part_sizes(node: Node, into: list[int], depth: int = 0) -> None:
+    """Append the byte size of each part of ``node`` to ``into``, checking what it claims."""
+    kind = type(node)
+    if kind is BytesNode or kind is TextNode:
+        size: int = node.size  # type: ignore[union-attr]
+        if size < 0:
+            raise PayloadError(f"negative size {size}")
+        into.append(size)
+    elif kind is ArrayNode:
+        _check_array(node)  # type: ignore[arg-type]
+        into.append(node.size)  # type: ignore[union-attr]
+    elif kind is ListNode or kind is DictNode:
+        if depth >= MAX_DEPTH:
+            raise PayloadError(f"nested more than {MAX_DEPTH} deep")
+        items: Any = node.items  # type: ignore[union-attr]
+        for child in items.values() if kind is DictNode else items:
+            part_sizes(child, into, depth + 1)
+
+
+def _check_array(node: ArrayNode) -> None:
+    try:
+        dtype = np.dtype(node.dtype)
+    except (TypeError, ValueError, SyntaxError) as error:
+        raise PayloadError(f"unknown array dtype {node.dtype!r}") from error
+    if dtype.kind not in _ARRAY_KINDS or dtype.hasobject or dtype.names is not None:
+        raise PayloadError(f"array dtype {node.dtype!r} is not allowed; send numbers, bools or fixed-width text")
+    count = 1
+    for extent_ in node.shape:
+        if extent_ < 0:
+            raise PayloadError(f"negative extent in shape {list(node.shape)}")
+        count *= extent_
+    if count * dtype.itemsize != node.size:
+        raise PayloadError(f"array {node.dtype}{list(node.shape)} needs {count * dtype.itemsize} bytes, not {node.size}")
+
+
+def encode(value: Any) -> Payload:
+    """Turn a Python value into a payload; :class:`PayloadError` names what cannot be sent."""
+    if type(value) is bytes:
+        return Payload(BytesNode(len(value)), [value], len(value))
+    parts: list[Part] = []
+    node = _encode(value, parts, 0)
+    return Payload(node, parts, sum(len(part) for part in parts))
+
+
+def _encode(value: Any, parts: list[Part], depth: int) -> Node:
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        raw = value.encode()
+        if len(raw) <= TEXT_INLINE:
+            return value
+        parts.append(raw)
+        return TextNode(len(raw))
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        flat = value if isinstance(value, bytes) else bytes(value)
+        parts.append(flat)
+        return BytesNode(len(flat))
+    if isinstance(value, int):
+        if not -(2**63) <= value < 2**64:
+            raise PayloadError(f"the integer {value} does not fit in 64 bits; send it as text")
+        return int(value)
+    if isinstance(value, float):
+        return float(value)
+    if isinstance(value, np.generic):
+        return _encode(value.item(), parts, depth)
+    if isinstance(value, np.ndarray):
+        return _encode_array(value, parts)
+    if depth >= MAX_DEPTH:
+        raise PayloadError(f"nested more than {MAX_DEPTH} deep")
+    if isinstance(value, dict):
+        for key in value:
+            if not isinstance(key, str):
+                raise PayloadError(f"dict keys must be texts, not {type(key).__name__} ({key!r})")
+        return DictNode({key: _encode(item, parts, depth + 1) for key, item in value.items()})
+    if isinstance(value, (list, tuple)):
+        return ListNode([_encode(item, parts, depth + 1) for item in value])
+    raise PayloadError(
+        f"cannot send a {type(value).__module__}.{type(value).__qualname__}; "
+        "send None, bool, int, float, text, bytes, a numpy array, or a list or dict of these"
+    )
+
+
+def _encode_array(value: npt.NDArray[Any], parts: list[Part]) -> Node:
+    if value.dtype.kind not in _ARRAY_KINDS or value.dtype.hasobject or value.dtype.names is not None:
+        raise PayloadError(f"cannot send an array of dtype {value.dtype}; convert it to numbers or fixed-width text")
+    flat = np.ascontiguousarray(value)
+    view = memoryview(flat.reshape(-1).view(np.uint8)) if flat.size and flat.dtype.itemsize else memoryview(b"")
+    parts.append(view)
+    return ArrayNode(flat.dtype.str, value.shape, len(view))
+
+
+def decode(payload: Payload) -> Any:
+    """Turn a payload back into a Python value. Arrays are read-only views of the parts."""
+    return _decode(payload.node, iter(payload.parts))
+
+
+def _decode(node: Node, parts: Iterator[Part]) -> Any:
+    kind = type(node)
+    if kind is BytesNode:
+        return bytes(next(parts))
+    if kind is ArrayNode:
+        _check_array(node)  # type: ignore[arg-type]
+        array = np.frombuffer(memoryview(next(parts)), dtype=np.dtype(node.dtype))  # type: ignore[union-attr]
+        array = array.reshape(node.shape)  # type: ignore[union-attr]
+        array.flags.writeable = False
+        return array
+    if kind is ListNode:
+        return [_decode(child, parts) for child in node.items]  # type: ignore[union-attr]
+    if kind is DictNode:
+        return {key: _decode(child, parts) for key, child in node.items.items()}  # type: ignore[union-attr]
+    if kind is TextNode:
+        try:
+            return bytes(next(parts)).decode()
+        except UnicodeDecodeError as error:
+            raise PayloadError(f"a text is not UTF-8: {error}") from error
+    return node
+
+
+def pack(payloads: Iterable[Payload]) -> list[Part]:
+    """The frames that carry the parts of ``payloads``, small parts packed together."""
+    frames: list[Part] = []
+    small: list[Part] = []
+    packed = 0
+    for payload in payloads:
+        for part in payload.parts:
+            size = len(part)
+            if size == 0:
+                continue
+            if small and (size >= PACK_BELOW or packed + size > PACK_UP_TO):
+                frames.append(small[0] if len(small) == 1 else b"".join(small))
+                small = []
+                packed = 0
+            if size >= PACK_BELOW:
+                frames.append(part)
+            else:
+                small.append(part)
+                packed += size
+    if small:
+        frames.append(small[0] if len(small) == 1 else b"".join(small))
+    return frames
+
+
+class Unpacker:
+    """Takes the parts of one message's nodes out of its frames, in order."""
+
+    __slots__ = ("_frame", "_frames", "_index", "_offset", "_size")
+
+    def __init__(self, frames: Sequence[Part], start: int = 0) -> None:
+        self._frames = frames
+        self._index = start
+        self._frame: Part = b""
+        self._offset = 0
+        self._size = 0
+
+    def take(self, node: Node) -> Payload:
+        """The payload of ``node``; :class:`PayloadError` where the frames do not hold its parts."""
+        if type(node) is BytesNode and node.size > 0:
+            return Payload(node, [self._part(node.size)], node.size)
+        sizes: list[int] = []
+        part_sizes(node, sizes)
+        return Payload(node, [self._part(size) for size in sizes], sum(sizes))
+
+    def _part(self, size: int) -> Part:
+        if size == 0:
+            return b""
+        while self._offset == self._size:
+            if self._index == len(self._frames):
+                raise PayloadError(f"the message ends where a part of {size} bytes should begin")
+            self._frame = self._frames[self._index]
+            self._index += 1
+            self._offset = 0
+            self._size = len(self._frame)
+        offset = self._offset
+        end = offset + size
+        if end > self._size:
+            raise PayloadError(f"a part of {size} bytes crosses the end of its frame ({self._size - offset} bytes left)")
+        self._offset = end
+        if offset == 0 and end == self._size:
+            return self._frame
+        if type(self._frame) is bytes:
+            return self._frame[offset:end]
+        return memoryview(self._frame)[offset:end]
+
+    def finish(self) -> None:
+        """Check that nothing is left over."""
+        if self._offset != self._size or any(len(frame) for frame in self._frames[self._index :]):
+            raise PayloadError("the message has more payload bytes than its header speaks of")

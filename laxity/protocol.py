@@ -1,0 +1,265 @@
+"""Wire protocol, version 1: every message between services, shards and agents.
+
+A message is a ZeroMQ multipart message. Its first frame is the *header*, a MessagePack
+array ``[kind, field, ...]`` with the fields of the class below in the order given there;
+the frames behind it carry the payloads' parts (see :mod:`laxity.payload`). Fields at the
+end that have a default may be left out, and unknown fields at the end are ignored.
+
+Services and agents use DEALER sockets, shards bind one ROUTER for each of the two. All
+times are microseconds. No wall-clock time is ever sent: a deadline is what remains of it,
+and a stamp (``sent_us``, ``pulled_us``) means something to its sender's clock alone.
+docs/protocol.md tells the whole story for people who write a client in another language.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final, TypeVar, Union
+
+import msgspec
+
+from laxity.outcomes import Outcome
+from laxity.payload import Node
+
+VERSION: Final = 1
+"""The protocol version that HELLO, READY and WELCOME carry; a shard refuses any other."""
+MAX_NAME: Final = 200
+"""The longest name (pipeline, stage, client, agent) in characters."""
+MAX_HEADER: Final = 4 * 1024 * 1024
+"""The longest header in bytes."""
+MAX_SHARED: Final = 256
+"""The most requests in one SUBMIT, and answers in one RESULT."""
+
+
+class Message(msgspec.Struct, array_like=True):
+    """Base of all headers."""
+
+
+# ---- services to shards ---------------------------------------------------------------
+
+
+class Hello(Message, tag=1):
+    """HELLO, the first message of a connection. ``client`` names the service instance; with a
+    request's ``id`` it is the key by which a shard knows a repeat, so it must be hard to guess
+    and stay the same over reconnects."""
+
+    version: int
+    client: str
+    software: str = ""
+
+
+class Request(msgspec.Struct, array_like=True):
+    """One request inside a SUBMIT. ``budget_us`` is the remaining latency budget (None: the
+    pipeline's SLO); ``timings`` asks for the stages' times in the answer."""
+
+    id: int
+    pipeline: str
+    budget_us: int | None
+    payload: Node
+    priority: int = 0
+    traceparent: str = ""
+    timings: bool = False
+
+
+class Submit(Message, tag=2):
+    """SUBMIT: requests, their payload frames following in the same order. ``sent_us`` is the
+    sender's monotonic clock: a connection's smallest (received - sent) is its zero, and what a
+    message took beyond that is taken off its budgets."""
+
+    sent_us: int
+    requests: list[Request]
+
+
+class Cancel(Message, tag=3):
+    """CANCEL: the service no longer wants these. Each is answered ``cancelled`` unless it ended before."""
+
+    ids: list[int]
+
+
+# ---- both ways -----------------------------------------------------------------------
+
+
+class Heartbeat(Message, tag=4):
+    """HEARTBEAT: sent where nothing else was for an interval. Any message counts as one."""
+
+    sent_us: int = 0
+
+
+class Goodbye(Message, tag=5):
+    """GOODBYE: the sender leaves, or will not talk to this peer. ``reason`` is for people;
+    ``retry`` says whether to greet again (an unknown peer) or not (a wrong version)."""
+
+    reason: str = ""
+    retry: bool = False
+
+
+# ---- shards to services and agents ---------------------------------------------------------
+
+
+class Welcome(Message, tag=6):
+    """WELCOME: the answer to HELLO and READY. A peer silent for ``heartbeat_us * 4`` is taken for gone."""
+
+    version: int
+    shard: str
+    heartbeat_us: int
+    max_payload: int = 0
+    """The largest payload of one request in bytes."""
+
+
+class StageTiming(msgspec.Struct, array_like=True):
+    """How one stage went: waiting and execution in µs, the batch's size, the items (map stages)
+    and what was left of the budget when the stage ended."""
+
+    stage: str
+    queued_us: int
+    execution_us: int
+    batch: int
+    items: int
+    remaining_us: int
+
+
+class Answer(msgspec.Struct, array_like=True):
+    """One request's end. ``remaining_us`` is what was left of the budget (negative: late by);
+    ``short_us`` by how much a dropped request was predicted to miss."""
+
+    id: int
+    outcome: Outcome
+    payload: Node
+    remaining_us: int = 0
+    stage: str = ""
+    detail: str = ""
+    short_us: int = 0
+    timings: list[StageTiming] = []
+
+
+class Result(Message, tag=7):
+    """RESULT: answers, their payload frames following in the same order."""
+
+    answers: list[Answer]
+
+
+# ---- agents to shards ------------------------------------------------------------------
+
+
+class ModelReport(msgspec.Struct, array_like=True):
+    """A model that a device holds: its key (``pipeline@version/stage``), the accuracy variant, the share of the
+    device in percent, and its latency profile as ``[batch, seconds]`` pairs."""
+
+    model: str
+    variant: str
+    share: int
+    profile: list[tuple[int, float]]
+
+
+class DeviceReport(msgspec.Struct, array_like=True):
+    """One device of an agent: its number there, its type (``A100``, ``cpu``, ...) and what it holds."""
+
+    device: int
+    type: str
+    models: list[ModelReport]
+
+
+class Ready(Message, tag=10):
+    """READY, the agent's greeting, and again whenever the models that its devices hold change."""
+
+    version: int
+    agent: str
+    devices: list[DeviceReport]
+
+
+class Pull(Message, tag=11):
+    """PULL: the device takes one batch, from ``free_in_us`` on. ``seq`` grows with each pull of a
+    device; a shard holds the newest only. ``sent_us`` is the agent's monotonic clock."""
+
+    device: int
+    seq: int
+    sent_us: int
+    free_in_us: int
+
+
+class Failure(msgspec.Struct, array_like=True):
+    """What went wrong with the task at ``index`` of its batch: its own ``before``/``after`` raised."""
+
+    index: int
+    detail: str
+
+
+class Done(Message, tag=12):
+    """DONE: how a granted batch ended. ``code`` is one of :data:`DONE_CODES`; ``results`` has one node a task
+    when it is ``ok`` (None at the indexes listed in ``failures``) and is empty otherwise."""
+
+    device: int
+    batch: int
+    code: str
+    queued_us: int = 0
+    execution_us: int = 0
+    results: list[Node] = []
+    failures: list[Failure] = []
+    detail: str = ""
+
+
+DONE_CODES: Final = ("ok", "too_late", "model_error", "worker_died", "unknown_model")
+"""``ok``; ``too_late``: not started, its window had closed; ``model_error``: the model raised, hung or returned
+the wrong number of outputs; ``worker_died``: the process that ran it died; ``unknown_model``: not loaded there."""
+
+
+# ---- shards to agents ------------------------------------------------------------------
+
+
+class Task(msgspec.Struct, array_like=True):
+    """One element of a granted batch: one node for each of the stage's inputs, in the spec's order."""
+
+    inputs: list[Node]
+
+
+class Grant(Message, tag=13):
+    """GRANT: a batch for a device, the answer to its PULL ``seq``. ``pulled_us`` echoes the PULL's ``sent_us`` and
+    ``dwell_us`` is how long the PULL lay at the shard, so the agent knows that the grant left no earlier than
+    ``pulled_us + dwell_us`` on its own clock. ``opens_us`` and ``closes_us`` count from there: run it no earlier
+    and start it no later. ``expected_us`` is the predicted execution time."""
+
+    device: int
+    batch: int
+    seq: int
+    pulled_us: int
+    dwell_us: int
+    model: str
+    variant: str
+    opens_us: int
+    closes_us: int
+    expected_us: int
+    tasks: list[Task]
+
+
+FromClient = Union[Hello, Submit, Cancel, Heartbeat, Goodbye]  # noqa: UP007
+ToClient = Union[Welcome, Result, Heartbeat, Goodbye]  # noqa: UP007
+FromAgent = Union[Ready, Pull, Done, Heartbeat, Goodbye]  # noqa: UP007
+ToAgent = Union[Welcome, Grant, Heartbeat, Goodbye]  # noqa: UP007
+
+encode: Final[Callable[[Any], bytes]] = msgspec.msgpack.Encoder().encode
+"""A message's header frame."""
+
+
+class ProtocolError(ValueError):
+    """The frames received are no message of this protocol."""
+
+
+T = TypeVar("T")
+
+
+def _decoder(kinds: Any) -> Callable[[Any], Any]:
+    decode = msgspec.msgpack.Decoder(kinds).decode
+
+    def decode_header(frame: Any) -> Any:
+        try:
+            return decode(frame)
+        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+            raise ProtocolError(f"not a header of protocol version {VERSION}: {error}") from error
+
+    return decode_header
+
+
+decode_from_client: Final[Callable[[Any], FromClient]] = _decoder(FromClient)
+decode_to_client: Final[Callable[[Any], ToClient]] = _decoder(ToClient)
+decode_from_agent: Final[Callable[[Any], FromAgent]] = _decoder(FromAgent)
+decode_to_agent: Final[Callable[[Any], ToAgent]] = _decoder(ToAgent)

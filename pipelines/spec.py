@@ -1,0 +1,125 @@
+"""What a pipeline file says: the spec, as plain data.
+
+``load.py`` reads a YAML file into these, ``validate.py`` checks what types alone cannot,
+``schema.py`` prints their JSON Schema. A spec is self-contained JSON when encoded with
+msgspec, which is how it lies in the store.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+REQUEST = "request"
+"""The name under which a stage's inputs refer to the request's own payload."""
+
+Name = Annotated[
+    str,
+    Meta(pattern=r"^[a-z][a-z0-9_-]{0,62}$", description="lower-case letters, digits, '-' and '_'; starts with a letter"),
+]
+Reference = Annotated[
+    str,
+    Meta(
+        pattern=r"^[a-z][a-z0-9_-]*(\.[A-Za-z_][A-Za-z0-9_]*)?$",
+        description="'request', 'STAGE', or 'STAGE.FIELD' where the stage answers a dict",
+    ),
+]
+UserCode = Annotated[
+    str,
+    Meta(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$", description="'package.module:function'"),
+]
+Milliseconds = Annotated[float, Meta(ge=0)]
+
+
+class LinearProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Execution latency of a batch of b: alpha_ms * b + beta_ms."""
+
+    alpha_ms: Milliseconds
+    beta_ms: Milliseconds
+
+
+class TableProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Measured execution latencies in milliseconds by batch size."""
+
+    latency_ms: dict[int, Milliseconds]
+
+
+class StageSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
+    """One stage: a model, what is done before and after it, and where its inputs come from."""
+
+    executor: Literal["python", "onnx", "torch", "emulated"]
+    """What runs the model."""
+    model: str | None = None
+    """``python``: 'package.module:callable' (a class is instantiated); ``onnx``: a file, or
+    'package:path' for a file inside an installed package; ``torch``: 'package.module:factory' or a TorchScript /
+    torch.export file; ``emulated``: none."""
+    before: UserCode | None = None
+    """Called for each element with the stage's input; returns the model's feed, or (feed, kept)."""
+    collate: UserCode | None = None
+    """Joins a list of feeds into one batched feed; without it arrays of one shape are stacked, shapes apart."""
+    after: UserCode | None = None
+    """Called for each element with (the model's output, kept); returns the stage's answer. ``kept`` is what
+    ``before`` returned beside the feed, or the stage's input where it returned the feed alone."""
+    inputs: list[Reference] | dict[str, Reference] = [REQUEST]
+    """One reference: the stage gets that value. Several: a dict of them, under the names given, or under the
+    references themselves where a list is given."""
+    map: bool = False
+    """Run once for each item of the (only) input, a list; the answers are joined again in order."""
+    max_items: Annotated[int, Meta(ge=1, le=100_000)] = 200
+    """The most items one request may bring to a map stage."""
+    max_batch: Annotated[int, Meta(ge=1, le=4096)] = 32
+    """The largest batch."""
+    max_queue: Annotated[int, Meta(ge=1)] = 10_000
+    """How many elements may wait for this stage at a shard; one more is rejected: queue full."""
+    sample: UserCode | None = None
+    """Returns one example of the stage's input, for warm-up and profiling when the model is loaded."""
+    profile: LinearProfile | TableProfile | None = None
+    """Execution latency, where it is known beforehand; an emulated stage needs one."""
+    options: dict[str, Any] = {}
+    """The executor's own options."""
+
+    def named_inputs(self) -> dict[str, str]:
+        """The references by the names under which the stage's code sees them."""
+        return self.inputs if isinstance(self.inputs, dict) else {ref: ref for ref in self.inputs}
+
+    def sources(self) -> list[tuple[str, str]]:
+        """(stage or 'request', field or '') of each input, in order."""
+        return [split_reference(ref) for ref in self.named_inputs().values()]
+
+
+class PipelineSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
+    """A pipeline: a DAG of stages under one latency objective."""
+
+    name: Name
+    slo: float
+    """The latency objective in seconds ('400ms' and '5s' in a file)."""
+    stages: dict[Name, StageSpec]
+    output: Reference | dict[str, Reference]
+    """What the answer is: one reference, or a dict of them."""
+    description: str = ""
+    root: str = ""
+    """The directory of the file, where user code and model files are looked for; set when it is read."""
+
+    @property
+    def version(self) -> str:
+        """A short digest of what the spec says."""
+        return hashlib.sha256(msgspec.json.encode(self, order="sorted")).hexdigest()[:10]
+
+    def model_key(self, stage: str) -> str:
+        """The name of a stage's model in placements, READY and GRANT: ``pipeline@version/stage``."""
+        return f"{self.name}@{self.version}/{stage}"
+
+    def outputs(self) -> dict[str, tuple[str, str]]:
+        """(stage, field) of each entry of the answer; the only one has the name '' if output is one reference."""
+        if isinstance(self.output, str):
+            return {"": split_reference(self.output)}
+        return {name: split_reference(ref) for name, ref in self.output.items()}
+
+
+def split_reference(reference: str) -> tuple[str, str]:
+    """('detect', 'crops') of 'detect.crops'; the field is '' where none is named."""
+    stage, _, field = reference.partition(".")
+    return stage, field
