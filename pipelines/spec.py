@@ -63,7 +63,7 @@ class StageSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     after: UserCode | None = None
     """Called for each element with (the model's output, kept); returns the stage's answer. ``kept`` is what
     ``before`` returned beside the feed, or the stage's input where it returned the feed alone."""
-    inputs: list[Reference] | dict[str, Reference] = [REQUEST]
+    inputs: list[Reference] | dict[str, Reference] = msgspec.field(default_factory=lambda: [REQUEST])
     """One reference: the stage gets that value. Several: a dict of them, under the names given, or under the
     references themselves where a list is given."""
     map: bool = False
