@@ -34,17 +34,13 @@ UserCode = Annotated[
 Milliseconds = Annotated[float, Meta(ge=0)]
 
 
-class LinearProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Execution latency of a batch of b: alpha_ms * b + beta_ms."""
+class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
+    """Execution latency in milliseconds: either ``alpha_ms * b + beta_ms`` for a batch of b, or measured
+    latencies by batch size."""
 
-    alpha_ms: Milliseconds
-    beta_ms: Milliseconds
-
-
-class TableProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Measured execution latencies in milliseconds by batch size."""
-
-    latency_ms: dict[int, Milliseconds]
+    alpha_ms: Milliseconds | None = None
+    beta_ms: Milliseconds | None = None
+    latency_ms: dict[int, Milliseconds] | None = None
 
 
 class StageSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
@@ -76,7 +72,7 @@ class StageSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     """How many elements may wait for this stage at a shard; one more is rejected: queue full."""
     sample: UserCode | None = None
     """Returns one example of the stage's input, for warm-up and profiling when the model is loaded."""
-    profile: LinearProfile | TableProfile | None = None
+    profile: Profile | None = None
     """Execution latency, where it is known beforehand; an emulated stage needs one."""
     options: dict[str, Any] = {}
     """The executor's own options."""
