@@ -59,22 +59,45 @@ class Unchanged(msgspec.Struct, frozen=True):
 
 
 class Event(msgspec.Struct, frozen=True):
-    """One change seen by a watch: ``entry`` is the new state, or None where the key was deleted (or its lease ended)."""
+    """One change seen by a watch: ``entry`` is the new state, or None where the key was deleted (or its
+    lease ended)."""
 
     key: str
     entry: Entry | None
     revision: int
 
 
+class LeaseEndedError(StoreError):
+    """The lease named in a put has ended (or never was): take a new one and write again."""
+
+
 class CompactedError(StoreError):
     """The revision asked for is no longer kept: list again and watch from there."""
+
+
+def check_operations(operations: Sequence[Operation]) -> None:
+    """ValueError where a transaction names a key twice or something that is no key."""
+    seen = set()
+    for operation in operations:
+        check_key(operation.key)
+        if operation.key in seen:
+            raise ValueError(f"the key {operation.key!r} stands twice in one transaction")
+        seen.add(operation.key)
+
+
+def check_key(key: str) -> None:
+    """ValueError where ``key`` is no key: keys start with '/' and are valid Unicode without NUL."""
+    if not key.startswith("/") or "\0" in key:
+        raise ValueError(f"{key!r} is no key: keys start with '/' and hold no NUL")
+    key.encode()
 
 
 class Watch(Protocol):
     """The changes under a prefix, in order, each once."""
 
     def get(self, timeout: float | None = None) -> list[Event]:
-        """The next changes; waits until there is one, [] after ``timeout`` seconds without any (or once closed).
+        """The next changes; waits until there is one, [] after ``timeout`` seconds without any (or once
+        closed).
 
         Raises :class:`CompactedError` or :class:`StoreError`; then the watch is over.
         """
@@ -99,11 +122,16 @@ class Store(Protocol):
         ...
 
     def transaction(self, conditions: Sequence[Unchanged], operations: Sequence[Operation]) -> int | None:
-        """Do all operations as one revision if all conditions hold; the revision, or None if one did not hold."""
+        """Do all operations as one revision if all conditions hold; the revision, or None if one did not.
+
+        The operations must be on different keys. Where they change nothing (deletes of absent keys, no
+        operations) there is no new revision, and the store's present one is returned.
+        """
         ...
 
     def watch(self, prefix: str, from_revision: int) -> Watch:
-        """The changes under ``prefix`` with a revision of ``from_revision`` or later (list at R, then watch from R+1)."""
+        """The changes under ``prefix`` with a revision of ``from_revision`` or later (list at R, then watch
+        from R+1)."""
         ...
 
     def grant_lease(self, ttl: float) -> int:
