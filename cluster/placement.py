@@ -36,10 +36,12 @@ def split_gpus(costs: Mapping[str, float], gpus: int) -> dict[str, int]:
 
 
 def check_split(stages: Sequence[str], split: Sequence[int], gpus: int) -> dict[str, int]:
-    """An explicit division, ``split`` in the order of ``stages``; :class:`PlacementError` if it does not fit."""
+    """An explicit division, ``split`` in the order of ``stages``; :class:`PlacementError` if it does
+    not fit."""
     if len(split) != len(stages):
         raise PlacementError(
-            f"the split has {len(split)} numbers for {len(stages)} stages; give one for each of {', '.join(stages)}"
+            f"the split has {len(split)} numbers for {len(stages)} stages; "
+            f"give one for each of {', '.join(stages)}"
         )
     if any(count < 1 for count in split):
         raise PlacementError("every stage of a split needs at least one GPU")

@@ -102,7 +102,8 @@ class PipelineSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     @property
     def version(self) -> str:
         """A short digest of what the spec says."""
-        return hashlib.sha256(msgspec.json.encode(self, order="sorted")).hexdigest()[:10]
+        plain = msgspec.to_builtins(self, str_keys=True)
+        return hashlib.sha256(msgspec.json.encode(plain, order="sorted")).hexdigest()[:10]
 
     def model_key(self, stage: str) -> str:
         """The name of a stage's model in placements, READY and GRANT: ``pipeline@version/stage``."""
