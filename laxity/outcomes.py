@@ -4,6 +4,7 @@ Every submitted request ends in exactly one :class:`Outcome`. The SDK returns th
 payload for ``ok`` and raises the error named after the outcome for the others.
 """
 
+from concurrent.futures import CancelledError
 from enum import StrEnum
 
 
@@ -59,7 +60,9 @@ class Rejected(LaxityError):
     outcome = Outcome.REJECTED
 
 
-class Cancelled(LaxityError):
+class Cancelled(LaxityError, CancelledError):
+    """Also a :class:`concurrent.futures.CancelledError`, as callers of a future's ``result()`` expect."""
+
     outcome = Outcome.CANCELLED
 
 

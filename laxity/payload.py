@@ -17,7 +17,9 @@ frames. Small parts are packed together (a frame costs more than a copy of a few
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from typing import Any, Protocol, Union
 
 import msgspec
@@ -32,7 +34,9 @@ TEXT_INLINE = 1024
 """Texts of up to this many UTF-8 bytes stay inside the node."""
 MAX_DEPTH = 32
 """How deeply lists and dicts may nest."""
-_ARRAY_KINDS = "biufcSU?"
+MAX_DIMENSIONS = 32
+"""How many dimensions an array may have."""
+_DTYPE = re.compile(r"[<>|][biufcSU][1-9][0-9]{0,8}")
 
 
 class PayloadError(ValueError):
@@ -113,9 +117,16 @@ class Payload:
             start += count
         raise AssertionError("unreachable")
 
-    def items(self) -> list[Payload]:
-        """The items of a list, or the rows of an array along its first axis."""
+    def items(self, most: int | None = None) -> list[Payload]:
+        """The items of a list, or the rows of an array along its first axis.
+
+        Give ``most`` where the value is not trusted: rows may be empty, so that a header of a few bytes
+        can claim billions of them. :class:`PayloadError` where there are more.
+        """
         node = self.node
+        count = self._count()
+        if most is not None and count > most:
+            raise PayloadError(f"{count} items; at most {most} are allowed")
         if type(node) is ListNode:
             result = []
             start = 0
@@ -130,7 +141,13 @@ class Payload:
             row = ArrayNode(node.dtype, node.shape[1:], each)
             view = memoryview(self.parts[0]).cast("B") if rows else memoryview(b"")
             return [Payload(row, [view[i * each : (i + 1) * each]], each) for i in range(rows)]
-        raise PayloadError(f"items asked of {describe(node)}; return a list, or an array with one row an item")
+        raise PayloadError(f"items asked of {describe(node)}; return a list or an array of one row an item")
+
+    def _count(self) -> int:
+        node = self.node
+        if type(node) is ListNode:
+            return len(node.items)
+        return node.shape[0] if type(node) is ArrayNode and node.shape else 0
 
 
 def as_list(items: Sequence[Payload]) -> Payload:
@@ -199,20 +216,35 @@ def part_sizes(node: Node, into: list[int], depth: int = 0) -> None:
             part_sizes(child, into, depth + 1)
 
 
-def _check_array(node: ArrayNode) -> None:
+@lru_cache(maxsize=256)
+def _dtype(text: str) -> np.dtype[Any]:
+    """The dtype that ``text`` names, if arrays of it may travel: plain numbers, bools, fixed-width text."""
+    if _DTYPE.fullmatch(text) is None:
+        raise PayloadError(f"array dtype {text!r} is not allowed; use numbers, bools or fixed-width text")
     try:
-        dtype = np.dtype(node.dtype)
-    except (TypeError, ValueError, SyntaxError) as error:
-        raise PayloadError(f"unknown array dtype {node.dtype!r}") from error
-    if dtype.kind not in _ARRAY_KINDS or dtype.hasobject or dtype.names is not None:
-        raise PayloadError(f"array dtype {node.dtype!r} is not allowed; send numbers, bools or fixed-width text")
+        return np.dtype(text)
+    except (TypeError, ValueError) as error:
+        raise PayloadError(f"unknown array dtype {text!r}") from error
+
+
+def _check_array(node: ArrayNode) -> np.dtype[Any]:
+    dtype = _dtype(node.dtype)
+    shape = node.shape
+    if len(shape) > MAX_DIMENSIONS:
+        raise PayloadError(f"an array of {len(shape)} dimensions; at most {MAX_DIMENSIONS} are allowed")
     count = 1
-    for extent_ in node.shape:
+    bound = dtype.itemsize
+    for extent_ in shape:
         if extent_ < 0:
-            raise PayloadError(f"negative extent in shape {list(node.shape)}")
+            raise PayloadError(f"negative extent in shape {list(shape)}")
         count *= extent_
+        # An empty array may name any other extents; numpy refuses those whose product overflows.
+        bound *= extent_ or 1
+    if bound >= 2**63:
+        raise PayloadError(f"an array of shape {list(shape)} is too large")
     if count * dtype.itemsize != node.size:
-        raise PayloadError(f"array {node.dtype}{list(node.shape)} needs {count * dtype.itemsize} bytes, not {node.size}")
+        raise PayloadError(f"{describe(node)} needs {count * dtype.itemsize} bytes, not {node.size}")
+    return dtype
 
 
 def encode(value: Any) -> Payload:
@@ -228,9 +260,9 @@ def _encode(value: Any, parts: list[Part], depth: int) -> Node:
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, str):
-        raw = value.encode()
+        raw = _utf8(value)
         if len(raw) <= TEXT_INLINE:
-            return value
+            return str.__str__(value)
         parts.append(raw)
         return TextNode(len(raw))
     if isinstance(value, (bytes, bytearray, memoryview)):
@@ -243,7 +275,7 @@ def _encode(value: Any, parts: list[Part], depth: int) -> Node:
         return int(value)
     if isinstance(value, float):
         return float(value)
-    if isinstance(value, np.generic):
+    if isinstance(value, np.generic) and not isinstance(value.item(), np.generic):
         return _encode(value.item(), parts, depth)
     if isinstance(value, np.ndarray):
         return _encode_array(value, parts)
@@ -253,7 +285,8 @@ def _encode(value: Any, parts: list[Part], depth: int) -> Node:
         for key in value:
             if not isinstance(key, str):
                 raise PayloadError(f"dict keys must be texts, not {type(key).__name__} ({key!r})")
-        return DictNode({key: _encode(item, parts, depth + 1) for key, item in value.items()})
+            _utf8(key)
+        return DictNode({str.__str__(key): _encode(item, parts, depth + 1) for key, item in value.items()})
     if isinstance(value, (list, tuple)):
         return ListNode([_encode(item, parts, depth + 1) for item in value])
     raise PayloadError(
@@ -262,13 +295,22 @@ def _encode(value: Any, parts: list[Part], depth: int) -> Node:
     )
 
 
+def _utf8(text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise PayloadError(f"a text has no UTF-8 form ({error.reason}); send it as bytes") from error
+
+
 def _encode_array(value: npt.NDArray[Any], parts: list[Part]) -> Node:
-    if value.dtype.kind not in _ARRAY_KINDS or value.dtype.hasobject or value.dtype.names is not None:
-        raise PayloadError(f"cannot send an array of dtype {value.dtype}; convert it to numbers or fixed-width text")
-    flat = np.ascontiguousarray(value)
-    view = memoryview(flat.reshape(-1).view(np.uint8)) if flat.size and flat.dtype.itemsize else memoryview(b"")
+    dtype = value.dtype.str
+    _dtype(dtype)
+    if value.ndim > MAX_DIMENSIONS:
+        raise PayloadError(f"an array of {value.ndim} dimensions; at most {MAX_DIMENSIONS} are allowed")
+    flat = np.ascontiguousarray(value).reshape(-1)
+    view = flat.view(np.uint8).data if flat.size else memoryview(b"")
     parts.append(view)
-    return ArrayNode(flat.dtype.str, value.shape, len(view))
+    return ArrayNode(dtype, value.shape, len(view))
 
 
 def decode(payload: Payload) -> Any:
@@ -281,9 +323,8 @@ def _decode(node: Node, parts: Iterator[Part]) -> Any:
     if kind is BytesNode:
         return bytes(next(parts))
     if kind is ArrayNode:
-        _check_array(node)  # type: ignore[arg-type]
-        array = np.frombuffer(memoryview(next(parts)), dtype=np.dtype(node.dtype))  # type: ignore[union-attr]
-        array = array.reshape(node.shape)  # type: ignore[union-attr]
+        dtype = _check_array(node)  # type: ignore[arg-type]
+        array = np.frombuffer(memoryview(next(parts)), dtype=dtype).reshape(node.shape)  # type: ignore[union-attr]
         array.flags.writeable = False
         return array
     if kind is ListNode:
@@ -355,7 +396,7 @@ class Unpacker:
         offset = self._offset
         end = offset + size
         if end > self._size:
-            raise PayloadError(f"a part of {size} bytes crosses the end of its frame ({self._size - offset} bytes left)")
+            raise PayloadError(f"a part of {size} bytes crosses its frame's end ({self._size - offset} bytes left)")
         self._offset = end
         if offset == 0 and end == self._size:
             return self._frame

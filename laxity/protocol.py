@@ -97,13 +97,17 @@ class Goodbye(Message, tag=5):
 
 
 class Welcome(Message, tag=6):
-    """WELCOME: the answer to HELLO and READY. A peer silent for ``heartbeat_us * 4`` is taken for gone."""
+    """WELCOME: the answer to HELLO and READY. A peer silent for ``heartbeat_us * 4`` is taken for gone.
+    A shard sends it again, unasked, when what it says changes."""
 
     version: int
     shard: str
     heartbeat_us: int
     max_payload: int = 0
     """The largest payload of one request in bytes."""
+    pipelines: list[tuple[str, int]] = []
+    """To services: the pipelines served and their SLOs in µs. A service ends a request without an explicit
+    budget by these when no answer comes; a name that is missing here may be submitted all the same."""
 
 
 class StageTiming(msgspec.Struct, array_like=True):
@@ -142,8 +146,8 @@ class Result(Message, tag=7):
 
 
 class ModelReport(msgspec.Struct, array_like=True):
-    """A model that a device holds: its key (``pipeline@version/stage``), the accuracy variant, the share of the
-    device in percent, and its latency profile as ``[batch, seconds]`` pairs."""
+    """A model that a device holds: its key (``pipeline@version/stage``), the accuracy variant, the share of
+    the device in percent, and its latency profile as ``[batch, seconds]`` pairs."""
 
     model: str
     variant: str
@@ -199,8 +203,9 @@ class Done(Message, tag=12):
 
 
 DONE_CODES: Final = ("ok", "too_late", "model_error", "worker_died", "unknown_model")
-"""``ok``; ``too_late``: not started, its window had closed; ``model_error``: the model raised, hung or returned
-the wrong number of outputs; ``worker_died``: the process that ran it died; ``unknown_model``: not loaded there."""
+"""``ok``; ``too_late``: not started, its window had closed; ``model_error``: the model raised, hung or
+returned the wrong number of outputs; ``worker_died``: the process that ran it died; ``unknown_model``: not
+loaded there."""
 
 
 # ---- shards to agents ------------------------------------------------------------------
@@ -213,10 +218,10 @@ class Task(msgspec.Struct, array_like=True):
 
 
 class Grant(Message, tag=13):
-    """GRANT: a batch for a device, the answer to its PULL ``seq``. ``pulled_us`` echoes the PULL's ``sent_us`` and
-    ``dwell_us`` is how long the PULL lay at the shard, so the agent knows that the grant left no earlier than
-    ``pulled_us + dwell_us`` on its own clock. ``opens_us`` and ``closes_us`` count from there: run it no earlier
-    and start it no later. ``expected_us`` is the predicted execution time."""
+    """GRANT: a batch for a device, the answer to its PULL ``seq``. ``pulled_us`` echoes the PULL's ``sent_us``
+    and ``dwell_us`` is how long the PULL lay at the shard, so the agent knows that the grant left no earlier
+    than ``pulled_us + dwell_us`` on its own clock. ``opens_us`` and ``closes_us`` count from there: run it no
+    earlier and start it no later. ``expected_us`` is the predicted execution time."""
 
     device: int
     batch: int
@@ -251,6 +256,8 @@ def _decoder(kinds: Any) -> Callable[[Any], Any]:
     decode = msgspec.msgpack.Decoder(kinds).decode
 
     def decode_header(frame: Any) -> Any:
+        if len(frame) > MAX_HEADER:
+            raise ProtocolError(f"a header of {len(frame)} bytes; at most {MAX_HEADER} are allowed")
         try:
             return decode(frame)
         except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
