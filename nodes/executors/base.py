@@ -46,6 +46,4 @@ class MissingExtra(ImportError):
     """An executor's package is not installed; the message says what to install."""
 
     def __init__(self, executor: str, package: str, extra: str) -> None:
-        super().__init__(
-            f"the executor {executor!r} needs the package {package!r}: pip install 'laxity[{extra}]'"
-        )
+        super().__init__(f"the executor {executor!r} needs the package {package!r}: pip install 'laxity[{extra}]'")

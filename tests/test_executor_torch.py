@@ -1,0 +1,111 @@
+"""The ``torch`` executor on a module, a TorchScript file and a torch.export file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from nodes.executors.base import Executor, ItemError
+from nodes.executors.build import build_executor
+from pipelines.spec import PipelineSpec
+
+torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'laxity[torch]'")
+
+CODE = """
+import torch
+
+class Halves(torch.nn.Module):
+    def __init__(self, by=2.0):
+        super().__init__()
+        self.by = by
+        self.dropout = torch.nn.Dropout(0.9)
+    def forward(self, x):
+        assert not torch.is_grad_enabled()
+        return self.dropout(x) / self.by
+
+class Sums(torch.nn.Module):
+    def forward(self, a, b):
+        return {"total": a + b, "pair": (a, b)}
+
+class Brain(torch.nn.Module):
+    def forward(self, x):
+        return x.to(torch.bfloat16)
+
+class Silly(torch.nn.Module):
+    def forward(self, x):
+        return 7
+
+def no_module():
+    return 3
+"""
+
+
+def build(tmp_path: Path, model: str, device: str = "cpu", **stage: Any) -> Executor:
+    (tmp_path / "torch_code.py").write_text(CODE)
+    stages = {"s": {"executor": "torch", "model": model, **stage}}
+    spec = {"name": "p", "slo": 1.0, "stages": stages, "output": "s", "root": str(tmp_path)}
+    executor = build_executor(msgspec.convert(spec, PipelineSpec), "s", device)
+    executor.load()
+    return executor
+
+
+def test_a_factory_with_options_runs_in_evaluation_mode(tmp_path: Path) -> None:
+    answers = build(tmp_path, "torch_code:Halves", options={"by": 4.0}).infer([np.ones(2, np.float32)] * 2)
+    assert [answer.tolist() for answer in answers] == [[0.25, 0.25]] * 2
+
+
+def test_a_read_only_array_is_taken(tmp_path: Path) -> None:
+    array = np.frombuffer(np.full(2, 8, np.float32).tobytes(), np.float32)
+    assert build(tmp_path, "torch_code:Halves").infer([array])[0].tolist() == [4, 4]
+
+
+def test_a_dict_becomes_keyword_arguments_and_nested_outputs_are_split(tmp_path: Path) -> None:
+    feeds = [{"a": np.full(1, n, np.float32), "b": np.ones(1, np.float32)} for n in (1, 2)]
+    answers = build(tmp_path, "torch_code:Sums").infer(feeds)
+    assert [answer["total"].tolist() for answer in answers] == [[2], [3]]
+    assert [part.tolist() for part in answers[1]["pair"]] == [[2], [1]]
+
+
+def test_bfloat16_comes_back_as_float32(tmp_path: Path) -> None:
+    (answer,) = build(tmp_path, "torch_code:Brain").infer([np.ones(2, np.float32)])
+    assert answer.dtype == np.float32
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_torchscript_and_export_files(tmp_path: Path) -> None:
+    module = torch.nn.Linear(2, 1)
+    example = torch.ones(4, 2)
+    with torch.inference_mode():
+        expected = module(example).numpy()
+    torch.jit.trace(module, example).save(str(tmp_path / "m.pt"))
+    dynamic = ({0: torch.export.Dim("batch")},)
+    torch.export.save(torch.export.export(module, (example,), dynamic_shapes=dynamic), tmp_path / "m.pt2")
+    for file in ("m.pt", "m.pt2"):
+        answers = build(tmp_path, file).infer(list(np.ones((3, 2), np.float32)))
+        np.testing.assert_allclose(np.stack(answers), expected[:3], rtol=1e-6)
+
+
+def test_what_is_no_module_or_no_tensor(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="torch_code:no_module returned a int"):
+        build(tmp_path, "torch_code:no_module")
+    with pytest.raises(ValueError, match="the module returned a int; return a tensor"):
+        build(tmp_path, "torch_code:Silly").infer([np.ones(1)])
+    (answer,) = build(tmp_path, "torch_code:Silly").infer(["text"])
+    assert isinstance(answer, ItemError)
+
+
+def test_a_file_takes_no_options(tmp_path: Path) -> None:
+    (tmp_path / "m.pt").write_bytes(b"")
+    with pytest.raises(ValueError, match="takes no options, and by is given"):
+        build(tmp_path, "m.pt", options={"by": 1})
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU that torch can use")
+def test_on_a_gpu(tmp_path: Path) -> None:
+    (answer,) = build(tmp_path, "torch_code:Halves", "cuda").infer([np.ones(2, np.float32)])
+    assert answer.tolist() == [0.5, 0.5]
