@@ -40,8 +40,7 @@ def check_split(stages: Sequence[str], split: Sequence[int], gpus: int) -> dict[
     not fit."""
     if len(split) != len(stages):
         raise PlacementError(
-            f"the split has {len(split)} numbers for {len(stages)} stages; "
-            f"give one for each of {', '.join(stages)}"
+            f"the split has {len(split)} numbers for {len(stages)} stages; give one for each of {', '.join(stages)}"
         )
     if any(count < 1 for count in split):
         raise PlacementError("every stage of a split needs at least one GPU")

@@ -12,6 +12,9 @@ from typing import Protocol
 
 import msgspec
 
+HISTORY = 2000
+"""How many past revisions a store keeps for watches unless told otherwise."""
+
 
 class StoreError(Exception):
     """The store did not do what was asked; the text says why and what to do."""
@@ -90,6 +93,12 @@ def check_key(key: str) -> None:
     if not key.startswith("/") or "\0" in key:
         raise ValueError(f"{key!r} is no key: keys start with '/' and hold no NUL")
     key.encode()
+
+
+def check_ttl(ttl: float) -> None:
+    """ValueError where ``ttl`` is no duration in seconds."""
+    if not 0 < ttl < float("inf"):
+        raise ValueError(f"a lease's ttl must be above 0 seconds and finite, not {ttl}")
 
 
 class Watch(Protocol):
