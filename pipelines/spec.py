@@ -18,7 +18,9 @@ REQUEST = "request"
 
 Name = Annotated[
     str,
-    Meta(pattern=r"^[a-z][a-z0-9_-]{0,62}$", description="lower-case letters, digits, '-' and '_'; starts with a letter"),
+    Meta(
+        pattern=r"^[a-z][a-z0-9_-]{0,62}$", description="lower-case letters, digits, '-' and '_'; starts with a letter"
+    ),
 ]
 Reference = Annotated[
     str,
@@ -93,8 +95,9 @@ class PipelineSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     slo: float
     """The latency objective in seconds ('400ms' and '5s' in a file)."""
     stages: dict[Name, StageSpec]
-    output: Reference | dict[str, Reference]
-    """What the answer is: one reference, or a dict of them."""
+    output: str | dict[str, Reference]
+    """What the answer is: one reference, or a dict of them. (Not typed ``Reference | dict``: msgspec 0.22 frees a
+    text's pattern once too often where the text is in a union with a list or dict, and crashes.)"""
     description: str = ""
     root: str = ""
     """The directory of the file, where user code and model files are looked for; set when it is read."""

@@ -1,0 +1,81 @@
+"""What each field of a pipeline file means and how it is written: for the JSON Schema and for error messages."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Field(NamedTuple):
+    """A field's description, and an example of it as it stands in a file."""
+
+    description: str
+    example: str
+
+
+PIPELINE_FIELDS = {
+    "name": Field("The pipeline's name: lower-case letters, digits, '-' and '_', starting with a letter.", "name: ocr"),
+    "slo": Field(
+        "The latency objective of a request, from its submission to its answer: a text such as 400ms, 5s or 1m, "
+        "or a number of seconds.",
+        "slo: 400ms",
+    ),
+    "stages": Field(
+        "The stages by name; a name is written like the pipeline's, and 'request' is taken.",
+        "stages: {detect: {executor: onnx, model: detect.onnx, inputs: [request]}}",
+    ),
+    "output": Field(
+        "What the answer is: one reference ('STAGE' or 'STAGE.FIELD'), or a mapping of names to references.",
+        "output: {boxes: detect.boxes, lines: recognize}",
+    ),
+    "description": Field("What the pipeline does, for people.", "description: reads the text in a picture"),
+}
+
+STAGE_FIELDS = {
+    "executor": Field("What runs the model: python, onnx, torch or emulated.", "executor: onnx"),
+    "model": Field(
+        "The model. python: 'package.module:callable' (a class is instantiated). onnx: a file beside the spec, or "
+        "'package:path' for a file inside an installed package. torch: 'package.module:factory', or a TorchScript or "
+        "torch.export file (.pt, .pt2, .pth, .ts). emulated: none.",
+        "model: detect.onnx",
+    ),
+    "before": Field(
+        "'package.module:function', called for each element with the stage's input; returns the model's feed, or "
+        "(feed, kept).",
+        "before: steps:resize",
+    ),
+    "collate": Field(
+        "'package.module:function' that joins a list of feeds into one batched feed; without it arrays of one shape "
+        "are stacked.",
+        "collate: steps:pad",
+    ),
+    "after": Field(
+        "'package.module:function', called for each element with (the model's output, kept); returns the stage's "
+        "answer.",
+        "after: steps:boxes",
+    ),
+    "inputs": Field(
+        "Where the stage's input comes from: a list of references or a mapping of names to references. A reference "
+        "is 'request', 'STAGE', or with a field 'request.FIELD', 'STAGE.FIELD'. One listed reference is passed as "
+        "it is, several as a dict.",
+        "inputs: [request]",
+    ),
+    "map": Field("Run once for each item of the only input, a list; the answers are joined in order.", "map: true"),
+    "max_items": Field("The most items that one request may bring to a map stage.", "max_items: 200"),
+    "max_batch": Field("The largest batch.", "max_batch: 32"),
+    "max_queue": Field("How many elements may wait for this stage at a shard.", "max_queue: 10000"),
+    "sample": Field(
+        "'package.module:function' that returns one example of the stage's input, for warm-up and profiling.",
+        "sample: steps:sample",
+    ),
+    "profile": Field(
+        "Execution latency where it is known beforehand; an emulated stage needs one.",
+        "profile: {alpha_ms: 1.5, beta_ms: 4}",
+    ),
+    "options": Field("The executor's own options.", "options: {threads: 1}"),
+}
+
+PROFILE_FIELDS = {
+    "alpha_ms": Field("Milliseconds that each element of a batch adds.", "alpha_ms: 1.5"),
+    "beta_ms": Field("Milliseconds that a batch takes whatever its size.", "beta_ms: 4"),
+    "latency_ms": Field("Measured milliseconds by batch size.", "latency_ms: {1: 5.2, 8: 17.5}"),
+}
