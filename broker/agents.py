@@ -1,0 +1,214 @@
+"""The shard's side towards node agents: who is there, pulls and results in, grants out."""
+
+from __future__ import annotations
+
+import logging
+
+from broker.endpoint import BULK, Endpoint, Sent
+from broker.engine.devices import Batch
+from broker.engine.scheduler import HeldModel, Scheduler
+from laxity import protocol
+from laxity.payload import Payload, PayloadError, Unpacker, extent, pack
+from laxity.protocol import Done, Goodbye, Grant, Heartbeat, Pull, Ready, Task, Welcome
+
+log = logging.getLogger("laxity.broker")
+
+
+class Agent:
+    """One connected agent and the newest PULL of each of its devices."""
+
+    def __init__(self, name: str, routing_id: bytes, now: float) -> None:
+        self.name = name
+        self.routing_id = routing_id
+        self.heard_at = now
+        self.pulls: dict[int, tuple[Pull, float]] = {}
+        """By device: its newest PULL and when it came."""
+
+
+class Agents:
+    """Feeds the engine with what agents send, and agents with the engine's grants."""
+
+    def __init__(self, endpoint: Endpoint, scheduler: Scheduler, shard: str, heartbeat: float) -> None:
+        self._endpoint = endpoint
+        self._scheduler = scheduler
+        self._shard = shard
+        self._heartbeat = heartbeat
+        self._by_routing_id: dict[bytes, Agent] = {}
+        self._by_name: dict[str, Agent] = {}
+        self.malformed = 0
+        self.lost = 0
+        """Agents that fell silent or vanished."""
+
+    def __len__(self) -> int:
+        return len(self._by_name)
+
+    # ---- in --------------------------------------------------------------------------
+
+    def receive(self, now: float) -> bool:
+        """Take in one message; False where there is none."""
+        endpoint = self._endpoint
+        received = endpoint.receive()
+        if received is None:
+            return False
+        sender, header = received
+        try:
+            message = protocol.decode_from_agent(header)
+        except protocol.ProtocolError as error:
+            endpoint.skip()
+            self.malformed += 1
+            log.warning("malformed message from an agent: %s", error)
+            self._say(sender, Goodbye(reason=f"malformed message: {error}", retry=False))
+            return True
+        agent = self._by_routing_id.get(sender)
+        if isinstance(message, Done) and agent is not None:
+            agent.heard_at = now
+            self._done(now, agent, message)
+            return True
+        endpoint.skip()
+        if isinstance(message, Ready):
+            self._ready(now, sender, message)
+        elif agent is None:
+            if not isinstance(message, Goodbye):
+                self._say(sender, Goodbye(reason="unknown peer: say READY first", retry=True))
+        else:
+            agent.heard_at = now
+            if isinstance(message, Pull):
+                self._pull(now, agent, message)
+            elif isinstance(message, Heartbeat):
+                self._say(sender, Heartbeat())
+            elif isinstance(message, Goodbye):
+                self._lose(now, agent, f"agent {agent.name} left")
+        return True
+
+    def _ready(self, now: float, sender: bytes, ready: Ready) -> None:
+        if ready.version != protocol.VERSION:
+            self._say(
+                sender,
+                Goodbye(
+                    reason=f"protocol version {ready.version} is not spoken here; this shard speaks version "
+                    f"{protocol.VERSION}: upgrade the agent",
+                    retry=False,
+                ),
+            )
+            return
+        if not 1 <= len(ready.agent) <= protocol.MAX_NAME:
+            self._say(sender, Goodbye(reason=f"agent names have 1 to {protocol.MAX_NAME} characters", retry=False))
+            return
+        agent = self._by_name.get(ready.agent)
+        if agent is not None and agent.routing_id != sender:
+            # The agent was started again (or reconnected): what it had before is not there any more.
+            self._lose(now, agent, f"agent {agent.name} was started again")
+            agent = None
+        if agent is None:
+            agent = Agent(ready.agent, sender, now)
+            self._by_name[ready.agent] = agent
+            self._by_routing_id[sender] = agent
+            log.info("agent %s is here with %d devices", agent.name, len(ready.devices))
+        agent.heard_at = now
+        for device in ready.devices:
+            models = [
+                HeldModel(model.model, model.variant, model.share, _checked(model.profile)) for model in device.models
+            ]
+            self._scheduler.report(now, agent.name, device.device, device.type, models)
+        self._say(
+            sender,
+            Welcome(version=protocol.VERSION, shard=self._shard, heartbeat_us=round(self._heartbeat * 1e6)),
+        )
+
+    def _pull(self, now: float, agent: Agent, pull: Pull) -> None:
+        newest = agent.pulls.get(pull.device)
+        if newest is not None and newest[0].seq >= pull.seq:
+            return
+        agent.pulls[pull.device] = (pull, now)
+        free_in = pull.free_in_us * 1e-6 if pull.free_in_us > 0 else 0.0
+        self._scheduler.pull(now, agent.name, pull.device, now + free_in)
+
+    def _done(self, now: float, agent: Agent, done: Done) -> None:
+        bulk = False
+        for node in done.results:
+            if extent(node)[1] >= BULK:
+                bulk = True
+                break
+        unpacker = Unpacker(self._endpoint.rest(bulk))
+        code = done.code if done.code in protocol.DONE_CODES else "model_error"
+        detail = done.detail
+        results: list[Payload] = []
+        try:
+            for node in done.results:
+                results.append(unpacker.take(node))
+            unpacker.finish()
+        except PayloadError as error:
+            self.malformed += 1
+            code, detail, results = "model_error", f"malformed answer from agent {agent.name}: {error}", []
+        execution = done.execution_us * 1e-6 if done.execution_us > 0 else 0.0
+        failures = {failure.index: failure.detail for failure in done.failures}
+        if not self._scheduler.done(now, agent.name, done.batch, code, execution, results, failures, detail):
+            log.debug("agent %s answered the unknown batch %d", agent.name, done.batch)
+
+    # ---- out -------------------------------------------------------------------------
+
+    def grant(self, now: float, batches: list[Batch]) -> bool:
+        """Send grants; whether any could not be sent (its tasks are queued again, dispatch once more)."""
+        failed = False
+        for batch in batches:
+            device = batch.device
+            agent = self._by_name.get(device.agent)
+            entry = agent.pulls.get(device.number) if agent is not None else None
+            if agent is None or entry is None:
+                self._scheduler.grant_failed(now, batch.number)
+                failed = True
+                continue
+            pull, pulled_at = entry
+            tasks = batch.tasks
+            header = protocol.encode(
+                Grant(
+                    device=device.number,
+                    batch=batch.number,
+                    seq=pull.seq,
+                    pulled_us=pull.sent_us,
+                    dwell_us=round((now - pulled_at) * 1e6),
+                    model=batch.stage.key,
+                    variant=batch.stage.variant,
+                    opens_us=0,
+                    closes_us=round((batch.closes - now) * 1e6),
+                    expected_us=round(batch.expected * 1e6),
+                    tasks=[Task([value.node for value in task.inputs]) for task in tasks],
+                )
+            )
+            frames = pack([value for task in tasks for value in task.inputs])
+            sent = self._endpoint.send(agent.routing_id, header, frames)
+            if sent is Sent.YES:
+                continue
+            failed = True
+            self._scheduler.grant_failed(now, batch.number)
+            if sent is Sent.GONE:
+                self._lose(now, agent, f"agent {agent.name} is unreachable")
+        return failed
+
+    # ---- liveness --------------------------------------------------------------------
+
+    def check(self, now: float) -> None:
+        """Give up the agents that have been silent for four heartbeats."""
+        silent = now - 4 * self._heartbeat
+        for agent in [a for a in self._by_name.values() if a.heard_at < silent]:
+            self._lose(now, agent, f"agent {agent.name} fell silent")
+
+    def _lose(self, now: float, agent: Agent, why: str) -> None:
+        self._by_routing_id.pop(agent.routing_id, None)
+        self._by_name.pop(agent.name, None)
+        self.lost += 1
+        lost = self._scheduler.agent_lost(now, agent.name, why)
+        log.warning("%s; %d of its batches were queued again", why, lost)
+
+    def say_goodbye(self, reason: str) -> None:
+        """Tell every agent that this shard leaves."""
+        for agent in self._by_name.values():
+            self._say(agent.routing_id, Goodbye(reason=reason, retry=True))
+
+    def _say(self, to: bytes, message: protocol.ToAgent) -> None:
+        self._endpoint.send(to, protocol.encode(message), [])
+
+
+def _checked(profile: list[tuple[int, float]]) -> list[tuple[int, float]]:
+    """The entries of a profile that can be true."""
+    return [(batch, seconds) for batch, seconds in profile if batch >= 1 and 0.0 <= seconds < 1e6]

@@ -1,0 +1,326 @@
+"""The shard's side towards services: greetings, requests in, answers out."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from typing import Final
+
+from broker.endpoint import BULK, Endpoint, Sent
+from broker.engine.request import Client
+from broker.engine.request import Request as EngineRequest
+from broker.engine.scheduler import Scheduler
+from laxity import protocol
+from laxity.outcomes import Outcome
+from laxity.payload import BytesNode, Payload, PayloadError, Unpacker, extent, pack
+from laxity.protocol import Answer, Cancel, Goodbye, Heartbeat, Hello, Request, Result, StageTiming, Submit, Welcome
+
+log = logging.getLogger("laxity.broker")
+
+OUTBOX: Final = 1000
+"""Messages kept for a service that does not read; with one more it is taken for gone."""
+ZERO_SPAN: Final = 30.0
+"""Seconds over which a connection's smallest (received - sent) is kept: clocks drift apart."""
+
+
+class Connection:
+    """One service instance, wherever its messages come from at present."""
+
+    def __init__(self, routing_id: bytes, client: Client, now: float) -> None:
+        self.routing_id = routing_id
+        self.client = client
+        self.heard_at = now
+        self.outbox: deque[tuple[bytes, list[object]]] = deque()
+        self._zero = float("inf")
+        self._next_zero = float("inf")
+        self._zero_until = now + ZERO_SPAN
+
+    def reconnect(self, routing_id: bytes, now: float) -> None:
+        """The service speaks from another connection: another path, another zero."""
+        self.routing_id = routing_id
+        self.outbox.clear()
+        self._zero = self._next_zero = float("inf")
+        self._zero_until = now + ZERO_SPAN
+
+    def transit(self, now: float, sent_us: int) -> float:
+        """Seconds that a message sent at ``sent_us`` (the service's clock) took beyond the fastest one of late."""
+        offset = now - sent_us * 1e-6
+        if now >= self._zero_until:
+            self._zero = self._next_zero
+            self._next_zero = offset
+            self._zero_until = now + ZERO_SPAN
+        if offset < self._next_zero:
+            self._next_zero = offset
+        if offset < self._zero:
+            self._zero = offset
+        return offset - self._zero
+
+
+class Clients:
+    """Feeds the engine with what services send, and services with what the engine ends."""
+
+    def __init__(self, endpoint: Endpoint, scheduler: Scheduler, shard: str, heartbeat: float) -> None:
+        self._endpoint = endpoint
+        self._scheduler = scheduler
+        self._shard = shard
+        self._heartbeat = heartbeat
+        self._by_routing_id: dict[bytes, Connection] = {}
+        self._by_name: dict[str, Connection] = {}
+        self._full: set[str] = set()
+        self.undeliverable = 0
+        """Answers whose service was gone."""
+        self.malformed = 0
+        """Messages that were none of this protocol."""
+
+    def __len__(self) -> int:
+        return len(self._by_name)
+
+    # ---- in --------------------------------------------------------------------------
+
+    def receive(self, now: float) -> bool:
+        """Take in one message; False where there is none."""
+        endpoint = self._endpoint
+        received = endpoint.receive()
+        if received is None:
+            return False
+        sender, header = received
+        try:
+            message = protocol.decode_from_client(header)
+        except protocol.ProtocolError as error:
+            endpoint.skip()
+            self.malformed += 1
+            log.warning("malformed message from a service: %s", error)
+            self._say(sender, Goodbye(reason=f"malformed message: {error}", retry=False))
+            return True
+        connection = self._by_routing_id.get(sender)
+        if isinstance(message, Submit) and connection is not None:
+            connection.heard_at = now
+            self._submit(now, connection, message)
+            return True
+        endpoint.skip()
+        if isinstance(message, Hello):
+            self._hello(now, sender, message)
+        elif connection is None:
+            if not isinstance(message, Goodbye):
+                self._say(sender, Goodbye(reason="unknown peer: say HELLO first", retry=True))
+        else:
+            connection.heard_at = now
+            if isinstance(message, Heartbeat):
+                self._say(sender, Heartbeat())
+            elif isinstance(message, Cancel):
+                for request in message.ids:
+                    self._scheduler.cancel(now, connection.client, request)
+            elif isinstance(message, Goodbye):
+                self._forget(now, connection)
+        return True
+
+    def _hello(self, now: float, sender: bytes, hello: Hello) -> None:
+        if hello.version != protocol.VERSION:
+            self._say(
+                sender,
+                Goodbye(
+                    reason=f"protocol version {hello.version} is not spoken here; this shard speaks version "
+                    f"{protocol.VERSION}: install a matching client",
+                    retry=False,
+                ),
+            )
+            return
+        if not 1 <= len(hello.client) <= protocol.MAX_NAME:
+            self._say(sender, Goodbye(reason=f"client names have 1 to {protocol.MAX_NAME} characters", retry=False))
+            return
+        connection = self._by_name.get(hello.client)
+        if connection is None:
+            connection = Connection(sender, Client(hello.client), now)
+            self._by_name[hello.client] = connection
+        elif connection.routing_id != sender:
+            self._by_routing_id.pop(connection.routing_id, None)
+            connection.reconnect(sender, now)
+        connection.heard_at = now
+        self._by_routing_id[sender] = connection
+        self._say(
+            sender,
+            Welcome(
+                version=protocol.VERSION,
+                shard=self._shard,
+                heartbeat_us=round(self._heartbeat * 1e6),
+                max_payload=self._scheduler.limits.max_payload,
+            ),
+        )
+
+    def _submit(self, now: float, connection: Connection, submit: Submit) -> None:
+        requests = submit.requests
+        arrival = now - connection.transit(now, submit.sent_us)
+        unpacker = Unpacker(self._endpoint.rest(_bulk(requests)))
+        client = connection.client
+        scheduler = self._scheduler
+        malformed = ""
+        for index, request in enumerate(requests):
+            if index >= protocol.MAX_SHARED:
+                malformed = malformed or f"more than {protocol.MAX_SHARED} requests in one SUBMIT"
+            if not malformed:
+                try:
+                    payload = unpacker.take(request.payload)
+                except PayloadError as error:
+                    malformed = f"malformed payload: {error}"
+            if malformed or not -(2**31) <= request.priority < 2**31 or not 0 <= request.id < 2**64:
+                self._reject(connection, request, malformed or "id or priority out of range")
+                continue
+            budget = request.budget_us
+            scheduler.submit(
+                now,
+                client,
+                request.id,
+                request.pipeline,
+                arrival,
+                -1.0 if budget is None else budget * 1e-6 if budget > 0 else 0.0,
+                request.priority,
+                payload,
+                request.timings,
+            )
+        if not malformed:
+            try:
+                unpacker.finish()
+            except PayloadError as error:
+                self.malformed += 1
+                log.warning("from service %s: %s", client.name, error)
+
+    def _reject(self, connection: Connection, request: Request, detail: str) -> None:
+        """Answer a request that never reached the engine."""
+        self.malformed += 1
+        if request.id in connection.client.requests:
+            return
+        self._deliver(connection, [Answer(request.id, Outcome.REJECTED, None, 0, "", detail)], [])
+
+    # ---- out -------------------------------------------------------------------------
+
+    def answer(self, ended: list[EngineRequest]) -> None:
+        """Send the answers of requests that ended, several in one RESULT where one service gets several."""
+        if len(ended) == 1:
+            request = ended[0]
+            connection = self._by_name.get(request.client.name)
+            if connection is None:
+                self.undeliverable += 1
+            else:
+                self._deliver(connection, [_answer(request)], [request.answer] if request.answer is not None else [])
+            return
+        by_client: dict[str, list[EngineRequest]] = {}
+        for request in ended:
+            group = by_client.get(request.client.name)
+            if group is None:
+                by_client[request.client.name] = [request]
+            else:
+                group.append(request)
+        for name, requests in by_client.items():
+            connection = self._by_name.get(name)
+            if connection is None:
+                self.undeliverable += len(requests)
+                continue
+            for start in range(0, len(requests), protocol.MAX_SHARED):
+                some = requests[start : start + protocol.MAX_SHARED]
+                self._deliver(
+                    connection,
+                    [_answer(request) for request in some],
+                    [request.answer for request in some if request.answer is not None],
+                )
+
+    def _deliver(self, connection: Connection, answers: list[Answer], payloads: list[Payload]) -> None:
+        header = protocol.encode(Result(answers))
+        frames = pack(payloads)
+        if not connection.outbox:
+            sent = self._endpoint.send(connection.routing_id, header, frames)
+            if sent is Sent.YES:
+                return
+            if sent is Sent.GONE:
+                self.undeliverable += len(answers)
+                return
+        if len(connection.outbox) >= OUTBOX:
+            self.undeliverable += len(answers)
+            return
+        connection.outbox.append((header, frames))
+        self._full.add(connection.client.name)
+
+    def flush(self) -> None:
+        """Try again what services were too slow to take."""
+        for name in list(self._full):
+            connection = self._by_name.get(name)
+            while connection is not None and connection.outbox:
+                header, frames = connection.outbox[0]
+                sent = self._endpoint.send(connection.routing_id, header, frames)
+                if sent is Sent.FULL:
+                    break
+                if sent is Sent.GONE:
+                    self.undeliverable += len(connection.outbox)
+                    connection.outbox.clear()
+                    break
+                connection.outbox.popleft()
+            if connection is None or not connection.outbox:
+                self._full.discard(name)
+
+    @property
+    def stuck(self) -> bool:
+        """Whether answers wait for a service that does not read."""
+        return bool(self._full)
+
+    # ---- liveness --------------------------------------------------------------------
+
+    def check(self, now: float) -> None:
+        """Forget the services that have been silent for four heartbeats."""
+        silent = now - 4 * self._heartbeat
+        for connection in [c for c in self._by_name.values() if c.heard_at < silent]:
+            log.info("service %s is silent: forgetting it", connection.client.name)
+            self._forget(now, connection)
+
+    def _forget(self, now: float, connection: Connection) -> None:
+        self._by_routing_id.pop(connection.routing_id, None)
+        self._by_name.pop(connection.client.name, None)
+        self._scheduler.client_lost(now, connection.client)
+
+    def say_goodbye(self, reason: str) -> None:
+        """Tell every service that this shard leaves."""
+        for connection in self._by_name.values():
+            self._say(connection.routing_id, Goodbye(reason=reason, retry=True))
+
+    def _say(self, to: bytes, message: protocol.ToClient) -> None:
+        self._endpoint.send(to, protocol.encode(message), [])
+
+
+def _bulk(requests: list[Request]) -> bool:
+    for request in requests:
+        node = request.payload
+        if type(node) is BytesNode:
+            if node.size >= BULK:
+                return True
+        elif extent(node)[1] >= BULK:
+            return True
+    return False
+
+
+def _answer(request: EngineRequest) -> Answer:
+    remaining = round((request.deadline - request.ended_at) * 1e6)
+    outcome = request.outcome
+    assert outcome is not None
+    if outcome is Outcome.OK and request.timings is None:
+        assert request.answer is not None
+        return Answer(request.id, outcome, request.answer.node, remaining)
+    timings = [
+        StageTiming(
+            time.stage,
+            round(time.queued * 1e6),
+            round(time.execution * 1e6),
+            time.batch,
+            time.items,
+            round(time.remaining * 1e6),
+        )
+        for time in request.timings or ()
+    ]
+    node = request.answer.node if request.answer is not None else None
+    return Answer(
+        request.id,
+        outcome,
+        node,
+        remaining,
+        request.end_stage,
+        request.detail,
+        round(request.short_by * 1e6),
+        timings,
+    )

@@ -1,0 +1,78 @@
+"""What the engine has to know of a pipeline: its graph as numbers, ready for the hot path."""
+
+from typing import Final
+
+from broker.engine.stage import Stage
+
+FROM_REQUEST: Final = -1
+"""The source number that stands for the request's own payload."""
+
+
+class StagePlan:
+    """One stage's place in its pipeline.
+
+    ``sources`` are (stage number or :data:`FROM_REQUEST`, field or '') of its inputs; ``parents`` and
+    ``children`` are stage numbers, each once.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        stage: Stage,
+        sources: list[tuple[int, str]],
+        is_map: bool,
+        max_items: int,
+    ) -> None:
+        self.name = name
+        self.stage = stage
+        self.sources = sources
+        self.is_map = is_map
+        self.max_items = max_items
+        self.parents: list[int] = sorted({source for source, _ in sources if source != FROM_REQUEST})
+        self.children: list[int] = []
+
+
+class Pipeline:
+    """A pipeline as the engine runs it; stages are numbered in topological order.
+
+    ``outputs`` are (name, stage number or :data:`FROM_REQUEST`, field); one entry named '' means that the
+    answer is that value itself. ``slo`` is in seconds.
+    """
+
+    def __init__(self, name: str, slo: float, stages: list[StagePlan], outputs: list[tuple[str, int, str]]) -> None:
+        self.name = name
+        self.slo = slo
+        self.stages = stages
+        self.outputs = outputs
+        self.parent_counts: list[int] = [len(stage.parents) for stage in stages]
+        self.roots: list[int] = [index for index, stage in enumerate(stages) if not stage.parents]
+        self.retired = False
+        """No longer takes new requests; those in flight finish."""
+        self.in_flight = 0
+        for index, stage in enumerate(stages):
+            for parent in stage.parents:
+                if parent >= index:
+                    raise ValueError(f"stage {stage.name!r} stands before its input {stages[parent].name!r}")
+                stages[parent].children.append(index)
+
+    def downstream(self, times: list[float]) -> list[float]:
+        """For each stage the longest Σ of ``times`` over the stages behind it (itself not counted)."""
+        after = [0.0] * len(self.stages)
+        for index in range(len(self.stages) - 1, -1, -1):
+            longest = 0.0
+            for child in self.stages[index].children:
+                path = times[child] + after[child]
+                if path > longest:
+                    longest = path
+            after[index] = longest
+        return after
+
+    def upstream(self, times: list[float]) -> list[float]:
+        """For each stage the longest Σ of ``times`` over the stages before it (itself not counted)."""
+        before = [0.0] * len(self.stages)
+        for index, stage in enumerate(self.stages):
+            for parent in stage.parents:
+                path = before[parent] + times[parent]
+                if path > before[index]:
+                    before[index] = path
+        return before

@@ -1,0 +1,122 @@
+"""A request on its way through its pipeline, and the tasks it is made of."""
+
+from typing import TYPE_CHECKING, Final
+
+from laxity.outcomes import Outcome
+from laxity.payload import Payload
+
+if TYPE_CHECKING:
+    from broker.engine.plan import Pipeline
+    from broker.engine.stage import Stage
+
+QUEUED: Final = 0
+GRANTED: Final = 1
+ENDED: Final = 2
+
+
+class Client:
+    """One service instance and what it has in flight; (client, id) is the key of a request."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.requests: dict[int, Request] = {}
+
+
+class StageTime:
+    """How one stage of a request went; ``remaining`` is what was left of the budget when it ended."""
+
+    def __init__(self, stage: str, queued: float, execution: float, batch: int, items: int, remaining: float) -> None:
+        self.stage = stage
+        self.queued = queued
+        self.execution = execution
+        self.batch = batch
+        self.items = items
+        self.remaining = remaining
+
+
+class MapGroup:
+    """The items of one request at a map stage: admitted together, joined again in order."""
+
+    def __init__(self, items: int) -> None:
+        self.results: list[Payload | None] = [None] * items
+        self.left = items
+        self.admitted = False
+        self.queued = items
+        """Items that wait in the stage's queue."""
+        self.time: StageTime | None = None
+
+
+class Task:
+    """One element of work for a stage: a request there, or one of its items (map stages)."""
+
+    def __init__(
+        self,
+        request: "Request",
+        stage: "Stage",
+        number: int,
+        item: int,
+        group: MapGroup | None,
+        inputs: list[Payload],
+        queued_at: float,
+    ) -> None:
+        self.request = request
+        self.stage = stage
+        self.number = number
+        """The stage's number in the request's pipeline."""
+        self.item = item
+        self.group = group
+        self.inputs = inputs
+        self.key = request.deadline
+        self.queued_at = queued_at
+        self.attempts = 0
+        self.state = QUEUED
+        self.slot = len(request.tasks)
+        """Where it stands in ``request.tasks``."""
+
+
+class Request:
+    """A request in flight. It ends exactly once: ``outcome`` is None until then.
+
+    ``arrival`` and ``deadline`` are in seconds on the shard's monotonic clock. After the end, ``answer`` is
+    the payload of an ``ok`` one, ``end_stage`` and ``detail`` say where and why another ended, and
+    ``short_by`` by how many seconds a dropped one was predicted to miss.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        id: int,
+        pipeline: "Pipeline",
+        arrival: float,
+        deadline: float,
+        priority: int,
+        payload: Payload,
+        timed: bool,
+    ) -> None:
+        self.client = client
+        self.id = id
+        self.pipeline = pipeline
+        self.arrival = arrival
+        self.deadline = deadline
+        self.priority = priority
+        self.payload = payload
+        self.nbytes = payload.nbytes
+        self.values: list[Payload | None] = []
+        self.waiting: list[int] = []
+        self.left = len(pipeline.stages)
+        self.tasks: list[Task] = []
+        self.timings: list[StageTime] | None = [] if timed else None
+        self.outcome: Outcome | None = None
+        self.answer: Payload | None = None
+        self.end_stage = ""
+        self.detail = ""
+        self.short_by = 0.0
+        self.ended_at = 0.0
+
+    def forget(self, task: Task) -> None:
+        """Take a finished task out of the live ones."""
+        last = self.tasks.pop()
+        if last is not task:
+            self.tasks[task.slot] = last
+            last.slot = task.slot
+        task.state = ENDED

@@ -1,0 +1,54 @@
+"""The schedulable window and the target batch (Symphony, arXiv 2308.07470, sections 3 and 4).
+
+A batch need not start when a GPU is free: until ``opens`` a larger batch can still meet the earliest
+deadline, after ``closes`` this one cannot. Starting at ``opens`` (Symphony's *frontrun*) therefore costs
+nothing and makes batches as large as the deadlines allow.
+"""
+
+from broker.engine.predictor import LatencyTable
+
+
+def target_batch(table: LatencyTable, gpus: int, rate: float, budget: float, max_batch: int) -> int:
+    """b*: among the feasible batches the one with the highest b/l(b).
+
+    N GPUs that start l(b)/N apart give a worst case of l(b)·(1 + 1/N), so with n = rate·l(b)/b GPUs busy
+    (at most ``gpus``) b is feasible iff l(b)·(1 + 1/n) <= budget. With n <= 1 one GPU waits for its batch to fill:
+    l(b) + b/rate <= budget. While no rate is known: l(b) <= budget/2. On a CPU a larger batch is often worse,
+    hence the maximum of b/l(b) and not of b. At least 1.
+    """
+    best = 1
+    best_rate = 0.0
+    for batch in range(1, max_batch + 1):
+        latency = table.upper(batch)
+        if latency <= 0.0:  # nothing to gain by waiting; a batch grows by itself while others wait
+            continue
+        if latency > budget:
+            break
+        if rate <= 0.0:
+            feasible = latency <= budget / 2
+        else:
+            busy = rate * latency / batch
+            if busy > gpus:
+                busy = float(gpus)
+            if busy <= 1.0:
+                feasible = latency + batch / rate <= budget
+                if busy == gpus:  # saturated: the queue fills the batch at once
+                    feasible = feasible or 2 * latency <= budget
+            else:
+                feasible = latency * (1.0 + 1.0 / busy) <= budget
+        throughput = batch / latency
+        if feasible and throughput > best_rate * (1.0 + 1e-9):
+            best = batch
+            best_rate = throughput
+    return best
+
+
+def opens_at(table: LatencyTable, batch: int, earliest_deadline: float, reserve: float, delay: float) -> float:
+    """When a batch of ``batch`` waiting requests need wait no longer (frontrun): δ − l(b+1) − delay, with
+    δ = deadline − reserve. After it a batch of b+1 could not meet δ any more."""
+    return earliest_deadline - reserve - table.upper(batch + 1) - delay
+
+
+def closes_at(table: LatencyTable, batch: int, earliest_deadline: float, remaining: float) -> float:
+    """The latest start with which the earliest deadline can still be met: deadline − sub − l(b)."""
+    return earliest_deadline - remaining - table.upper(batch)

@@ -1,0 +1,237 @@
+"""A broker shard: sockets and a clock around the scheduling engine.
+
+One plain thread polls both ROUTERs, drains them without waiting, lets the engine decide, and sends what it
+says (``zmq.asyncio`` costs eight times as much a message). Everything else (the store, signals, HTTP) lives in other
+threads and hands its wishes over with :meth:`Shard.call`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final
+
+import msgspec
+import zmq
+
+from broker.agents import Agents
+from broker.clients import Clients
+from broker.endpoint import Endpoint
+from broker.engine.scheduler import Limits, Scheduler
+from broker.plans import build_pipeline
+from laxity import protocol
+from pipelines.spec import PipelineSpec
+
+log = logging.getLogger("laxity.broker")
+
+DRAIN: Final = 512
+"""Messages taken from one socket before the other one and the engine get their turn."""
+NAP: Final = 100e-6
+"""How long to sleep, in seconds, before looking again where less than a millisecond is left (poll knows only those)."""
+
+
+class ShardConfig(msgspec.Struct, kw_only=True, frozen=True):
+    """How a shard is set up. Addresses end in ``:*`` for a port that the system chooses."""
+
+    name: str
+    frontend: str = "tcp://127.0.0.1:*"
+    """Where services connect."""
+    backend: str = "tcp://127.0.0.1:*"
+    """Where agents connect."""
+    heartbeat: float = 1.0
+    """Seconds between heartbeats; a peer silent for four of them is gone."""
+    max_payload: int = 64 * 1024**2
+    """Bytes of one request's payload at most."""
+    max_bytes: int = 4 * 1024**3
+    """Bytes of payloads held at most."""
+    max_requests: int = 200_000
+    """Requests in flight at most."""
+
+
+class ShardStatus(msgspec.Struct, frozen=True):
+    """A shard's counters at one moment; ``ended`` counts by outcome, and submitted = Σ ended + in_flight."""
+
+    submitted: int
+    in_flight: int
+    ended: dict[str, int]
+    clients: int
+    agents: int
+    devices: int
+    queued: dict[str, int]
+    """Waiting elements by ``pipeline@version/stage``."""
+    malformed: int
+    undeliverable: int
+    agents_lost: int
+
+
+class Shard:
+    """Binds on construction (raising :class:`~broker.endpoint.AddressInUse`); ``run`` serves until ``stop``."""
+
+    def __init__(self, config: ShardConfig) -> None:
+        self.config = config
+        self._context: zmq.Context[Any] = zmq.Context()
+        max_frame = config.max_payload + protocol.MAX_HEADER
+        try:
+            self._frontend = Endpoint(self._context, config.frontend, max_frame)
+            try:
+                self._backend = Endpoint(self._context, config.backend, max(max_frame, 2**30))
+            except OSError:
+                self._frontend.close()
+                raise
+        except OSError:
+            self._context.term()
+            raise
+        self.frontend = self._frontend.address
+        self.backend = self._backend.address
+        self._scheduler = Scheduler(
+            Limits(config.max_bytes, config.max_payload, config.max_requests),
+            first_batch=secrets.randbits(28) << 32,
+        )
+        self._clients = Clients(self._frontend, self._scheduler, config.name, config.heartbeat)
+        self._agents = Agents(self._backend, self._scheduler, config.name, config.heartbeat)
+        self._calls: deque[Callable[[], None]] = deque()
+        self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._stopping = False
+
+    # ---- from other threads ----------------------------------------------------------------
+
+    def call(self, function: Callable[[], None]) -> None:
+        """Have ``function`` run in the shard's thread, soon."""
+        self._calls.append(function)
+        try:
+            os.write(self._wake_write, b"x")
+        except BlockingIOError:
+            pass  # the pipe is full of wake-ups already
+
+    def apply(self, spec: PipelineSpec) -> None:
+        """Serve a pipeline; a running version takes no more requests and finishes what it has."""
+        pipeline = build_pipeline(spec)
+        self.call(lambda: self._scheduler.apply(pipeline))
+
+    def delete(self, name: str) -> None:
+        """Stop serving a pipeline; what is in flight finishes."""
+
+        def delete() -> None:
+            self._scheduler.delete(name)
+
+        self.call(delete)
+
+    def status(self) -> ShardStatus:
+        """The counters now; waits for the shard's thread (from another thread only)."""
+        found: list[ShardStatus] = []
+        done = threading.Event()
+
+        def read() -> None:
+            found.append(self._status())
+            done.set()
+
+        self.call(read)
+        if not done.wait(10.0):
+            raise TimeoutError("the shard's thread does not answer")
+        return found[0]
+
+    def stop(self) -> None:
+        """End everything in flight ``unavailable``, say goodbye and leave :meth:`run`."""
+
+        def stop() -> None:
+            self._stopping = True
+
+        self.call(stop)
+
+    def _status(self) -> ShardStatus:
+        scheduler = self._scheduler
+        return ShardStatus(
+            submitted=scheduler.submitted,
+            in_flight=scheduler.in_flight,
+            ended=dict(scheduler.ended_by),
+            clients=len(self._clients),
+            agents=len(self._agents),
+            devices=len(scheduler.devices),
+            queued={key: stage.waiting() for key, stage in scheduler.stages.items()},
+            malformed=self._clients.malformed + self._agents.malformed,
+            undeliverable=self._clients.undeliverable,
+            agents_lost=self._agents.lost,
+        )
+
+    # ---- the shard's thread ------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Serve until :meth:`stop`; then the sockets are closed."""
+        try:
+            self._serve()
+        finally:
+            self._frontend.close()
+            self._backend.close()
+            self._context.term()
+            os.close(self._wake_read)
+            os.close(self._wake_write)
+
+    def _serve(self) -> None:
+        poller = zmq.Poller()
+        poller.register(self._frontend.socket, zmq.POLLIN)
+        poller.register(self._backend.socket, zmq.POLLIN)
+        poller.register(self._wake_read, zmq.POLLIN)
+        clock = time.monotonic
+        next_check = clock() + self.config.heartbeat
+        more = False
+        while not self._stopping:
+            if not more:
+                wake = min(self._scheduler.next_wake(), next_check)
+                if self._clients.stuck:
+                    wake = min(wake, clock() + 0.01)
+                self._wait(poller, wake - clock())
+            more = self._drain(clock)
+            while self._calls:
+                self._calls.popleft()()
+            now = clock()
+            # Not while messages lie unread: they may be the very signs of life (after a freeze of this process).
+            if now >= next_check and not more:
+                next_check = now + self.config.heartbeat
+                self._agents.check(now)
+                self._clients.check(now)
+            self._clients.flush()
+            self._act(clock)
+        now = clock()
+        self._scheduler.shut_down(now, f"shard {self.config.name} is shutting down")
+        self._clients.answer(self._scheduler.take_ended())
+        self._clients.say_goodbye(f"shard {self.config.name} is shutting down")
+        self._agents.say_goodbye(f"shard {self.config.name} is shutting down")
+
+    def _wait(self, poller: zmq.Poller, seconds: float) -> None:
+        if seconds >= 0.001:
+            poller.poll(int(min(seconds, 60.0) * 1000))
+        elif seconds > 0.0 and not poller.poll(0):
+            time.sleep(min(seconds, NAP))
+        try:
+            os.read(self._wake_read, 4096)
+        except BlockingIOError:
+            pass
+
+    def _drain(self, clock: Callable[[], float]) -> bool:
+        """Take in what has come; whether there may be more."""
+        more = False
+        for receive in (self._agents.receive, self._clients.receive):
+            now = clock()
+            left = DRAIN
+            while left and receive(now):
+                left -= 1
+            more = more or not left
+        return more
+
+    def _act(self, clock: Callable[[], float]) -> None:
+        """Let the engine decide, and carry it out."""
+        scheduler = self._scheduler
+        while True:
+            now = clock()
+            grants = scheduler.dispatch(now)
+            again = self._agents.grant(now, grants) if grants else False
+            ended = scheduler.take_ended()
+            if ended:
+                self._clients.answer(ended)
+            if not again:
+                return

@@ -1,0 +1,133 @@
+"""Emulated devices: they answer after the time that a stage's profile says, without running anything.
+
+They live inside the agent, dozens of them in one process, and are what a cluster is tried on without GPUs.
+"""
+
+from __future__ import annotations
+
+import random
+from heapq import heappop, heappush
+from typing import Any
+
+from laxity.payload import Node, Part, Payload, PayloadError, Unpacker, as_dict, as_list, pack
+from nodes import worker_protocol as wire
+from nodes.runner import Died, Event
+from pipelines.graph import Graph
+from pipelines.profile import LatencyProfile
+from pipelines.spec import PipelineSpec
+
+ITEMS = 4
+"""How many items an emulated stage answers where a map stage wants a list (option ``items``)."""
+
+
+class EmulatedModel:
+    """One stage as the emulation plays it: how long a batch takes, and what shape its answers have.
+
+    Options: ``jitter`` (standard deviation of the logarithm of the execution time, 0 by default) and ``items``.
+    """
+
+    def __init__(self, spec: PipelineSpec, stage: str) -> None:
+        stage_spec = spec.stages[stage]
+        if stage_spec.profile is None:
+            raise ValueError(
+                f"stage {stage!r} has no profile to emulate; write profile: {{alpha_ms: ..., beta_ms: ...}}"
+            )
+        self.profile = LatencyProfile.from_spec(stage_spec.profile)
+        self.jitter = float(stage_spec.options.get("jitter", 0.0))
+        self._items = int(stage_spec.options.get("items", ITEMS))
+        graph = Graph(spec)
+        self._fields = sorted(graph.fields_used(stage))
+        self._lists = graph.list_fields(stage)
+        self.echo = self._fields in ([], [""]) and "" not in self._lists and len(stage_spec.named_inputs()) == 1
+        """Whether an answer is simply its input."""
+
+    def answer(self, value: Payload) -> Payload:
+        """The answer to an input: the input itself, in the shape that later stages refer to."""
+        if self._fields in ([], [""]):
+            return self._field("", value)
+        return as_dict({field: self._field(field, value) for field in self._fields if field})
+
+    def _field(self, field: str, value: Payload) -> Payload:
+        return as_list([value] * self._items) if field in self._lists else value
+
+
+def _first(unpacker: Unpacker, inputs: list[Node]) -> Payload:
+    """The first of a task's inputs; the others are taken out of the frames as well."""
+    first, *_ = [unpacker.take(node) for node in inputs]
+    return first
+
+
+class EmulatedRunner:
+    """Plays one device. ``seed`` makes its jitter the same in every run."""
+
+    def __init__(self, seed: int) -> None:
+        self._random = random.Random(seed)
+        self._models: dict[str, EmulatedModel] = {}
+        self._events: list[tuple[Event, list[Part]]] = []
+        self._running: list[tuple[float, int, float, wire.Finished, list[Part]]] = []
+
+    def start(self) -> None:
+        self._events.append((wire.Started(0), []))
+
+    def kill(self) -> None:
+        self._running.clear()
+        self._models.clear()
+        self._events.append((Died("the emulated worker was killed"), []))
+
+    def load(self, key: str, spec: PipelineSpec, stage: str) -> None:
+        try:
+            model = EmulatedModel(spec, stage)
+        except (KeyError, ValueError) as error:
+            self._events.append((wire.LoadFailed(key, str(error)), []))
+            return
+        self._models[key] = model
+        largest = spec.stages[stage].max_batch
+        sizes = sorted({min(2**power, largest) for power in range(largest.bit_length() + 1)})
+        self._events.append((wire.Loaded(key, [(b, model.profile.latency(b)) for b in sizes], 0.0), []))
+
+    def unload(self, key: str) -> None:
+        self._models.pop(key, None)
+
+    def infer(self, now: float, batch: int, key: str, tasks: list[list[Node]], frames: list[Part]) -> None:
+        model = self._models.get(key)
+        if model is None:
+            finished = wire.Finished(batch, "unknown_model", 0, detail=f"the model {key} is not loaded here")
+            heappush(self._running, (now, batch, now, finished, []))
+            return
+        seconds = model.profile.latency(len(tasks))
+        if model.jitter:
+            seconds *= self._random.lognormvariate(0.0, model.jitter)
+        if model.echo:
+            finished = wire.Finished(batch, "ok", 0, results=[inputs[0] for inputs in tasks])
+        else:
+            try:
+                unpacker = Unpacker(frames)
+                answers = [model.answer(_first(unpacker, inputs)) for inputs in tasks]
+            except PayloadError as error:
+                finished = wire.Finished(batch, "model_error", 0, detail=f"malformed input: {error}")
+                frames = []
+            else:
+                finished = wire.Finished(batch, "ok", 0, results=[answer.node for answer in answers])
+                frames = pack(answers)
+        heappush(self._running, (now + seconds, batch, now, finished, frames))
+
+    def events(self, now: float) -> list[tuple[Event, list[Part]]]:
+        events = self._events
+        self._events = []
+        running = self._running
+        while running and running[0][0] <= now:
+            _, _, started, finished, frames = heappop(running)
+            finished.execution_us = round((now - started) * 1e6)
+            events.append((finished, frames))
+        return events
+
+    def next_wake(self) -> float:
+        if self._events:
+            return 0.0
+        return self._running[0][0] if self._running else 1e18
+
+    def waitables(self) -> list[Any]:
+        return []
+
+    def close(self, timeout: float) -> None:
+        self._running.clear()

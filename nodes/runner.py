@@ -1,0 +1,111 @@
+"""What runs a device's batches: a worker process, or the emulation of one inside the agent."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, Union
+
+import zmq
+
+from laxity.payload import Node, Part
+from laxity.protocol import Message
+from nodes import worker_protocol as wire
+from nodes.worker_process import WorkerProcess
+from pipelines.spec import PipelineSpec
+
+
+class Died(Message, tag=20):
+    """The worker process ended by itself, or was killed."""
+
+    why: str
+
+
+Event = Union[wire.Started, wire.Progress, wire.Loaded, wire.LoadFailed, wire.Finished, Died]  # noqa: UP007
+
+
+class Runner(Protocol):
+    """Carries out what a device's engine says and tells what came of it; never waits."""
+
+    def start(self) -> None:
+        """Bring up the worker; ``Started`` follows."""
+        ...
+
+    def kill(self) -> None:
+        """End the worker at once; ``Died`` follows."""
+        ...
+
+    def load(self, key: str, spec: PipelineSpec, stage: str) -> None: ...
+
+    def unload(self, key: str) -> None: ...
+
+    def infer(self, now: float, batch: int, key: str, tasks: list[list[Node]], frames: list[Part]) -> None: ...
+
+    def events(self, now: float) -> list[tuple[Event, list[Part]]]:
+        """What happened since the last call, each with its payload frames."""
+        ...
+
+    def next_wake(self) -> float:
+        """When ``events`` has something without any of ``waitables`` becoming readable."""
+        ...
+
+    def waitables(self) -> list[Any]:
+        """Sockets and file descriptors to poll."""
+        ...
+
+    def close(self, timeout: float) -> None:
+        """End the worker in good order, or by force after ``timeout`` seconds."""
+        ...
+
+
+class WorkerRunner:
+    """A worker process for a real device, started again by :meth:`start` after it died."""
+
+    def __init__(self, context: zmq.Context[Any], device: str, threads: int) -> None:
+        self._context = context
+        self._device = device
+        self._threads = threads
+        self._process: WorkerProcess | None = None
+
+    def start(self) -> None:
+        self._process = WorkerProcess(self._context, self._device, self._threads)
+
+    def kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+
+    def load(self, key: str, spec: PipelineSpec, stage: str) -> None:
+        if self._process is not None:
+            self._process.send_load(key, spec, stage)
+
+    def unload(self, key: str) -> None:
+        if self._process is not None:
+            self._process.send_unload(key)
+
+    def infer(self, now: float, batch: int, key: str, tasks: list[list[Node]], frames: list[Part]) -> None:
+        if self._process is not None:
+            self._process.send_infer(batch, key, tasks, frames)
+
+    def events(self, now: float) -> list[tuple[Event, list[Part]]]:
+        process = self._process
+        if process is None:
+            return []
+        # Looked at before the messages: what the process said before it ended counts.
+        dead = not process.alive()
+        events: list[tuple[Event, list[Part]]] = [*process.recv()]
+        if dead:
+            why = f"worker process {process.pid}: {process.exit_description()}"
+            process.close(0.0)
+            self._process = None
+            events.append((Died(why), []))
+        return events
+
+    def next_wake(self) -> float:
+        return 1e18
+
+    def waitables(self) -> list[Any]:
+        return [] if self._process is None else [self._process.socket, self._process.sentinel]
+
+    def close(self, timeout: float) -> None:
+        if self._process is not None:
+            self._process.stop()
+            self._process.close(timeout)
+            self._process = None
