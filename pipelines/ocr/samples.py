@@ -24,8 +24,8 @@ RECEIPT = (
     "Thank you!",
 )
 COLUMNS = (
-    ("Departures", "Platform 4", "Calling at York"),
-    ("Arrivals", "Platform 9", "On time"),
+    ("Departures", "Leeds 10:42", "Platform 4", "Calling at York", "Delayed"),
+    ("Arrivals", "Harwich 11:05", "Platform 9", "Nine coaches", "On time"),
 )
 
 
@@ -39,11 +39,11 @@ class Sample:
 
 
 def draw_samples() -> list[Sample]:
-    """The samples; the same bytes at every call."""
+    """The samples, the page that fills the detector's view first; the same at every call."""
     drawn: list[tuple[str, Callable[[], Image], tuple[str, ...]]] = [
+        ("columns", _columns, COLUMNS[0] + COLUMNS[1]),
         ("receipt", _receipt, RECEIPT),
         ("sign", _sign, ("NO ENTRY", "Staff only beyond this point")),
-        ("columns", _columns, COLUMNS[0] + COLUMNS[1]),
         ("tilted", _tilted, ("This note hangs askew", "but reads well")),
         ("blank", _blank, ()),
     ]
@@ -76,10 +76,10 @@ def _sign() -> Image:
 
 
 def _columns() -> Image:
-    picture = _paper(960, 420, "#f4f1e8")
+    picture = _paper(960, 720, "#f4f1e8")
     for column, texts in enumerate(COLUMNS):
         for row, text in enumerate(texts):
-            _write(picture, (60 + 480 * column, 60 + 110 * row), text, 44, "#202840")
+            _write(picture, (60 + 480 * column, 60 + 130 * row), text, 44, "#202840")
     return picture
 
 

@@ -1,0 +1,343 @@
+"""Real worker processes: what they are told, what they answer, and how they end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+import numpy as np
+import pytest
+import zmq
+
+from laxity import payload
+from laxity.payload import Unpacker
+from laxity.protocol import Failure
+from nodes import worker_protocol as wire
+from nodes.worker_process import WorkerProcess
+from pipelines.spec import PipelineSpec
+
+CODE = """
+import os
+import signal
+import sys
+import time
+
+def double(feeds):
+    return [feed * 2 for feed in feeds]
+
+def one_short(feeds):
+    return feeds[1:]
+
+def poisoned(feeds):
+    if 13 in feeds:
+        raise RuntimeError("cannot bear 13")
+    return feeds
+
+def pairs(feeds):
+    return [feed["left.x"] + feed["request"] for feed in feeds]
+
+def positive(value):
+    if value < 0:
+        raise ValueError("negative")
+    return value
+
+def unsendable(output, kept):
+    return object() if kept == 13 else output
+
+def at_most_two(feeds):
+    if len(feeds) > 2:
+        raise MemoryError("no room")
+    return feeds
+
+def hang(feeds):
+    time.sleep(1000)
+
+def exits(feeds):
+    sys.exit(4)
+
+def dies(feeds):
+    os._exit(4)
+
+def environment(feeds):
+    names = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
+    return [{name: os.environ[name] for name in names}] * len(feeds)
+
+def sample():
+    return 21
+
+def bad_sample():
+    return -1
+"""
+M = TypeVar("M")
+
+
+class Agent:
+    """One worker and the waiting for what it says."""
+
+    def __init__(self, process: WorkerProcess, root: Path) -> None:
+        self.process = process
+        self.root = root
+        self.said: list[tuple[wire.FromWorker, list[Any]]] = []
+        self.progress: list[str] = []
+        self.expect(wire.Started)
+
+    def expect(self, kind: type[M]) -> tuple[M, list[Any]]:
+        """The next message that is no Progress, which must be a ``kind``; with its frames."""
+        while True:
+            while self.said:
+                message, frames = self.said.pop(0)
+                if isinstance(message, wire.Progress):
+                    self.progress.append(message.text)
+                    continue
+                assert isinstance(message, kind), message
+                return message, frames
+            poller = zmq.Poller()
+            poller.register(self.process.socket, zmq.POLLIN)
+            poller.register(self.process.sentinel, zmq.POLLIN)
+            assert dict(poller.poll(60_000)), "the worker says nothing"
+            self.said += self.process.recv()
+            assert self.said or self.process.alive(), self.process.exit_description()
+
+    def load(self, **stage: Any) -> None:
+        stage = {"executor": "python", **stage}
+        spec = {"name": "p", "slo": 1.0, "stages": {"s": stage}, "output": "s", "root": str(self.root)}
+        self.process.send_load("k", msgspec.convert(spec, PipelineSpec), "s")
+
+    def loaded(self, **stage: Any) -> wire.Loaded:
+        self.load(**stage)
+        return self.expect(wire.Loaded)[0]
+
+    def send(self, *tasks: Any, batch: int = 1, key: str = "k") -> None:
+        """Each task a value, or a tuple of values for a stage of several inputs."""
+        inputs = [[payload.encode(value) for value in (task if isinstance(task, tuple) else (task,))] for task in tasks]
+        nodes = [[each.node for each in task] for task in inputs]
+        self.process.send_infer(batch, key, nodes, payload.pack(each for task in inputs for each in task))
+
+    def infer(self, *tasks: Any, key: str = "k") -> tuple[wire.Finished, list[Any]]:
+        """How the batch ended, and the answers decoded."""
+        self.send(*tasks, key=key)
+        finished, frames = self.expect(wire.Finished)
+        unpacker = Unpacker(frames)
+        answers = [payload.decode(unpacker.take(node)) for node in finished.results]
+        unpacker.finish()
+        return finished, answers
+
+
+@pytest.fixture
+def agent(tmp_path: Path) -> Iterator[Agent]:
+    (tmp_path / "code.py").write_text(CODE)
+    with zmq.Context() as context:
+        process = WorkerProcess(context, "cpu", threads=1)
+        try:
+            yield Agent(process, tmp_path)
+        finally:
+            process.stop()
+            process.close(timeout=5)
+
+
+def test_a_batch_goes_through_with_its_arrays(agent: Agent) -> None:
+    agent.loaded(model="code:double")
+    big = np.arange(100_000, dtype=np.float32)
+    finished, answers = agent.infer(big, np.ones(2), "ab")
+    assert (finished.batch, finished.code, finished.failures) == (1, "ok", [])
+    assert finished.execution_us > 0
+    np.testing.assert_array_equal(answers[0], big * 2)
+    assert answers[1].tolist() == [2, 2]
+    assert answers[2] == "abab"
+
+
+def test_several_inputs_come_as_a_dict_by_name(agent: Agent) -> None:
+    agent.loaded(model="code:pairs", inputs=["left.x", "request"])
+    assert agent.infer((1, 2), ("a", "b"))[1] == [3, "ab"]
+    agent.send((1,))
+    finished, _ = agent.expect(wire.Finished)
+    assert finished.code == "model_error"
+    assert "1 inputs for a stage with 2" in finished.detail
+
+
+def test_profiling_runs_the_sample_at_each_size(agent: Agent) -> None:
+    loaded = agent.loaded(model="code:double", sample="code:sample", max_batch=6)
+    assert [size for size, _ in loaded.profile] == [1, 2, 4, 6]
+    assert all(seconds > 0 for _, seconds in loaded.profile)
+    assert loaded.seconds > 0
+    assert agent.progress == ["loading", *(f"profiling batch {size}" for size in (1, 2, 4, 6))]
+
+
+def test_without_a_sample_the_profile_is_the_stated_one(agent: Agent) -> None:
+    assert agent.loaded(model="code:double").profile == []
+    loaded = agent.loaded(model="code:double", max_batch=2, profile={"alpha_ms": 10, "beta_ms": 5})
+    assert loaded.profile == [(1, 0.015), (2, 0.025)]
+
+
+@pytest.mark.parametrize(
+    ("stage", "says"),
+    [
+        ({"model": "code:nothing"}, "has no 'nothing'"),
+        ({"model": "missing:thing"}, "no module 'missing'"),
+        ({"executor": "onnx", "model": "missing.onnx"}, "missing.onnx"),
+        ({"model": "code:double", "options": {"x": 1}}, "loading k: TypeError: options are given to classes"),
+        (
+            {"model": "code:double", "before": "code:positive", "sample": "code:bad_sample"},
+            "the sample of code:bad_sample fails: before code:positive: ValueError: negative",
+        ),
+        (
+            {"model": "code:at_most_two", "sample": "code:sample"},
+            "a batch of 4 of code:sample's samples (max_batch is 32) failed with MemoryError: no room",
+        ),
+    ],
+)
+def test_what_cannot_be_loaded_says_why_and_the_worker_goes_on(agent: Agent, stage: dict[str, Any], says: str) -> None:
+    agent.load(**stage)
+    failed, _ = agent.expect(wire.LoadFailed)
+    assert failed.key == "k"
+    assert says in failed.detail
+    assert agent.infer(1)[0].code == "unknown_model"
+    agent.loaded(model="code:double")
+    assert agent.infer(1)[1] == [2]
+
+
+def test_an_element_s_own_error_fails_it_alone(agent: Agent) -> None:
+    agent.loaded(model="code:double", before="code:positive", after="code:unsendable")
+    finished, answers = agent.infer(1, -1, 13, 2)
+    assert finished.code == "ok"
+    assert answers == [2, None, None, 4]
+    assert [failure.index for failure in finished.failures] == [1, 2]
+    assert "ValueError: negative" in finished.failures[0].detail
+    assert "the stage's answer cannot be sent: cannot send a builtins.object" in finished.failures[1].detail
+
+
+def test_an_input_that_is_no_value_fails_alone(agent: Agent) -> None:
+    agent.loaded(model="code:double")
+    nodes = [[payload.TextNode(2)], [3]]
+    agent.process.send_infer(5, "k", nodes, [b"\xff\xfe"])
+    finished, _ = agent.expect(wire.Finished)
+    assert (finished.code, finished.results) == ("ok", [None, 6])
+    assert finished.failures == [Failure(0, finished.failures[0].detail)]
+    assert "not UTF-8" in finished.failures[0].detail
+
+
+def test_frames_that_do_not_hold_the_parts_fail_the_batch(agent: Agent) -> None:
+    agent.loaded(model="code:double")
+    agent.process.send_infer(5, "k", [[payload.BytesNode(9)]], [b"short"])
+    finished, _ = agent.expect(wire.Finished)
+    assert finished.code == "model_error"
+    assert "PayloadError" in finished.detail
+    assert agent.infer(1)[1] == [2]
+
+
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [
+        ("code:poisoned", "model of k: RuntimeError: cannot bear 13 (code.py, line"),
+        ("code:one_short", "returned 1 outputs for a batch of 2"),
+        ("code:exits", "SystemExit: 4"),
+    ],
+)
+def test_a_model_that_raises_fails_its_batch_and_not_the_worker(agent: Agent, model: str, says: str) -> None:
+    agent.loaded(model=model)
+    finished, answers = agent.infer(13, 1)
+    assert (finished.code, answers, finished.failures) == ("model_error", [], [])
+    assert says in finished.detail
+    agent.loaded(model="code:double")
+    assert agent.infer(1)[1] == [2]
+
+
+def test_an_unloaded_model_is_unknown(agent: Agent) -> None:
+    agent.loaded(model="code:double")
+    agent.process.send_unload("k")
+    finished, _ = agent.infer(1)
+    assert (finished.code, finished.detail) == ("unknown_model", "k is not loaded in this worker")
+
+
+def test_it_ends_when_told_to(agent: Agent) -> None:
+    agent.process.stop()
+    await_end(agent.process)
+    assert agent.process.exit_description() == "exited with status 0"
+    agent.process.send_unload("k")
+
+
+def test_a_hanging_model_is_killed(agent: Agent) -> None:
+    agent.loaded(model="code:hang")
+    agent.send(1)
+    assert agent.process.alive()
+    assert agent.process.exit_description() == ""
+    agent.process.kill()
+    await_end(agent.process)
+    assert agent.process.exit_description() == "killed by signal 9 (SIGKILL)"
+    assert agent.process.recv() == []
+
+
+def test_a_worker_that_dies_under_a_batch_wakes_its_owner(agent: Agent) -> None:
+    agent.loaded(model="code:dies")
+    agent.send(1)
+    await_end(agent.process)
+    assert agent.process.exit_description() == "exited with status 4"
+
+
+def test_ctrl_c_is_left_to_the_agent(agent: Agent) -> None:
+    os.kill(agent.process.pid, signal.SIGINT)
+    agent.loaded(model="code:double")
+    assert agent.infer(1)[1] == [2]
+
+
+def test_nothing_is_sent_before_the_worker_is_there() -> None:
+    with zmq.Context() as context:
+        process = WorkerProcess(context, "cpu", threads=1)
+        try:
+            with pytest.raises(RuntimeError, match="wait for its Started"):
+                process.send_unload("k")
+        finally:
+            process.kill()
+            process.close(timeout=5)
+
+
+def test_the_environment_says_which_device_and_how_many_threads(tmp_path: Path) -> None:
+    (tmp_path / "code.py").write_text(CODE)
+    with zmq.Context() as context:
+        process = WorkerProcess(context, "cuda:3", threads=2)
+        try:
+            agent = Agent(process, tmp_path)
+            agent.loaded(model="code:environment")
+            assert agent.infer(1)[1] == [{"CUDA_VISIBLE_DEVICES": "3", "OMP_NUM_THREADS": "2"}]
+        finally:
+            process.kill()
+            process.close(timeout=5)
+
+
+def test_the_worker_dies_with_its_agent(tmp_path: Path) -> None:
+    program = """
+import sys, zmq
+from nodes.worker_process import WorkerProcess
+process = WorkerProcess(zmq.Context(), "cpu", threads=1)
+process.socket.poll(60_000)
+process.recv()
+assert process.started
+print(process.pid, flush=True)
+sys.stdin.read()
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"TMPDIR": str(tmp_path)},
+    ) as agent:
+        assert agent.stdout is not None
+        worker = os.pidfd_open(int(agent.stdout.readline()))
+        agent.kill()
+        poller = zmq.Poller()
+        poller.register(worker, zmq.POLLIN)
+        assert poller.poll(30_000), "the worker outlives its agent"
+        os.close(worker)
+
+
+def await_end(process: WorkerProcess) -> None:
+    poller = zmq.Poller()
+    poller.register(process.sentinel, zmq.POLLIN)
+    assert poller.poll(30_000), "the process does not end"
