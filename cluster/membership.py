@@ -1,0 +1,101 @@
+"""How a process takes part in a cluster: a record of itself under a lease, and a view of the others'."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from cluster.store.base import CompactedError, Entry, LeaseEndedError, Store, StoreError, Watch
+
+log = logging.getLogger("laxity.cluster")
+
+LEASE_TTL = 5.0
+"""Seconds after which the record of a process that no longer keeps it alive vanishes."""
+
+
+class Membership:
+    """One record under a lease. While the store is away the record is kept here and written again afterwards."""
+
+    def __init__(self, store: Store, key: str, ttl: float = LEASE_TTL) -> None:
+        self._store = store
+        self._key = key
+        self._ttl = ttl
+        self._lease = 0
+        self._value: bytes | None = None
+        self._written: bytes | None = None
+        self._alive_at = 0.0
+
+    def publish(self, value: bytes) -> None:
+        """Set what the record says; :meth:`beat` writes it."""
+        self._value = value
+
+    def beat(self, now: float) -> None:
+        """Keep the lease alive and write the record where it changed; to be called several times per TTL. ``now`` is
+        monotonic, in seconds."""
+        try:
+            if self._lease and now >= self._alive_at + self._ttl / 4:
+                if self._store.keep_alive(self._lease):
+                    self._alive_at = now
+                else:
+                    self._lease = 0
+            if self._value is None or (self._lease and self._written == self._value):
+                return
+            if not self._lease:
+                self._lease = self._store.grant_lease(self._ttl)
+                self._alive_at = now
+            self._store.put(self._key, self._value, self._lease)
+            self._written = self._value
+        except LeaseEndedError:
+            self._lease = 0
+        except StoreError as error:
+            log.warning("the record %s cannot be written at present: %s", self._key, error)
+
+    def leave(self) -> None:
+        """Take the record away."""
+        if self._lease:
+            try:
+                self._store.revoke(self._lease)
+            except StoreError as error:
+                log.warning("the record %s could not be taken away: %s", self._key, error)
+            self._lease = 0
+
+
+class Follower:
+    """The entries under a prefix, kept up to date. While the store is away the last known ones stay."""
+
+    def __init__(self, store: Store, prefix: str) -> None:
+        self._store = store
+        self._prefix = prefix
+        self._watch: Watch | None = None
+        self.entries: dict[str, Entry] = {}
+        """By key, as last seen."""
+
+    def poll(self, timeout: float) -> bool:
+        """Wait up to ``timeout`` seconds for a change; whether there was one."""
+        try:
+            if self._watch is None:
+                listing = self._store.list(self._prefix)
+                self.entries = {entry.key: entry for entry in listing.entries}
+                self._watch = self._store.watch(self._prefix, listing.revision + 1)
+                return True
+            events = self._watch.get(timeout)
+        except CompactedError:
+            self._watch = None
+            return False
+        except StoreError as error:
+            log.warning("the store is away, going on with what is known: %s", error)
+            self._watch = None
+            # What is here waits for the store, not for another part of the program.
+            time.sleep(timeout)
+            return False
+        for event in events:
+            if event.entry is None:
+                self.entries.pop(event.key, None)
+            else:
+                self.entries[event.key] = event.entry
+        return bool(events)
+
+    def close(self) -> None:
+        if self._watch is not None:
+            self._watch.close()
+            self._watch = None
