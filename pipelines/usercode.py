@@ -4,13 +4,13 @@ User code lies beside its spec, under whatever names its author chose: ``steps.p
 ``pipelines`` package, a ``json.py``. None of them may shadow, or be shadowed by, our modules, the standard
 library's or another spec's. So:
 
-- A spec's directory (its *root*) is put on the module path, but last: what a plain import finds elsewhere wins there.
+- A spec's directory (its *root*) is looked into by plain imports, but last: what is found anywhere else wins there.
 - A reference, and any import statement in code that lies in the root, means the root's own module first.
 - Where the root's module is the one that a plain import finds, it is loaded under its plain name. Where a plain
   import would give another module, the root's is loaded under a private package name, one for each root.
 
 Import statements in a root's code are directed by that code's own ``__import__``; other modules (ours, installed ones)
-are not affected. What is imported by name at run time (``importlib.import_module``, pickles) goes by the module path.
+are not affected. What is imported by name at run time (``importlib.import_module``, pickles) goes by plain imports.
 """
 
 from __future__ import annotations
@@ -215,10 +215,32 @@ class _UserCodeFinder:
         for finder in sys.meta_path:
             found = None if finder is self else finder.find_spec(fullname, path, target)
             if found is not None:
-                if type(found.loader) is SourceFileLoader:
-                    found.loader = _UserLoader(found.loader.name, found.loader.path, owner)
-                return found
+                return _directed(found, owner)
         return None
+
+
+class _LastFinder:
+    """Looks into the roots for what no other finder has. (An entry at the end of ``sys.path`` would come before the
+    finders of packages that are installed in editable mode.)"""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if path is not None:
+            return None
+        for root in list(_roots.values()):
+            found = _find_in(fullname, root.directory)
+            if found is not None:
+                _finder.claim(fullname, root)
+                return _directed(found, root)
+        return None
+
+
+def _directed(found: ModuleSpec, root: _Root) -> ModuleSpec:
+    """The spec, with the root's loader if it is source code."""
+    if type(found.loader) is SourceFileLoader:
+        found.loader = _UserLoader(found.loader.name, found.loader.path, root)
+    return found
 
 
 # Imports are a matter of the whole process, so these are the only state here that outlives a call.
@@ -241,6 +263,5 @@ def _root_of(directory: str) -> _Root:
             _finder.claim(root.package, root)
             if _finder not in sys.meta_path:
                 sys.meta_path.insert(0, _finder)
-            if directory not in sys.path:
-                sys.path.append(directory)
+                sys.meta_path.append(_LastFinder())
     return root
