@@ -1,0 +1,44 @@
+"""Laxity's client: requests to pipelines of DNN models that are answered inside a latency objective.
+
+Use it so::
+
+    import laxity
+
+    with laxity.Client("tcp://localhost:7300") as client:
+        print(client.infer("ocr", open("picture.png", "rb").read()))
+"""
+
+from laxity.aio import AsyncClient, AsyncReplyFuture
+from laxity.client import Client, ReplyFuture
+from laxity.outcomes import (
+    Cancelled,
+    Dropped,
+    Expired,
+    Failed,
+    LaxityError,
+    Outcome,
+    Rejected,
+    Unavailable,
+)
+from laxity.payload import PayloadError
+from laxity.reply import Reply, Timing
+from laxity.version import __version__
+
+__all__ = [
+    "AsyncClient",
+    "AsyncReplyFuture",
+    "Cancelled",
+    "Client",
+    "Dropped",
+    "Expired",
+    "Failed",
+    "LaxityError",
+    "Outcome",
+    "PayloadError",
+    "Rejected",
+    "Reply",
+    "ReplyFuture",
+    "Timing",
+    "Unavailable",
+    "__version__",
+]

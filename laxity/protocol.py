@@ -48,7 +48,7 @@ class Hello(Message, tag=1):
     software: str = ""
 
 
-class Request(msgspec.Struct, array_like=True):
+class Request(msgspec.Struct, array_like=True, gc=False):
     """One request inside a SUBMIT. ``budget_us`` is the remaining latency budget (None: the
     pipeline's SLO); ``timings`` asks for the stages' times in the answer."""
 
@@ -110,7 +110,7 @@ class Welcome(Message, tag=6):
     budget by these when no answer comes; a name that is missing here may be submitted all the same."""
 
 
-class StageTiming(msgspec.Struct, array_like=True):
+class StageTiming(msgspec.Struct, array_like=True, gc=False):
     """How one stage went: waiting and execution in µs, the batch's size, the items (map stages)
     and what was left of the budget when the stage ended."""
 
@@ -122,7 +122,7 @@ class StageTiming(msgspec.Struct, array_like=True):
     remaining_us: int
 
 
-class Answer(msgspec.Struct, array_like=True):
+class Answer(msgspec.Struct, array_like=True, gc=False):
     """One request's end. ``remaining_us`` is what was left of the budget (negative: late by);
     ``short_us`` by how much a dropped request was predicted to miss."""
 
