@@ -145,9 +145,10 @@ def _problems(value: Any, kind: Any, path: SpecPath, field: Field) -> Iterable[P
         return
     told = False
     parts: Iterable[tuple[str | int, Any]] = ()
-    if isinstance(value, dict):
+    inside = " - at `$" in message
+    if inside and isinstance(value, dict):
         parts = [(key, {key: item}) for key, item in value.items()]
-    elif isinstance(value, list):
+    elif inside and isinstance(value, list):
         parts = [(index, [item]) for index, item in enumerate(value)]
     for key, part in parts:
         wrong = _problem_with(part, kind)

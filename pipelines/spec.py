@@ -19,7 +19,8 @@ REQUEST = "request"
 Name = Annotated[
     str,
     Meta(
-        pattern=r"^[a-z][a-z0-9_-]{0,62}$", description="lower-case letters, digits, '-' and '_'; starts with a letter"
+        pattern=r"^[a-z][a-z0-9_-]{0,62}$(?!\n)",
+        description="lower-case letters, digits, '-' and '_'; starts with a letter",
     ),
 ]
 Reference = Annotated[
