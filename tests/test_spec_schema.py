@@ -15,7 +15,7 @@ SHIPPED = sorted((Path(pipelines.__file__).parent / "shipped").glob("*.yaml"))
 
 
 def is_valid(value: object) -> bool:
-    return jsonschema.Draft202012Validator(json_schema()).is_valid(value)
+    return bool(jsonschema.Draft202012Validator(json_schema()).is_valid(value))
 
 
 def good() -> dict[str, Any]:
