@@ -1,0 +1,140 @@
+"""The processes of a local cluster: started, watched, started again, and all ended."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from cli.restarts import Restarts
+
+GRACE = 8.0
+"""Seconds that children have to end after SIGTERM; then comes SIGKILL."""
+_PR_SET_PDEATHSIG = 1
+
+
+class ChildDied(Exception):
+    """A child ended while the cluster was starting; the text has the end of its log."""
+
+
+class Child:
+    """One process: ``laxity ARGUMENTS``, its output appended to ``log``."""
+
+    def __init__(self, name: str, arguments: Sequence[str], log: Path, environment: Mapping[str, str]) -> None:
+        self.name = name
+        self.arguments = list(arguments)
+        self.log = log
+        self.restarts = Restarts()
+        self.start_at: float | None = None
+        """When to start it again (``time.monotonic``); None while it runs."""
+        self._environment = dict(environment)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._log_from = 0
+
+    def start(self) -> None:
+        # -P: what lies in the working directory must not shadow modules.
+        command = [sys.executable, "-P", "-m", "cli.main", *self.arguments]
+        libc = ctypes.CDLL(None)
+        parent = os.getpid()
+
+        def end_with_parent() -> None:
+            libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+            if os.getppid() != parent:
+                os._exit(1)
+
+        with self.log.open("ab") as log:
+            self._log_from = log.tell()
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=self._environment,
+                # Ctrl-C at the terminal is the supervisor's alone, which then ends its children in order.
+                start_new_session=True,
+                preexec_fn=end_with_parent,
+            )
+        self.start_at = None
+        self.restarts.started(time.monotonic())
+
+    @property
+    def pid(self) -> int | None:
+        """Its process, while it runs."""
+        return self._process.pid if self._process is not None and self._process.poll() is None else None
+
+    def ended(self) -> str | None:
+        """How it ended ('exit status 1', 'signal SIGKILL'), or None while it runs or was never started."""
+        status = self._process.poll() if self._process is not None else None
+        if status is None:
+            return None
+        return f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
+
+    def last_words(self, lines: int = 12) -> str:
+        """The end of what its latest run wrote."""
+        with self.log.open("rb") as log:
+            log.seek(0, os.SEEK_END)
+            log.seek(max(self._log_from, log.tell() - 16_384))
+            return "\n".join(log.read().decode(errors="replace").strip().splitlines()[-lines:])
+
+    def terminate(self) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self._process.terminate()
+
+    def wait_or_kill(self, deadline: float) -> None:
+        """Wait for its end until ``deadline`` (``time.monotonic``), then kill it."""
+        if self._process is None:
+            return
+        try:
+            self._process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+class Children:
+    """All processes of one cluster; ``say`` takes a line for people."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+        self._children: list[Child] = []
+
+    def add(self, child: Child) -> Child:
+        child.start()
+        self._children.append(child)
+        return child
+
+    def check_alive(self) -> None:
+        """Raise :class:`ChildDied` if one has ended: while a cluster starts nothing is tried twice."""
+        for child in self._children:
+            how = child.ended()
+            if how is not None:
+                raise ChildDied(f"{child.name} ended ({how}):\n{child.last_words()}\nIts log: {child.log}")
+
+    def revive(self) -> None:
+        """Notice the dead, and start those again whose time has come."""
+        now = time.monotonic()
+        for child in self._children:
+            how = child.ended()
+            if how is None:
+                continue
+            if child.start_at is None:
+                delay = child.restarts.died(now)
+                child.start_at = now + delay
+                self._say(f"{child.name} ended ({how}); it is started again in {delay:g} s. Its log: {child.log}")
+            if now >= child.start_at:
+                child.start()
+                self._say(f"{child.name} is running again (process {child.pid})")
+
+    def end(self) -> None:
+        """End all of them: SIGTERM, after :data:`GRACE` seconds SIGKILL, the latest started first."""
+        for child in reversed(self._children):
+            child.terminate()
+        deadline = time.monotonic() + GRACE
+        for child in reversed(self._children):
+            child.wait_or_kill(deadline)
+        self._children.clear()

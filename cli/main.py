@@ -1,0 +1,61 @@
+"""``laxity``: the command line. Commands are imported when they are run, so that ``--help`` is quick."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+import click
+
+from laxity.version import __version__
+
+COMMANDS = {
+    "up": ("cli.up:up", "Start a cluster on this machine and serve pipelines."),
+    "down": ("cli.down:down", "End a cluster that `up` started."),
+    "status": ("cli.status:status", "Show shards, agents, devices and models."),
+    "submit": ("cli.submit:submit", "Send requests to a pipeline and print the answers."),
+    "pipeline": ("cli.pipeline:pipeline", "Check and show pipelines."),
+    "demo": ("cli.demo:demo", "Read the text of sample pictures, from start to end."),
+    "doctor": ("cli.doctor:doctor", "Look for what is wrong with this installation."),
+    "broker": ("cli.services:broker", "Run a broker shard (a service; `up` starts it for you)."),
+    "node": ("cli.services:node", "Run a node agent (a service; `up` starts it for you)."),
+}
+"""By command name: where it is, and what the list of commands says of it."""
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported on demand."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, name = COMMANDS[cmd_name][0].partition(":")
+        command = getattr(import_module(module), name)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="laxity")
+def main() -> None:
+    """Serve pipelines of DNN models inside a latency objective.
+
+    \b
+    Examples:
+      laxity up ocr                      serve the shipped pipeline `ocr` here
+      laxity submit ocr picture.png      send it a picture
+      laxity up lv --gpus 64             a pipeline on 64 emulated GPUs
+      laxity COMMAND --help              what a command does, with examples
+
+    Exit status: 0 good, 1 failed, 2 wrong use.
+    """
+
+
+if __name__ == "__main__":
+    main()

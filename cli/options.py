@@ -1,0 +1,86 @@
+"""Options and errors that several commands share."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from cli.rundir import RunDirectory, known_clusters
+from cluster.records import RecordError
+from cluster.store.base import StoreError
+from pipelines.problems import SpecError
+
+F = TypeVar("F", bound=Callable[..., Any])
+_WIDTH_OF_PIPES = 200
+"""Columns of a table that does not go to a terminal: wide enough for `grep` to find whole cells."""
+
+
+def _check_cluster(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
+    try:
+        RunDirectory(value)
+    except RecordError as error:
+        raise click.BadParameter(str(error)) from None
+    return value
+
+
+cluster_option = click.option(
+    "--cluster",
+    default="local",
+    show_default=True,
+    callback=_check_cluster,
+    metavar="NAME",
+    help="The cluster's name.",
+)
+store_option = click.option(
+    "--store",
+    metavar="URL",
+    help="The store, such as sqlite:///path/to/store.db (default: the one that `up` keeps for the cluster).",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+def explain_errors(command: F) -> F:
+    """Let expected errors end the command with their text and exit status 1."""
+
+    @functools.wraps(command)
+    def explained(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return command(*args, **kwargs)
+        except (StoreError, RecordError, SpecError) as error:
+            raise click.ClickException(str(error)) from error
+
+    return explained  # type: ignore[return-value]
+
+
+def find_store(cluster: str, store: str | None) -> str:
+    """The address of a running cluster's store; a :class:`click.ClickException` where nothing runs."""
+    if store is not None:
+        return store
+    running = RunDirectory(cluster).running()
+    if running is None:
+        raise not_running(cluster)
+    return running.store
+
+
+def not_running(cluster: str) -> click.ClickException:
+    """The error for a cluster that is not up, with what to do."""
+    others = [name for name in known_clusters() if name != cluster]
+    hint = f"running are: {', '.join(others)} (choose with --cluster)" if others else "start it with `laxity up ocr`"
+    return click.ClickException(f"no cluster {cluster!r} is running here; {hint}")
+
+
+def print_json(value: Any) -> None:
+    click.echo(json.dumps(value, indent=2))
+
+
+def print_table(table: Table) -> None:
+    console = Console()
+    if not console.is_terminal:
+        console.width = _WIDTH_OF_PIPES
+    console.print(table)

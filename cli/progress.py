@@ -1,0 +1,67 @@
+"""What people see while a cluster starts."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.spinner import Spinner
+from rich.table import Table
+from rich.text import Text
+
+from cli.local_cluster import Loading, ModelLoading
+
+
+class LoadingDisplay:
+    """Shows :class:`~cli.local_cluster.Loading` on stderr: a live table on a terminal, a line a change elsewhere."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True)
+        self._live = Live(console=self._console, transient=True) if self._console.is_terminal else None
+        self._spinner = Spinner("dots", "starting the shard and the agents; models are loaded and measured")
+        self._told: set[str] = set()
+
+    def __enter__(self) -> Self:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def show(self, loading: Loading) -> None:
+        if self._live is not None:
+            self._live.update(self._table(loading))
+            return
+        if loading.frontend:
+            self._tell(f"shard: services at {loading.frontend}")
+        for model in loading.models:
+            if model.ready == model.devices:
+                self._tell(f"{model.model}: ready on {_devices(model.devices)}")
+            elif model.doing:
+                self._tell(f"{model.model}: {model.doing}")
+
+    def _tell(self, line: str) -> None:
+        if line not in self._told:
+            self._told.add(line)
+            self._console.print(Text(line))
+
+    def _table(self, loading: Loading) -> Group:
+        table = Table.grid(padding=(0, 2))
+        table.add_row("shard", "ready" if loading.frontend else "starting", loading.frontend)
+        for model in loading.models:
+            table.add_row(Text(model.model), f"{model.ready}/{model.devices} ready", Text(_doing(model)))
+        return Group(self._spinner, table)
+
+
+def _doing(model: ModelLoading) -> str:
+    return "" if model.ready == model.devices else model.doing
+
+
+def _devices(count: int) -> str:
+    return "1 device" if count == 1 else f"{count} devices"

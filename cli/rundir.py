@@ -1,0 +1,115 @@
+"""Where a local cluster keeps its store, its logs and the lock that says that it runs."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from pathlib import Path
+
+import msgspec
+
+from cluster.records import Paths
+from cluster.store import sqlite_url
+
+
+class Running(msgspec.Struct, frozen=True):
+    """What the lock file says while its cluster runs: the supervisor's pid and the store's address."""
+
+    pid: int
+    store: str
+
+
+class AlreadyRunning(Exception):
+    """Another supervisor holds the cluster's lock."""
+
+
+def base_directory() -> Path:
+    """Where the run directories of all of this user's clusters lie: ``$XDG_RUNTIME_DIR/laxity``, or
+    ``~/.local/state/laxity`` where there is no such directory."""
+    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
+    if runtime and Path(runtime).is_dir() and os.access(runtime, os.W_OK):
+        return Path(runtime) / "laxity"
+    state = os.environ.get("XDG_STATE_HOME", "")
+    return (Path(state) if state else Path.home() / ".local" / "state") / "laxity"
+
+
+class RunDirectory:
+    """One cluster's files. The lock is the kernel's, so it ends with its holder however that ends."""
+
+    def __init__(self, cluster: str, base: Path | None = None) -> None:
+        Paths(cluster)  # refuses what cannot be a name, and so any path out of the base
+        self.cluster = cluster
+        self.path = (base_directory() if base is None else base) / cluster
+        self.logs = self.path / "logs"
+        self._lock_file = self.path / "up.lock"
+        self._held: int | None = None
+
+    @property
+    def default_store(self) -> str:
+        """The address of the embedded store."""
+        return sqlite_url(self.path / "store.db")
+
+    def acquire(self, store: str) -> None:
+        """Take the lock and note the store's address; :class:`AlreadyRunning` where a supervisor has it."""
+        self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.logs.mkdir(exist_ok=True)
+        descriptor = os.open(self._lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(descriptor)
+            running = self.running()
+            process = f" (process {running.pid})" if running else ""
+            raise AlreadyRunning(
+                f"the cluster {self.cluster!r} is already up{process}; end it with `laxity down --cluster "
+                f"{self.cluster}`, or start another one with --cluster NAME"
+            ) from error
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, msgspec.json.encode(Running(os.getpid(), store)))
+        self._held = descriptor
+
+    def remove_store(self) -> None:
+        """Remove the embedded store; nobody may have it open."""
+        for suffix in ("", "-wal", "-shm"):
+            (self.path / f"store.db{suffix}").unlink(missing_ok=True)
+
+    def release(self) -> None:
+        """Give the lock back. The file stays: removing it would let two supervisors hold one lock each."""
+        if self._held is not None:
+            os.ftruncate(self._held, 0)
+            os.close(self._held)
+            self._held = None
+
+    def running(self) -> Running | None:
+        """The supervisor that holds the lock now, if one does."""
+        try:
+            descriptor = os.open(self._lock_file, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            try:
+                return msgspec.json.decode(os.pread(descriptor, 4096, 0), type=Running)
+            except msgspec.DecodeError:
+                return None  # taken this very moment, not written yet
+        finally:
+            os.close(descriptor)
+        return None
+
+    def wait_ended(self, timeout: float) -> bool:
+        """Wait for the supervisor to end; whether it did within ``timeout`` seconds."""
+        deadline = time.monotonic() + timeout
+        while self.running() is not None:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.05)
+        return True
+
+
+def known_clusters() -> list[str]:
+    """The names of this user's clusters that are running."""
+    base = base_directory()
+    names = sorted(entry.name for entry in base.iterdir()) if base.is_dir() else []
+    return [name for name in names if RunDirectory(name).running() is not None]

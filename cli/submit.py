@@ -1,0 +1,127 @@
+"""``laxity submit``: requests from the command line."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.table import Table
+from rich.text import Text
+
+from cli.options import cluster_option, explain_errors, find_store, json_option, not_running, print_table, store_option
+from cli.render import TIMING_HEAD, as_text, reply_as_json, timing_cells
+from cluster.records import BrokerRecord, Paths, decode
+from cluster.store import open_store
+from laxity.reply import Reply
+from pipelines import format_duration, parse_duration
+
+
+def _duration(_context: click.Context, _parameter: click.Parameter, value: str | None) -> float | None:
+    if value is None:
+        return None
+    try:
+        return parse_duration(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+@click.command()
+@click.argument("pipeline", metavar="PIPELINE")
+@click.argument("files", metavar="[FILE]...", nargs=-1, type=click.Path(exists=True, dir_okay=False, allow_dash=True))
+@click.option("--text", help="Send this text instead of a file.")
+@click.option("--slo", callback=_duration, metavar="TIME", help="Latency budget, as in 800ms or 2s (default: the SLO).")
+@click.option("--timings", is_flag=True, help="Show how long each stage took.")
+@click.option("--shard", metavar="URL", help="The shard, as in tcp://127.0.0.1:7100 (default: the cluster's).")
+@cluster_option
+@store_option
+@json_option
+@explain_errors
+def submit(
+    pipeline: str,
+    files: tuple[str, ...],
+    text: str | None,
+    slo: float | None,
+    timings: bool,
+    shard: str | None,
+    cluster: str,
+    store: str | None,
+    as_json: bool,
+) -> None:
+    """Send files (or a text) to a pipeline, one request each, and print the answers.
+
+    The requests are under way together; answers come in the order of the files. '-' is standard input. With --json
+    each answer is one line: an object with the outcome, the output (arrays as lists, bytes in base64), what was left
+    of the latency budget, and the stages' times. Exit status 1 if any request did not end `ok`.
+
+    \b
+    Examples:
+      laxity submit ocr receipt.png
+      laxity submit ocr *.png --slo 2s --timings
+      laxity submit lv --text hello --json
+      cat receipt.png | laxity submit ocr -
+    """
+    if (text is None) == (not files):
+        raise click.UsageError("give either files to send ('-' for standard input) or --text TEXT")
+    from laxity import Client
+
+    sources = files or ("--text",)
+    url = shard if shard is not None else find_shards(cluster, store)
+    payloads: Iterator[Any] = iter([text]) if text is not None else (_content(file) for file in files)
+    good = True
+    try:
+        client = Client(url)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    with client:
+        for source, reply in zip(sources, client.map(pipeline, payloads, slo, replies=True), strict=True):
+            good &= reply.ok
+            if as_json:
+                click.echo(json.dumps({"file": source, "pipeline": pipeline, **reply_as_json(reply)}))
+            else:
+                _print(source, reply, len(sources) > 1, timings)
+    if not good:
+        sys.exit(1)
+
+
+def find_shards(cluster: str, store: str | None) -> str:
+    """The addresses of a cluster's shards, as :class:`laxity.Client` takes them."""
+    opened = open_store(find_store(cluster, store))
+    try:
+        entries = opened.list(Paths(cluster).brokers).entries
+    finally:
+        opened.close()
+    if not entries:
+        raise not_running(cluster)
+    return ",".join(decode(BrokerRecord, entry.key, entry.value).frontend for entry in entries)
+
+
+def _content(file: str) -> bytes:
+    try:
+        return sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+    except OSError as error:
+        raise click.ClickException(f"{file} cannot be read: {error.strerror}") from error
+
+
+def _print(source: str, reply: Reply, several: bool, timings: bool) -> None:
+    if several:
+        click.echo(f"== {source}")
+    if reply.ok:
+        click.echo(as_text(reply.value))
+        click.echo(f"{source}: ok, {format_duration(reply.remaining)} of the budget left", err=True)
+    else:
+        click.echo(f"{source}: {reply.error()}", err=True)
+    if timings:
+        print_timings([reply])
+
+
+def print_timings(replies: Sequence[Reply]) -> None:
+    """A table of the stages' times."""
+    table = Table(*TIMING_HEAD)
+    for reply in replies:
+        for timing in reply.timings:
+            table.add_row(*(Text(cell) for cell in timing_cells(timing)))
+    print_table(table)

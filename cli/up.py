@@ -1,0 +1,194 @@
+"""``laxity up``: a cluster on this machine."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+
+import click
+
+from cli.children import ChildDied
+from cli.local_cluster import ClusterError, Interrupted, LocalCluster
+from cli.options import cluster_option, explain_errors, store_option
+from cli.progress import LoadingDisplay
+from cli.rundir import AlreadyRunning, RunDirectory
+from cluster.layout import AgentLayout, Wish, lay_out
+from cluster.placement import PlacementError
+from pipelines import PipelineSpec, load_spec, shipped_pipelines
+
+
+class Signals:
+    """Whether SIGINT, SIGTERM or SIGHUP came; replaces their handlers."""
+
+    def __init__(self) -> None:
+        self._came = False
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, self._note)
+
+    def _note(self, _number: int, _frame: FrameType | None) -> None:
+        self._came = True
+
+    def came(self) -> bool:
+        return self._came
+
+
+def _numbers(_context: click.Context, _parameter: click.Parameter, value: str | None) -> list[int] | None:
+    if value is None:
+        return None
+    try:
+        return [int(part) for part in value.split(",")]
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is no list of numbers such as 40,6,5,7,6") from None
+
+
+@click.command()
+@click.argument("specs", metavar="[SPEC]...", nargs=-1)
+@click.option("--gpus", type=click.IntRange(1, 100_000), help="Emulated GPUs (default: one for each emulated stage).")
+@click.option("--executor", type=click.Choice(["emulated"]), help="Emulate every stage from its profile.")
+@click.option("--split", callback=_numbers, metavar="N,N,...", help="Emulated GPUs of each emulated stage, in order.")
+@click.option("--agents", type=click.IntRange(1, 1000), help="Agents that play the emulated GPUs (default: 16 each).")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=0, help="Where services connect (default: any free one)."
+)
+@click.option("-d", "--detach", is_flag=True, help="Return once it is ready and leave it running.")
+@cluster_option
+@store_option
+@explain_errors
+def up(
+    specs: tuple[str, ...],
+    gpus: int | None,
+    executor: str | None,
+    split: list[int] | None,
+    agents: int | None,
+    port: int,
+    detach: bool,
+    cluster: str,
+    store: str | None,
+) -> None:
+    """Start a cluster on this machine and serve pipelines until Ctrl-C.
+
+    A SPEC is the path of a YAML file or the name of a shipped pipeline (see `laxity pipeline --help`). Stages run on
+    the NVIDIA GPUs of this machine, or on its CPU where there are none; stages whose executor is `emulated` run on
+    emulated GPUs, which answer after the time that the stage's profile says.
+
+    \b
+    Examples:
+      laxity up ocr
+      laxity up ./mine.yaml ocr --port 7100 --detach
+      laxity up lv --gpus 64
+      laxity up lv --split 40,6,5,7,6 --agents 8
+    """
+    if not specs:
+        raise click.UsageError(
+            f"name at least one pipeline: a YAML file, or one of {', '.join(shipped_pipelines())}; "
+            "for example `laxity up ocr`"
+        )
+    loaded = [load_spec(name) for name in specs]
+    names = [spec.name for spec in loaded]
+    for name in names:
+        if names.count(name) > 1:
+            raise click.UsageError(f"two of the specs are named {name!r}; a cluster serves each name once")
+    wish = Wish(emulate=executor == "emulated", gpus=gpus, split=split, agents=agents)
+    try:
+        layouts = lay_out(loaded, wish, *real_devices())
+    except PlacementError as error:
+        raise click.ClickException(str(error)) from None
+    detached = Detached() if detach else None
+    sys.exit(_serve(RunDirectory(cluster), store, loaded, layouts, port, detached))
+
+
+def real_devices() -> tuple[str, int]:
+    """What this host runs models on: ('cuda', number of GPUs) or ('cpu', 1)."""
+    from nodes.discovery import cuda_devices
+
+    gpus = len(cuda_devices())
+    return ("cuda", gpus) if gpus else ("cpu", 1)
+
+
+def _serve(
+    directory: RunDirectory,
+    store: str | None,
+    specs: Sequence[PipelineSpec],
+    layouts: Sequence[AgentLayout],
+    port: int,
+    detached: Detached | None,
+) -> int:
+    signals = Signals()
+    try:
+        with LocalCluster(directory, store, signals.came, say) as cluster:
+            cluster.start(specs, layouts, port)
+            with LoadingDisplay() as display:
+                address = cluster.wait_ready(display.show)
+            _tell_how(address, directory.cluster, specs, detached is not None)
+            if detached is not None:
+                detached.ready(directory)
+            cluster.serve()
+            say("ending the cluster")
+    except Interrupted:
+        say("interrupted while starting; everything has been ended")
+        return 1
+    except (AlreadyRunning, ClusterError, ChildDied) as error:
+        click.echo(f"Error: {error}", err=True)
+        return 1
+    return 0
+
+
+def say(line: str) -> None:
+    """A line for people about what the cluster does."""
+    click.echo(line, err=True)
+
+
+def _tell_how(address: str, cluster: str, specs: Sequence[PipelineSpec], detached: bool) -> None:
+    named = "" if cluster == "local" else f" --cluster {shlex.quote(cluster)}"
+    click.echo(f"Serving {', '.join(spec.name for spec in specs)} at {address}")
+    for spec in specs:
+        what = "picture.png" if spec.name == "ocr" else "--text hello"
+        click.echo(f"  laxity submit {spec.name} {what}{named}")
+    click.echo(f'  or in Python: laxity.Client("{address}").infer("{specs[0].name}", payload)')
+    click.echo(f"End it with `laxity down{named}`." if detached else "Press Ctrl-C to end it.")
+
+
+class Detached:
+    """Splits the process in two: this one waits until the other says that the cluster is ready, and exits.
+
+    The other keeps the terminal until then, so that it shows progress and errors as in the foreground.
+    """
+
+    def __init__(self) -> None:
+        reading, self._writing = os.pipe()
+        child = os.fork()
+        if child:
+            os.close(self._writing)
+            os._exit(_wait_ready(reading, child))
+        os.close(reading)
+
+    def ready(self, directory: RunDirectory) -> None:
+        """Let the waiting process go; from here on output goes to a log file."""
+        log = directory.logs / "up.log"
+        click.echo(f"Logs: {directory.logs}")
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os.setsid()
+        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        for source, target in ((nothing, 0), (descriptor, 1), (descriptor, 2)):
+            os.dup2(source, target)
+        os.close(descriptor)
+        os.close(nothing)
+        os.write(self._writing, b"+")
+        os.close(self._writing)
+
+
+def _wait_ready(reading: int, child: int) -> int:
+    """The exit status for the process that the user waits for: 0 once the child is ready, else the child's."""
+    # Ctrl-C reaches the child too, which then ends what it started.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: os.kill(child, signal.SIGTERM))
+    if os.read(reading, 1):
+        return 0
+    _, status = os.waitpid(child, 0)
+    return os.waitstatus_to_exitcode(status) & 0xFF
