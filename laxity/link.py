@@ -66,7 +66,6 @@ class Link:
         self._heard = now
         self._sent = now
         self._asked = now
-        self._advanced = now
         self._steps: list[Step] = []
 
     @property
@@ -145,7 +144,6 @@ class Link:
             self.state = State.CONNECTING
             self._give_up_at = now + ATTEMPT
             self._steps.append(Step.CONNECT)
-        self._advanced = now
         steps = self._steps
         self._steps = []
         return steps
@@ -157,7 +155,7 @@ class Link:
         return self._retry_at if self.state is State.DOWN else self._give_up_at
 
     def _watch(self, now: float) -> None:
-        if now - self._advanced > self.heartbeat:
+        if now - self.due_at() > self.heartbeat:
             # This process itself stood still: what the shard sent meanwhile may not have been read yet.
             self._heard = max(self._heard, now - (MISSED - 1) * self.heartbeat)
         if now - self._heard >= MISSED * self.heartbeat:
