@@ -11,7 +11,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from cli.rundir import RunDirectory, known_clusters
+from cli.rundir import RunDirectory, running_clusters
 from cluster.records import RecordError
 from cluster.store.base import StoreError
 from pipelines.problems import SpecError
@@ -70,7 +70,7 @@ def find_store(cluster: str, store: str | None) -> str:
 
 def not_running(cluster: str) -> click.ClickException:
     """The error for a cluster that is not up, with what to do."""
-    others = [name for name in known_clusters() if name != cluster]
+    others = [name for name in running_clusters() if name != cluster]
     hint = f"running are: {', '.join(others)} (choose with --cluster)" if others else "start it with `laxity up ocr`"
     return click.ClickException(f"no cluster {cluster!r} is running here; {hint}")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from cluster.records import Paths
+from cluster.records import Paths, RecordError
 from cluster.store import sqlite_url
 
 
@@ -108,8 +108,26 @@ class RunDirectory:
         return True
 
 
-def known_clusters() -> list[str]:
+def running_clusters() -> list[str]:
     """The names of this user's clusters that are running."""
+    return [directory.cluster for directory in _directories() if directory.running() is not None]
+
+
+def left_behind_clusters() -> list[str]:
+    """Those that do not run but whose embedded store still lies there: their supervisor was killed."""
+    return [
+        directory.cluster
+        for directory in _directories()
+        if directory.running() is None and (directory.path / "store.db").exists()
+    ]
+
+
+def _directories() -> list[RunDirectory]:
     base = base_directory()
-    names = sorted(entry.name for entry in base.iterdir()) if base.is_dir() else []
-    return [name for name in names if RunDirectory(name).running() is not None]
+    found = []
+    for path in sorted(base.iterdir()) if base.is_dir() else []:
+        try:
+            found.append(RunDirectory(path.name))
+        except RecordError:
+            continue  # nothing of ours
+    return found

@@ -68,7 +68,7 @@ def submit(
         raise click.UsageError("give either files to send ('-' for standard input) or --text TEXT")
     from laxity import Client
 
-    sources = files or ("--text",)
+    sources = files or ("text",)
     url = shard if shard is not None else find_shards(cluster, store)
     payloads: Iterator[Any] = iter([text]) if text is not None else (_content(file) for file in files)
     good = True
