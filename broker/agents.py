@@ -6,10 +6,11 @@ import logging
 
 from broker.endpoint import BULK, Endpoint, Sent
 from broker.engine.devices import Batch
-from broker.engine.scheduler import HeldModel, Scheduler
+from broker.engine.fleet import HeldModel
+from broker.engine.scheduler import Scheduler
 from laxity import protocol
 from laxity.payload import Payload, PayloadError, Unpacker, extent, pack
-from laxity.protocol import Done, Goodbye, Grant, Heartbeat, Pull, Ready, Task, Welcome
+from laxity.protocol import DeviceReport, Done, Goodbye, Grant, Heartbeat, Pull, Ready, Task, Welcome
 
 log = logging.getLogger("laxity.broker")
 
@@ -23,6 +24,8 @@ class Agent:
         self.heard_at = now
         self.pulls: dict[int, tuple[Pull, float]] = {}
         """By device: its newest PULL and when it came."""
+        self.reports: dict[int, DeviceReport] = {}
+        """By device: what it was last said to hold."""
 
 
 class Agents:
@@ -106,10 +109,13 @@ class Agents:
             log.info("agent %s is here with %d devices", agent.name, len(ready.devices))
         agent.heard_at = now
         for device in ready.devices:
+            if agent.reports.get(device.device) == device:
+                continue
+            agent.reports[device.device] = device
             models = [
                 HeldModel(model.model, model.variant, model.share, _checked(model.profile)) for model in device.models
             ]
-            self._scheduler.report(now, agent.name, device.device, device.type, models)
+            self._scheduler.report(agent.name, device.device, device.type, models)
         self._say(
             sender,
             Welcome(version=protocol.VERSION, shard=self._shard, heartbeat_us=round(self._heartbeat * 1e6)),
@@ -121,7 +127,7 @@ class Agents:
             return
         agent.pulls[pull.device] = (pull, now)
         free_in = pull.free_in_us * 1e-6 if pull.free_in_us > 0 else 0.0
-        self._scheduler.pull(now, agent.name, pull.device, now + free_in)
+        self._scheduler.pull(agent.name, pull.device, now + free_in)
 
     def _done(self, now: float, agent: Agent, done: Done) -> None:
         bulk = False
@@ -155,7 +161,7 @@ class Agents:
             agent = self._by_name.get(device.agent)
             entry = agent.pulls.get(device.number) if agent is not None else None
             if agent is None or entry is None:
-                self._scheduler.grant_failed(now, batch.number)
+                self._scheduler.grant_failed(batch.number)
                 failed = True
                 continue
             pull, pulled_at = entry
@@ -180,7 +186,7 @@ class Agents:
             if sent is Sent.YES:
                 continue
             failed = True
-            self._scheduler.grant_failed(now, batch.number)
+            self._scheduler.grant_failed(batch.number)
             if sent is Sent.GONE:
                 self._lose(now, agent, f"agent {agent.name} is unreachable")
         return failed

@@ -137,15 +137,23 @@ class Clients:
             connection.reconnect(sender, now)
         connection.heard_at = now
         self._by_routing_id[sender] = connection
-        self._say(
-            sender,
-            Welcome(
-                version=protocol.VERSION,
-                shard=self._shard,
-                heartbeat_us=round(self._heartbeat * 1e6),
-                max_payload=self._scheduler.limits.max_payload,
-            ),
+        self._say(sender, self._welcome())
+
+    def _welcome(self) -> Welcome:
+        scheduler = self._scheduler
+        return Welcome(
+            version=protocol.VERSION,
+            shard=self._shard,
+            heartbeat_us=round(self._heartbeat * 1e6),
+            max_payload=scheduler.ledger.limits.max_payload,
+            pipelines=[(name, round(pipeline.slo * 1e6)) for name, pipeline in scheduler.pipelines.items()],
         )
+
+    def announce(self) -> None:
+        """Tell every service that the pipelines served have changed."""
+        welcome = self._welcome()
+        for connection in self._by_name.values():
+            self._say(connection.routing_id, welcome)
 
     def _submit(self, now: float, connection: Connection, submit: Submit) -> None:
         requests = submit.requests

@@ -22,7 +22,8 @@ import zmq
 from broker.agents import Agents
 from broker.clients import Clients
 from broker.endpoint import Endpoint
-from broker.engine.scheduler import Limits, Scheduler
+from broker.engine.limits import Limits
+from broker.engine.scheduler import Scheduler
 from broker.plans import build_pipeline
 from laxity import protocol
 from pipelines.spec import PipelineSpec
@@ -111,13 +112,19 @@ class Shard:
     def apply(self, spec: PipelineSpec) -> None:
         """Serve a pipeline; a running version takes no more requests and finishes what it has."""
         pipeline = build_pipeline(spec)
-        self.call(lambda: self._scheduler.apply(pipeline))
+
+        def apply() -> None:
+            self._scheduler.apply(pipeline)
+            self._clients.announce()
+
+        self.call(apply)
 
     def delete(self, name: str) -> None:
         """Stop serving a pipeline; what is in flight finishes."""
 
         def delete() -> None:
-            self._scheduler.delete(name)
+            if self._scheduler.delete(name):
+                self._clients.announce()
 
         self.call(delete)
 
@@ -146,12 +153,12 @@ class Shard:
     def _status(self) -> ShardStatus:
         scheduler = self._scheduler
         return ShardStatus(
-            submitted=scheduler.submitted,
-            in_flight=scheduler.in_flight,
-            ended=dict(scheduler.ended_by),
+            submitted=scheduler.ledger.submitted,
+            in_flight=scheduler.ledger.in_flight,
+            ended=dict(scheduler.ledger.ended_by),
             clients=len(self._clients),
             agents=len(self._agents),
-            devices=len(scheduler.devices),
+            devices=len(scheduler.fleet.devices),
             queued={key: stage.waiting() for key, stage in scheduler.stages.items()},
             malformed=self._clients.malformed + self._agents.malformed,
             undeliverable=self._clients.undeliverable,

@@ -88,6 +88,8 @@ class Agent:
         self._heard_at = 0.0
         self._said_at = 0.0
         self._welcomed = False
+        self._ready_due = False
+        """READY is to be said as soon as the connection stands (IMMEDIATE: the socket is writable then)."""
         self._dirty = False
         self._calls: deque[Callable[[], None]] = deque()
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -175,14 +177,14 @@ class Agent:
             self._keep_alive(clock())
 
     def _wait(self, clock: Callable[[], float]) -> None:
-        wake = self._said_at + self._heartbeat
+        wake = self._said_at + self._heartbeat if self._socket is not None else clock() + self._heartbeat
         for device in self._devices:
             wake = min(wake, device.next_wake())
         seconds = wake - clock()
         poller = zmq.Poller()
         poller.register(self._wake_read, zmq.POLLIN)
         if self._socket is not None:
-            poller.register(self._socket, zmq.POLLIN)
+            poller.register(self._socket, zmq.POLLIN | zmq.POLLOUT if self._ready_due else zmq.POLLIN)
         for device in self._devices:
             for waitable in device.runner.waitables():
                 poller.register(waitable, zmq.POLLIN)
@@ -221,6 +223,7 @@ class Agent:
             self._heartbeat = message.heartbeat_us * 1e-6
             if not self._welcomed:
                 self._welcomed = True
+                self._dirty = True  # what changed since READY was said has to be said as well
                 log.info("connected to shard %s", message.shard)
                 for device in self._devices:
                     device.session(now, True)
@@ -229,9 +232,11 @@ class Agent:
                 raise VersionRefused(f"the shard at {self._backend} refused this agent: {message.reason}")
             log.warning("the shard said goodbye: %s", message.reason)
             self._end_session(now)
-            self._say_ready(now)
+            self._say_ready()
 
     def _keep_alive(self, now: float) -> None:
+        if self._ready_due:
+            self._say_ready()
         if self._socket is None or now < self._said_at + self._heartbeat:
             return
         if now > self._heard_at + 4 * self._heartbeat:
@@ -240,7 +245,7 @@ class Agent:
         elif self._welcomed:
             self._send(Heartbeat(round(now * 1e6)), [])
         else:
-            self._say_ready(now)
+            self._say_ready()
 
     # ---- the connection ----------------------------------------------------------------------------
 
@@ -262,7 +267,7 @@ class Agent:
         socket.set(zmq.TCP_KEEPALIVE, 1)
         socket.connect(self._backend)
         self._socket = socket
-        self._said_at = 0.0  # READY goes out as soon as the connection stands
+        self._ready_due = True
 
     def _end_session(self, now: float) -> None:
         if self._welcomed:
@@ -270,20 +275,21 @@ class Agent:
             for device in self._devices:
                 device.session(now, False)
 
-    def _say_ready(self, now: float) -> None:
-        self._send(Ready(protocol.VERSION, self.config.name, [device.report() for device in self._devices]), [])
+    def _say_ready(self) -> None:
+        reports = [device.report() for device in self._devices]
+        self._ready_due = not self._send(Ready(protocol.VERSION, self.config.name, reports), [])
 
-    def _send(self, message: protocol.FromAgent, frames: list[Part]) -> None:
+    def _send(self, message: protocol.FromAgent, frames: list[Part]) -> bool:
+        """Send to the shard without waiting; whether it could be sent."""
         socket = self._socket
-        now = time.monotonic()
-        self._said_at = now
+        self._said_at = time.monotonic()
         if socket is None:
-            return
+            return False
         header = protocol.encode(message)
         try:
             if not frames:
                 socket.send(header, zmq.NOBLOCK)
-                return
+                return True
             socket.send(header, zmq.NOBLOCK | zmq.SNDMORE)
             last = len(frames) - 1
             for index, frame in enumerate(frames):
@@ -292,6 +298,8 @@ class Agent:
             # No connection (IMMEDIATE) or a shard that does not read. What it does not hear of it takes
             # for lost with this agent's silence; a READY or a heartbeat is said again.
             log.debug("the shard does not take a %s", type(message).__name__)
+            return False
+        return True
 
     # ---- what is held ------------------------------------------------------------------------------
 
@@ -300,7 +308,7 @@ class Agent:
 
     def _announce(self) -> None:
         if self._welcomed:
-            self._say_ready(time.monotonic())
+            self._say_ready()
         self._changed_hook(self.states())
 
     def states(self) -> list[DeviceState]:

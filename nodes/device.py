@@ -16,7 +16,7 @@ from pipelines.spec import PipelineSpec
 
 log = logging.getLogger("laxity.node")
 
-Send = Callable[[protocol.FromAgent, list[Part]], None]
+Send = Callable[[protocol.FromAgent, list[Part]], bool]
 
 
 class Device:

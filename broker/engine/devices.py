@@ -18,6 +18,7 @@ class Batch:
         stage: Stage,
         tasks: list[Task],
         granted_at: float,
+        device_was_free: bool,
         start: float,
         closes: float,
         expected: float,
@@ -28,6 +29,8 @@ class Batch:
         self.stage = stage
         self.tasks = tasks
         self.granted_at = granted_at
+        self.device_was_free = device_was_free
+        """Whether nothing else ran there when it was granted."""
         self.start = start
         self.closes = closes
         self.expected = expected

@@ -26,17 +26,17 @@ def form(
     start: float,
     remaining: float,
     target: int,
-    max_batch: int,
+    ceiling: int,
     gpus: int,
 ) -> Formed:
     """Take a batch off ``queue`` that would start at ``start`` on a device with ``table``.
 
-    ``remaining`` is sub_k. Takes at most ``target`` requests, more (up to ``max_batch``) where their deadlines allow
+    ``remaining`` is sub_k. Takes at most ``target`` requests, more (up to ``ceiling``) where their deadlines allow
     it and a larger batch is the faster one per request. The queue keeps everybody else.
     """
     formed = Formed()
     lone = start + table.upper(1) + remaining
-    while len(queue) and queue.lowest().key < lone and not _admitted(queue.lowest()):
+    while len(queue) and queue.lowest().key < lone and not queue.lowest().settled():
         task = queue.pop_lowest()
         formed.dropped.append(task)
         formed.short.append(lone - task.key)
@@ -48,7 +48,7 @@ def form(
     while len(queue):
         head = queue.lowest()
         size = len(queue) if len(queue) < target else target
-        if head.key >= start + table.upper(size) + remaining or _admitted(head):
+        if head.key >= start + table.upper(size) + remaining or head.settled():
             break
         passed.append(queue.pop_lowest())
     size = len(queue) if len(queue) < target else target
@@ -62,7 +62,7 @@ def form(
 
     earliest = kept[0].key if kept else (queue.lowest().key if len(queue) else 0.0)
     total = len(kept) + len(queue)
-    limit = total if total < max_batch else max_batch
+    limit = total if total < ceiling else ceiling
     while size < limit:
         now_l = table.upper(size)
         next_l = table.upper(size + 1)
@@ -88,12 +88,6 @@ def form(
             group.admitted = True
         batch.append(task)
     return formed
-
-
-def _admitted(task: Task) -> bool:
-    """Whether the task is an item of a request whose first item was already taken: map stages are all or
-    nothing, so it is no longer dropped for a prediction."""
-    return task.group is not None and task.group.admitted
 
 
 def _makespan_short(task: Task, table: LatencyTable, start: float, remaining: float, target: int, gpus: int) -> float:

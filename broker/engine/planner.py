@@ -9,10 +9,11 @@ from typing import Final
 
 from broker.engine.plan import Pipeline
 from broker.engine.predictor import LatencyTable
-from broker.engine.window import target_batch
+from broker.engine.window import FULL_LOAD, target_batch
 
 MARGIN: Final = 0.02
-"""The part of the SLO that the reserve gives back: time for messages between stages."""
+"""The part of the SLO that a window leaves unused, for what the predictions do not see: a process that gets the
+processor late, a message on its way."""
 
 
 def replan(pipeline: Pipeline) -> None:
@@ -40,9 +41,12 @@ def replan(pipeline: Pipeline) -> None:
         path = before[number] + times[number] + after[number]
         share = times[number] / path if path > 0.0 else 1.0
         stage.budget = pipeline.slo * share
-        stage.target = target_batch(known, stage.devices, stage.rate, stage.budget, stage.max_batch)
+        gpus = stage.devices
+        stage.target = target_batch(known, gpus, stage.rate, stage.budget, stage.max_batch)
+        stage.ceiling = max(stage.target, target_batch(known, gpus, FULL_LOAD, stage.budget, stage.max_batch))
     means = [
-        table.mean(plan.stage.target) if table is not None else 0.0 for plan, table in zip(stages, tables, strict=True)
+        table.mean(plan.stage.typical_batch()) if table is not None else 0.0
+        for plan, table in zip(stages, tables, strict=True)
     ]
     remaining = pipeline.downstream(means)
     for number, plan in enumerate(stages):
@@ -50,7 +54,7 @@ def replan(pipeline: Pipeline) -> None:
         stage.remaining = remaining[number]
         path = before[number] + times[number] + after[number]
         share = after[number] / path if path > 0.0 else 0.0
-        stage.reserve = max(stage.remaining, pipeline.slo * share - MARGIN * pipeline.slo)
+        stage.reserve = max(stage.remaining, pipeline.slo * share) + MARGIN * pipeline.slo
 
 
 def common_batch(pipeline: Pipeline, tables: list[LatencyTable | None]) -> int:

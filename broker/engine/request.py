@@ -23,9 +23,22 @@ class Client:
 
 
 class StageTime:
-    """How one stage of a request went; ``remaining`` is what was left of the budget when it ended."""
+    """How one stage of a request went, in seconds; ``remaining`` is what was left of the budget when it ended.
 
-    def __init__(self, stage: str, queued: float, execution: float, batch: int, items: int, remaining: float) -> None:
+    For a map stage: the wait of its first item, the execution of all batches that had items of it, the largest of
+    them, and ``items``; ``batch_number`` is the last of them."""
+
+    def __init__(
+        self,
+        stage: str,
+        queued: float,
+        execution: float,
+        batch: int,
+        items: int,
+        remaining: float,
+        batch_number: int,
+    ) -> None:
+        self.batch_number = batch_number
         self.stage = stage
         self.queued = queued
         self.execution = execution
@@ -72,6 +85,15 @@ class Task:
         self.state = QUEUED
         self.slot = len(request.tasks)
         """Where it stands in ``request.tasks``."""
+
+    def stage_name(self) -> str:
+        """The stage's name in the request's pipeline."""
+        return self.request.pipeline.stages[self.number].name
+
+    def settled(self) -> bool:
+        """Whether it is an item of a request whose first item was already taken: a map stage is all or nothing, so
+        none of its items is dropped for a prediction any more."""
+        return self.group is not None and self.group.admitted
 
 
 class Request:

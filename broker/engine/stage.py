@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 NEVER: Final = 1e18
 SMOOTHING: Final = 0.5
 """Weight of the newest measurement in a stage's arrival rate."""
+SMOOTHING_BATCH: Final = 0.1
+"""Weight of the newest batch in a stage's mean batch size."""
 
 
 class Stage:
@@ -37,6 +39,8 @@ class Stage:
         self.budget = 0.0
         """The stage's share of the SLO."""
         self.target = 1
+        self.ceiling = 1
+        """The target batch under full load: no batch is larger, however many wait."""
         self.opens = NEVER
         self.closes = NEVER
         self.pending = False
@@ -44,8 +48,53 @@ class Stage:
         self.timer = NEVER
         self.rate = 0.0
         """Mean arrival rate in elements per second."""
+        self.batch_size = 0.0
+        """Moving mean of the sizes of its batches; 0 before the first."""
         self.arrivals = 0
         """Elements arrived since ``rate`` was last brought up to date."""
+
+    def take_out(self, task: Task) -> None:
+        """Take a waiting task away."""
+        if self.queue.remove(task):
+            return
+        for batch in self.alone:
+            if task in batch:
+                batch.remove(task)
+                self.alone_count -= 1
+                return
+
+    def put_alone(self, tasks: list[Task]) -> None:
+        """Have these tasks run as one batch, without others and ahead of the queue."""
+        self.alone.append(tasks)
+        self.alone_count += len(tasks)
+
+    def take_alone(self) -> list[Task]:
+        """The next batch of :meth:`put_alone`; empty if all of it has ended meanwhile."""
+        tasks = self.alone.popleft()
+        self.alone_count -= len(tasks)
+        return tasks
+
+    def hopeless_at(self) -> float:
+        """When the most urgent waiting task can no longer make it, not even alone."""
+        wake = NEVER
+        if len(self.queue):
+            task = self.queue.lowest()
+            wake = task.key
+            if self.table is not None and self.devices and not task.settled():
+                wake -= self.table.upper(1) + self.remaining
+        for batch in self.alone:
+            for task in batch:
+                if task.key < wake:
+                    wake = task.key
+        return wake
+
+    def granted(self, size: int) -> None:
+        """A batch of this size was granted."""
+        self.batch_size += SMOOTHING_BATCH * (size - self.batch_size) if self.batch_size else size
+
+    def typical_batch(self) -> int:
+        """The batch size that requests on their way here should expect."""
+        return round(self.batch_size) if self.batch_size >= 1.0 else self.target
 
     def measure_rate(self, elapsed: float) -> None:
         """Take the arrivals counted over the last ``elapsed`` seconds into the rate."""

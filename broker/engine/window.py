@@ -5,7 +5,12 @@ deadline, after ``closes`` this one cannot. Starting at ``opens`` (Symphony's *f
 nothing and makes batches as large as the deadlines allow.
 """
 
+from typing import Final
+
 from broker.engine.predictor import LatencyTable
+
+FULL_LOAD: Final = 1e18
+"""A rate in requests per second that keeps any number of GPUs busy."""
 
 
 def target_batch(table: LatencyTable, gpus: int, rate: float, budget: float, max_batch: int) -> int:
@@ -13,29 +18,28 @@ def target_batch(table: LatencyTable, gpus: int, rate: float, budget: float, max
 
     N GPUs that start l(b)/N apart give a worst case of l(b)·(1 + 1/N), so with n = rate·l(b)/b GPUs busy
     (at most ``gpus``) b is feasible iff l(b)·(1 + 1/n) <= budget. With n <= 1 one GPU waits for its batch to fill:
-    l(b) + b/rate <= budget. While no rate is known: l(b) <= budget/2. On a CPU a larger batch is often worse,
-    hence the maximum of b/l(b) and not of b. At least 1.
+    l(b) + b/rate <= budget. While no rate is known: l(b) <= budget/2; :data:`FULL_LOAD` asks for all GPUs busy. On a
+    CPU a larger batch is often worse, hence the maximum of b/l(b) and not of b. At least 1.
     """
     best = 1
     best_rate = 0.0
     for batch in range(1, max_batch + 1):
         latency = table.upper(batch)
-        if latency <= 0.0:  # nothing to gain by waiting; a batch grows by itself while others wait
+        if latency <= 0.0:  # nothing is gained by waiting for a larger one, and nothing lost by taking it
+            if rate >= FULL_LOAD:
+                best = batch
             continue
         if latency > budget:
             break
+        busy = rate * latency / batch
         if rate <= 0.0:
             feasible = latency <= budget / 2
+        elif busy >= gpus:  # saturated: batches fill at once, all GPUs run staggered
+            feasible = latency * (1.0 + 1.0 / gpus) <= budget
+        elif busy <= 1.0:
+            feasible = latency + batch / rate <= budget
         else:
-            busy = rate * latency / batch
-            if busy > gpus:
-                busy = float(gpus)
-            if busy <= 1.0:
-                feasible = latency + batch / rate <= budget
-                if busy == gpus:  # saturated: the queue fills the batch at once
-                    feasible = feasible or 2 * latency <= budget
-            else:
-                feasible = latency * (1.0 + 1.0 / busy) <= budget
+            feasible = latency * (1.0 + 1.0 / busy) <= budget
         throughput = batch / latency
         if feasible and throughput > best_rate * (1.0 + 1e-9):
             best = batch

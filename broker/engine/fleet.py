@@ -1,0 +1,138 @@
+"""The devices of all agents, in groups that do as well as one another, and the stages they serve."""
+
+from collections.abc import Iterable
+
+from broker.engine.devices import Batch, Device, DeviceGroup
+from broker.engine.predictor import LatencyTable
+from broker.engine.stage import Stage
+
+
+class HeldModel:
+    """A model that a device holds, as its agent reports it."""
+
+    def __init__(self, key: str, variant: str, share: int, profile: list[tuple[int, float]]) -> None:
+        self.key = key
+        self.variant = variant
+        self.share = share
+        self.profile = profile
+
+
+class Fleet:
+    """Who is there, who has pulled, and who serves which stage."""
+
+    def __init__(self) -> None:
+        self.devices: dict[tuple[str, int], Device] = {}
+        self.tables: dict[tuple[str, str, int, str], LatencyTable] = {}
+        """By (model, variant, share, device type)."""
+        self.offered: dict[int, DeviceGroup] = {}
+        """Groups with a new offer since they were last looked at, by identity."""
+        self.stale = False
+        """Whether pipelines or devices changed since :meth:`regroup`."""
+        self._groups: dict[tuple[str, str], DeviceGroup] = {}
+        self._next_index = 0
+
+    def report(self, agent: str, number: int, type: str, models: list[HeldModel], stages: dict[str, Stage]) -> None:
+        """A device, new or with another set of models than before."""
+        device = self.devices.get((agent, number))
+        if device is None:
+            device = Device(self._next_index, agent, number, type)
+            self._next_index += 1
+            self.devices[(agent, number)] = device
+        pulled = device.pulled
+        if device.group is not None:
+            device.group.remove(device)
+        device.type = type
+        names: list[str] = []
+        tables: dict[str, LatencyTable] = {}
+        for model in sorted(models, key=_model_key):
+            names.append(f"{model.key}|{model.variant}|{model.share}")
+            slot = (model.key, model.variant, model.share, type)
+            table = self.tables.get(slot)
+            if table is None:
+                stage = stages.get(model.key)
+                largest = (
+                    stage.max_batch if stage is not None else max([batch for batch, _ in model.profile], default=1)
+                )
+                table = LatencyTable(largest, model.profile)
+                self.tables[slot] = table
+            tables[model.key] = table
+        key = (type, ",".join(names))
+        group = self._groups.get(key)
+        if group is None:
+            group = DeviceGroup(type, tables)
+            self._groups[key] = group
+        group.add(device)
+        self.stale = True
+        if pulled:
+            self._offer(device)
+
+    def pull(self, agent: str, number: int, free_at: float) -> bool:
+        """A device would take a batch and can start it at ``free_at``; False for an unknown one."""
+        device = self.devices.get((agent, number))
+        if device is None:
+            return False
+        device.free_at = free_at
+        if len(device.batches) < 2:
+            self._offer(device)
+        return True
+
+    def _offer(self, device: Device) -> None:
+        group = device.group
+        assert group is not None
+        group.offer(device)
+        self.offered[id(group)] = group
+
+    def remove(self, agent: str) -> list[Batch]:
+        """An agent is gone; the batches that its devices had."""
+        lost: list[Batch] = []
+        for slot in [slot for slot in self.devices if slot[0] == agent]:
+            device = self.devices.pop(slot)
+            if device.group is not None:
+                device.group.remove(device)
+            lost.extend(device.batches.values())
+        self.stale = True
+        return lost
+
+    def regroup(self, stages: dict[str, Stage]) -> None:
+        """Bring the stages' groups in line with who is there (rare)."""
+        self.stale = False
+        self._groups = {key: group for key, group in self._groups.items() if group.members}
+        for stage in stages.values():
+            stage.groups = []
+            stage.devices = 0
+            stage.table = None
+            stage.pending = False
+        used: set[int] = set()
+        for group in self._groups.values():
+            group.pending = {}
+            for model, table in group.tables.items():
+                used.add(id(table))
+                served = stages.get(model)
+                if served is not None:
+                    served.groups.append(group)
+                    served.devices += len(group.members)
+        self.tables = {slot: table for slot, table in self.tables.items() if id(table) in used or slot[0] in stages}
+
+
+def lowest_free(groups: Iterable[DeviceGroup]) -> Device | None:
+    """The lowest-numbered device that has pulled, so that load consolidates and the rest can be released."""
+    best: Device | None = None
+    for group in groups:
+        device = group.lowest_free()
+        if device is not None and (best is None or device.index < best.index):
+            best = device
+    return best
+
+
+def first_to_close(pending: dict[str, Stage]) -> Stage:
+    """The stage with an open window that closes first."""
+    first: Stage | None = None
+    for stage in pending.values():
+        if first is None or stage.closes < first.closes:
+            first = stage
+    assert first is not None
+    return first
+
+
+def _model_key(model: HeldModel) -> str:
+    return model.key

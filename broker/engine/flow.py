@@ -1,0 +1,154 @@
+"""The way of a request through its graph: into a stage's queue, out with its answer, on to the next stages."""
+
+from broker.engine.devices import Batch
+from broker.engine.ledger import Ledger
+from broker.engine.plan import FROM_REQUEST
+from broker.engine.request import MapGroup, Request, StageTime, Task
+from laxity.outcomes import Outcome
+from laxity.payload import Payload, PayloadError, as_dict, as_list
+
+
+class Flow:
+    """Moves requests; who ends on the way is told to the ledger."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+
+    def begin(self, now: float, request: Request) -> None:
+        """Queue a new request for the stages that need nothing but the request."""
+        pipeline = request.pipeline
+        request.values = [None] * len(pipeline.stages)
+        request.waiting = list(pipeline.parent_counts)
+        for number in pipeline.roots:
+            if request.outcome is None:
+                self._enqueue(now, request, number)
+
+    def finish_task(self, now: float, task: Task, answer: Payload, batch: Batch, execution: float) -> None:
+        """A task of a live request was run: its stage is done, or one item of it."""
+        request = task.request
+        group = task.group
+        request.forget(task)
+        if request.timings is not None:
+            _note_time(now, task, batch, execution)
+        if group is None:
+            self._finish_stage(now, request, task.number, answer)
+            return
+        group.results[task.item] = answer
+        group.left -= 1
+        if group.left == 0:
+            results: list[Payload] = []
+            for result in group.results:
+                assert result is not None
+                results.append(result)
+            self._finish_stage(now, request, task.number, as_list(results))
+
+    def _enqueue(self, now: float, request: Request, number: int) -> None:
+        """All inputs of a stage are there: queue the request (or its items) for it."""
+        ledger = self._ledger
+        plan = request.pipeline.stages[number]
+        stage = plan.stage
+        inputs: list[Payload] = []
+        try:
+            for source, field in plan.sources:
+                value = request.payload if source == FROM_REQUEST else request.values[source]
+                assert value is not None
+                inputs.append(value.field(field) if field else value)
+            items = inputs[0].items() if plan.is_map else []
+        except PayloadError as error:
+            at = len(inputs) if len(inputs) < len(plan.sources) else 0
+            source = plan.sources[at][0]
+            why = f"no input for stage {plan.name!r}: {error}"
+            if source == FROM_REQUEST:
+                ledger.end(now, request, Outcome.REJECTED, plan.name, why)
+            else:
+                ledger.end(now, request, Outcome.FAILED, request.pipeline.stages[source].name, why)
+            return
+        count = len(items) if plan.is_map else 1
+        if count > plan.max_items:
+            why = f"{count} items exceed the stage's max_items of {plan.max_items}"
+            ledger.end(now, request, Outcome.FAILED, plan.name, why)
+            return
+        if stage.waiting() + count > stage.max_queue:
+            why = f"queue full: {stage.waiting()} of {stage.max_queue} elements wait at stage {plan.name!r}"
+            ledger.end(now, request, Outcome.REJECTED, plan.name, why)
+            return
+        if not plan.is_map:
+            task = Task(request, stage, number, -1, None, inputs, now)
+            request.tasks.append(task)
+            stage.queue.push(task)
+        elif count == 0:
+            self._finish_stage(now, request, number, as_list([]))
+            return
+        else:
+            group = MapGroup(count)
+            for index in range(count):
+                task = Task(request, stage, number, index, group, [items[index]], now)
+                request.tasks.append(task)
+                stage.queue.push(task)
+        stage.arrivals += count
+        ledger.touch(stage)
+
+    def _finish_stage(self, now: float, request: Request, number: int, value: Payload) -> None:
+        ledger = self._ledger
+        request.values[number] = value
+        request.nbytes += value.nbytes
+        ledger.bytes += value.nbytes
+        request.left -= 1
+        if request.left == 0:
+            self._answer(now, request)
+            return
+        pipeline = request.pipeline
+        if ledger.bytes > ledger.limits.max_bytes:
+            why = (
+                f"queue full: an answer of {value.nbytes} bytes is more than the shard's {ledger.limits.max_bytes} hold"
+            )
+            ledger.end(now, request, Outcome.REJECTED, pipeline.stages[number].name, why)
+            return
+        for child in pipeline.stages[number].children:
+            request.waiting[child] -= 1
+            if request.waiting[child] == 0 and request.outcome is None:
+                self._enqueue(now, request, child)
+
+    def _answer(self, now: float, request: Request) -> None:
+        pipeline = request.pipeline
+        last = pipeline.stages[-1].name
+        if now > request.deadline:
+            self._ledger.expire(now, request, last)
+            return
+        fields: dict[str, Payload] = {}
+        try:
+            for name, source, field in pipeline.outputs:
+                value = request.payload if source == FROM_REQUEST else request.values[source]
+                assert value is not None
+                fields[name] = value.field(field) if field else value
+        except PayloadError as error:
+            self._ledger.end(now, request, Outcome.FAILED, last, f"no output: {error}")
+            return
+        request.answer = fields[""] if "" in fields else as_dict(fields)
+        self._ledger.end(now, request, Outcome.OK, "", "")
+
+
+def _note_time(now: float, task: Task, batch: Batch, execution: float) -> None:
+    """Note how the stage went; for a map stage from the first item's wait to the last item's end."""
+    request = task.request
+    assert request.timings is not None
+    queued = batch.start - task.queued_at
+    if queued < 0.0:
+        queued = 0.0
+    group = task.group
+    time = group.time if group is not None else None
+    if time is None:
+        time = StageTime(
+            task.stage_name(), queued, execution, len(batch.tasks), 1, request.deadline - now, batch.number
+        )
+        request.timings.append(time)
+        if group is not None:
+            group.time = time
+        return
+    time.queued = min(time.queued, queued)
+    if batch.number != time.batch_number:
+        time.batch_number = batch.number
+        time.execution += execution
+    time.batch = max(time.batch, len(batch.tasks))
+    time.items += 1
+    time.remaining = request.deadline - now

@@ -1,0 +1,85 @@
+"""The account of requests: each comes in once and ends once, whatever happens in between."""
+
+from broker.engine.limits import Limits
+from broker.engine.request import QUEUED, Request, Task
+from broker.engine.stage import Stage
+from laxity.outcomes import Outcome
+
+
+class Ledger:
+    """Keeps submitted = Σ ended + in flight, the bytes held, and the stages that have to be looked at again."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self.submitted = 0
+        self.in_flight = 0
+        self.bytes = 0
+        self.ended_by: dict[str, int] = {outcome.value: 0 for outcome in Outcome}
+        self.touched: list[Stage] = []
+        """Stages whose queue changed since they were last looked at, each once."""
+        self.drained = False
+        """Whether the last request of a retired pipeline has ended."""
+        self._ended: list[Request] = []
+
+    def touch(self, stage: Stage) -> None:
+        """Have a stage looked at again."""
+        if not stage.dirty:
+            stage.dirty = True
+            self.touched.append(stage)
+
+    def enter(self, request: Request) -> None:
+        """A request came in."""
+        request.client.requests[request.id] = request
+        request.pipeline.in_flight += 1
+        self.submitted += 1
+        self.in_flight += 1
+        self.bytes += request.nbytes
+
+    def end(self, now: float, request: Request, outcome: Outcome, stage: str, detail: str) -> None:
+        """End a request, unless it has ended before; what it has queued anywhere goes with it."""
+        if request.outcome is not None:
+            return
+        request.outcome = outcome
+        request.end_stage = stage
+        request.detail = detail
+        request.ended_at = now
+        tasks = request.tasks
+        if tasks:
+            for task in tasks:
+                if task.state == QUEUED:
+                    task.stage.take_out(task)
+                    self.touch(task.stage)
+            request.tasks = []
+        del request.client.requests[request.id]
+        pipeline = request.pipeline
+        pipeline.in_flight -= 1
+        self.in_flight -= 1
+        self.bytes -= request.nbytes
+        self.ended_by[outcome] += 1
+        self._ended.append(request)
+        if pipeline.retired and pipeline.in_flight == 0:
+            self.drained = True
+
+    def expire(self, now: float, request: Request, stage: str) -> None:
+        """End a request whose deadline has passed."""
+        late = (now - request.deadline) * 1e3
+        self.end(now, request, Outcome.EXPIRED, stage, f"the deadline passed {late:.1f} ms ago")
+
+    def drop(self, now: float, task: Task, short: float) -> None:
+        """End a request that is predicted to miss its deadline by ``short`` seconds."""
+        name = task.stage_name()
+        task.request.short_by = short
+        self.end(
+            now,
+            task.request,
+            Outcome.DROPPED,
+            name,
+            f"predicted to miss its deadline by {short * 1e3:.1f} ms at stage {name!r}",
+        )
+
+    def take_ended(self) -> list[Request]:
+        """The requests that ended since the last call."""
+        ended = self._ended
+        if ended:
+            self._ended = []
+        return ended

@@ -1,0 +1,93 @@
+"""A shard as a process: it registers itself in the store and serves the pipelines that it finds there."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+import time
+
+from broker.shell import Shard, ShardConfig
+from cluster.membership import Follower, Membership
+from cluster.records import BrokerRecord, Paths, PipelineRecord, RecordError, decode, encode
+from cluster.store import open_store
+from cluster.store.base import Entry
+
+log = logging.getLogger("laxity.broker")
+
+TURN = 0.2
+"""Seconds between two looks at the lease, the counters and the signals."""
+
+
+class PipelineFollower:
+    """Applies to a shard what changes among the pipelines in the store."""
+
+    def __init__(self, shard: Shard) -> None:
+        self._shard = shard
+        self._served: dict[str, str] = {}
+        """Version by pipeline name."""
+
+    def update(self, entries: dict[str, Entry]) -> None:
+        """``entries``: the pipelines' records by key."""
+        seen: set[str] = set()
+        for key, entry in entries.items():
+            try:
+                record = decode(PipelineRecord, key, entry.value)
+            except RecordError as error:
+                log.error("%s", error)
+                continue
+            name = record.spec.name
+            seen.add(name)
+            if self._served.get(name) != record.version:
+                self._shard.apply(record.spec)
+                self._served[name] = record.version
+                log.info("serving pipeline %s version %s", name, record.version)
+        for name in [name for name in self._served if name not in seen]:
+            self._shard.delete(name)
+            del self._served[name]
+            log.info("no longer serving pipeline %s", name)
+
+
+def run_shard_process(config: ShardConfig, store_url: str, cluster: str, stop: threading.Event) -> None:
+    """Serve until ``stop`` is set. Raises StoreError, RecordError or AddressInUse where it cannot begin, and
+    RuntimeError where the shard's thread ended by itself."""
+    store = open_store(store_url)
+    try:
+        paths = Paths(cluster)
+        membership = Membership(store, paths.broker(config.name))
+        follower = Follower(store, paths.pipelines)
+        shard = Shard(config)
+        failure: list[BaseException] = []
+
+        def serve() -> None:
+            try:
+                shard.run()
+            except BaseException as error:
+                log.exception("the shard's thread failed")
+                failure.append(error)
+            finally:
+                stop.set()
+
+        thread = threading.Thread(target=serve, name="shard")
+        thread.start()
+        try:
+            pipelines = PipelineFollower(shard)
+            record = BrokerRecord(
+                frontend=shard.frontend, backend=shard.backend, pid=os.getpid(), host=socket.gethostname()
+            )
+            membership.publish(encode(record))
+            log.info("shard %s: services at %s, agents at %s", config.name, shard.frontend, shard.backend)
+            while not stop.is_set():
+                if follower.poll(TURN):
+                    pipelines.update(follower.entries)
+                membership.beat(time.monotonic())
+        finally:
+            shard.stop()
+            thread.join()
+            follower.close()
+            membership.leave()
+        if failure:
+            raise RuntimeError(f"the shard's thread failed: {failure[0]}") from failure[0]
+    finally:
+        store.close()
