@@ -1,0 +1,69 @@
+# `make demo` and `make test` do all set-up themselves, on a fresh machine too.
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-source test-compiled lint format bench clean
+
+# A fixed version, and the only one that is installed without gigabytes of GPU libraries everywhere.
+TORCH := torch==2.13.0
+VENV := .venv
+COMPILED := .venv-compiled
+PIP := $(VENV)/bin/python -m pip --disable-pip-version-check install -q
+
+help:
+	@echo "make demo    read the text of sample pictures through a cluster on this machine"
+	@echo "make test    lint, then all tests, with the engines interpreted and compiled"
+	@echo "make lint    ruff, mypy and import-linter alone"
+	@echo "make format  put the source into its standard form"
+	@echo "make bench   run the benchmarks"
+	@echo "make clean   remove everything that was made here"
+
+demo: $(VENV)/.demo
+	$(VENV)/bin/laxity demo
+
+test: lint test-source test-compiled
+
+test-source: $(VENV)/.dev
+	LAXITY_EXPECT_COMPILED=0 $(VENV)/bin/python -m pytest -q
+
+# Away from the source, whose modules would be found before the compiled ones.
+test-compiled: $(COMPILED)/.wheel
+	rm -rf build/compiled && mkdir -p build/compiled && cp -R tests pyproject.toml build/compiled
+	cd build/compiled && PYTHONSAFEPATH=1 LAXITY_EXPECT_COMPILED=1 ../../$(COMPILED)/bin/python -m pytest -q
+
+lint: $(VENV)/.dev
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+
+format: $(VENV)/.dev
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+bench: $(VENV)/.dev $(COMPILED)/.wheel
+	set -e; for file in benchmarks/*.py; do $(VENV)/bin/python $$file; done
+
+clean:
+	rm -rf $(VENV) $(COMPILED) build *.egg-info
+	find . -name '*.so' -not -path './.*' -delete
+
+$(VENV)/.demo: pyproject.toml setup.py
+	test -x $(VENV)/bin/python || { python=$$(.ci/python) && $$python -m venv $(VENV); }
+	$(PIP) 'setuptools>=77'
+	$(PIP) --no-build-isolation -e '.[ocr]'
+	touch $@
+
+$(VENV)/.dev: pyproject.toml setup.py
+	test -x $(VENV)/bin/python || { python=$$(.ci/python --compile) && $$python -m venv $(VENV); }
+	$(PIP) 'setuptools>=77'
+	$(PIP) --no-build-isolation -e '.[ocr,dev]' $(TORCH)
+	touch $@ $(VENV)/.demo
+
+# The wheel alone is installed here; its dependencies are those of the other environment.
+$(COMPILED)/.wheel: $(VENV)/.dev setup.py pyproject.toml $(shell find laxity pipelines cluster broker nodes cli -name '*.py' -o -name '*.yaml')
+	rm -rf $(COMPILED) build/wheel build/lib* build/bdist* && mkdir -p build/wheel
+	LAXITY_COMPILE=1 $(VENV)/bin/python -m pip wheel -q --no-deps --no-build-isolation -w build/wheel .
+	$(VENV)/bin/python -m venv --without-pip $(COMPILED)
+	$(VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+	  > "$$($(COMPILED)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/dependencies.pth"
+	$(VENV)/bin/python -m pip --python $(COMPILED)/bin/python install -q --no-deps build/wheel/*.whl
+	touch $@
