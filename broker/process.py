@@ -18,6 +18,8 @@ log = logging.getLogger("laxity.broker")
 
 TURN = 0.2
 """Seconds between two looks at the lease, the counters and the signals."""
+COUNTERS = 1.0
+"""Seconds between two publications of the counters."""
 
 
 class PipelineFollower:
@@ -73,15 +75,16 @@ def run_shard_process(config: ShardConfig, store_url: str, cluster: str, stop: t
         thread.start()
         try:
             pipelines = PipelineFollower(shard)
-            record = BrokerRecord(
-                frontend=shard.frontend, backend=shard.backend, pid=os.getpid(), host=socket.gethostname()
-            )
-            membership.publish(encode(record))
             log.info("shard %s: services at %s, agents at %s", config.name, shard.frontend, shard.backend)
+            counted_at = float("-inf")
             while not stop.is_set():
                 if follower.poll(TURN):
                     pipelines.update(follower.entries)
-                membership.beat(time.monotonic())
+                now = time.monotonic()
+                if now >= counted_at + COUNTERS:
+                    counted_at = now
+                    membership.publish(encode(_record(shard)))
+                membership.beat(now)
         finally:
             shard.stop()
             thread.join()
@@ -91,3 +94,14 @@ def run_shard_process(config: ShardConfig, store_url: str, cluster: str, stop: t
             raise RuntimeError(f"the shard's thread failed: {failure[0]}") from failure[0]
     finally:
         store.close()
+
+
+def _record(shard: Shard) -> BrokerRecord:
+    status = shard.status()
+    return BrokerRecord(
+        frontend=shard.frontend,
+        backend=shard.backend,
+        pid=os.getpid(),
+        host=socket.gethostname(),
+        counters={"submitted": status.submitted, "in_flight": status.in_flight, **status.ended},
+    )

@@ -35,12 +35,17 @@ class PipelineRecord(msgspec.Struct, frozen=True):
 
 
 class BrokerRecord(msgspec.Struct, frozen=True):
-    """``brokers/<shard>``, under a lease: where services (``frontend``) and agents (``backend``) connect."""
+    """``brokers/<shard>``, under a lease: where services (``frontend``) and agents (``backend``) connect.
+
+    ``counters`` are the shard's own, about a second old: requests submitted and in flight, and how many ended in
+    each outcome; submitted = in_flight + the outcomes' sum.
+    """
 
     frontend: str
     backend: str
     pid: int
     host: str
+    counters: dict[str, int] = {}
 
 
 class DeviceRecord(msgspec.Struct, frozen=True):

@@ -129,26 +129,23 @@ class Flow:
 
 
 def _note_time(now: float, task: Task, batch: Batch, execution: float) -> None:
-    """Note how the stage went; for a map stage from the first item's wait to the last item's end."""
+    """Note how the stage went, so that queued + execution is the time it took; a map stage's from its first item's
+    arrival to its last item's end."""
     request = task.request
     assert request.timings is not None
-    queued = batch.start - task.queued_at
-    if queued < 0.0:
-        queued = 0.0
+    elapsed = now - task.queued_at
     group = task.group
     time = group.time if group is not None else None
     if time is None:
-        time = StageTime(
-            task.stage_name(), queued, execution, len(batch.tasks), 1, request.deadline - now, batch.number
-        )
+        time = StageTime(task.stage_name(), batch.number)
         request.timings.append(time)
         if group is not None:
             group.time = time
-        return
-    time.queued = min(time.queued, queued)
-    if batch.number != time.batch_number:
+        time.execution = execution
+    elif batch.number != time.batch_number:
         time.batch_number = batch.number
         time.execution += execution
+    time.queued = elapsed - time.execution if elapsed > time.execution else 0.0
     time.batch = max(time.batch, len(batch.tasks))
     time.items += 1
     time.remaining = request.deadline - now

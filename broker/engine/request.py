@@ -25,26 +25,18 @@ class Client:
 class StageTime:
     """How one stage of a request went, in seconds; ``remaining`` is what was left of the budget when it ended.
 
-    For a map stage: the wait of its first item, the execution of all batches that had items of it, the largest of
-    them, and ``items``; ``batch_number`` is the last of them."""
+    ``queued`` + ``execution`` is the time that the stage took. For a map stage ``execution`` is that of all batches
+    that had items of it (``batch_number`` is the last of them) and ``batch`` the size of the largest.
+    """
 
-    def __init__(
-        self,
-        stage: str,
-        queued: float,
-        execution: float,
-        batch: int,
-        items: int,
-        remaining: float,
-        batch_number: int,
-    ) -> None:
-        self.batch_number = batch_number
+    def __init__(self, stage: str, batch_number: int) -> None:
         self.stage = stage
-        self.queued = queued
-        self.execution = execution
-        self.batch = batch
-        self.items = items
-        self.remaining = remaining
+        self.batch_number = batch_number
+        self.queued = 0.0
+        self.execution = 0.0
+        self.batch = 0
+        self.items = 0
+        self.remaining = 0.0
 
 
 class MapGroup:
