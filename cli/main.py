@@ -6,8 +6,6 @@ from importlib import import_module
 
 import click
 
-from laxity.version import __version__
-
 COMMANDS = {
     "up": ("cli.up:up", "Start a cluster on this machine and serve pipelines."),
     "down": ("cli.down:down", "End a cluster that `up` started."),
@@ -42,7 +40,7 @@ class LazyGroup(click.Group):
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="laxity")
+@click.version_option(package_name="laxity", prog_name="laxity")
 def main() -> None:
     """Serve pipelines of DNN models inside a latency objective.
 

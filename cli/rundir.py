@@ -12,6 +12,9 @@ import msgspec
 from cluster.records import Paths, RecordError
 from cluster.store import sqlite_url
 
+TAKING = 2.0
+"""How long to try for the lock, in seconds, while no supervisor is seen to hold it."""
+
 
 class Running(msgspec.Struct, frozen=True):
     """What the lock file says while its cluster runs: the supervisor's pid and the store's address."""
@@ -55,16 +58,19 @@ class RunDirectory:
         self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.logs.mkdir(exist_ok=True)
         descriptor = os.open(self._lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            os.close(descriptor)
+        deadline = time.monotonic() + TAKING
+        while not _lock(descriptor, fcntl.LOCK_EX):
             running = self.running()
+            # Somebody may be looking this very moment, which takes a lock as well.
+            if running is None and time.monotonic() < deadline:
+                time.sleep(0.01)
+                continue
+            os.close(descriptor)
             process = f" (process {running.pid})" if running else ""
             raise AlreadyRunning(
                 f"the cluster {self.cluster!r} is already up{process}; end it with `laxity down --cluster "
                 f"{self.cluster}`, or start another one with --cluster NAME"
-            ) from error
+            )
         os.ftruncate(descriptor, 0)
         os.write(descriptor, msgspec.json.encode(Running(os.getpid(), store)))
         self._held = descriptor
@@ -88,15 +94,13 @@ class RunDirectory:
         except OSError:
             return None
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            try:
-                return msgspec.json.decode(os.pread(descriptor, 4096, 0), type=Running)
-            except msgspec.DecodeError:
-                return None  # taken this very moment, not written yet
+            if _lock(descriptor, fcntl.LOCK_SH):
+                return None
+            return msgspec.json.decode(os.pread(descriptor, 4096, 0), type=Running)
+        except msgspec.DecodeError:
+            return None  # taken this very moment, and not written yet
         finally:
             os.close(descriptor)
-        return None
 
     def wait_ended(self, timeout: float) -> bool:
         """Wait for the supervisor to end; whether it did within ``timeout`` seconds."""
@@ -106,6 +110,15 @@ class RunDirectory:
                 return False
             time.sleep(0.05)
         return True
+
+
+def _lock(descriptor: int, kind: int) -> bool:
+    """Take a lock of this kind without waiting; whether it could be had."""
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def running_clusters() -> list[str]:
