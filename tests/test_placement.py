@@ -8,9 +8,7 @@ from hypothesis import strategies as st
 
 from cluster.placement import PlacementError, check_split, deal, dedicate, share, split_gpus
 
-COSTS = st.dictionaries(
-    st.sampled_from("abcd"), st.floats(0.001, 10, allow_nan=False), min_size=1, max_size=4
-)
+COSTS = st.dictionaries(st.sampled_from("abcd"), st.floats(0.001, 10, allow_nan=False), min_size=1, max_size=4)
 
 
 @given(COSTS, st.integers(0, 6))
@@ -24,9 +22,7 @@ def test_a_split_is_the_best_of_all_splits(costs: dict[str, float], spare: int) 
     def throughput(split: tuple[int, ...]) -> float:
         return min(n / cost for n, cost in zip(split, costs.values(), strict=True))
 
-    best = max(
-        throughput(split) for split in product(range(1, spare + 2), repeat=len(costs)) if sum(split) == gpus
-    )
+    best = max(throughput(split) for split in product(range(1, spare + 2), repeat=len(costs)) if sum(split) == gpus)
     assert throughput(tuple(counts.values())) == best
 
 

@@ -22,9 +22,7 @@ SPEC = PipelineSpec(
     slo=0.4,
     stages={
         "first": StageSpec(executor="emulated", profile=Profile(alpha_ms=1.0, beta_ms=2.0)),
-        "second": StageSpec(
-            executor="emulated", inputs=["first"], profile=Profile(latency_ms={1: 3.0, 8: 9.5})
-        ),
+        "second": StageSpec(executor="emulated", inputs=["first"], profile=Profile(latency_ms={1: 3.0, 8: 9.5})),
     },
     output="second",
 )
