@@ -124,7 +124,7 @@ class RequestTable:
                 break
             waiting.popleft()
             if not pending.implicit or (pending.bounded and now - pending.submitted > FRESH):
-                pending.request.budget_us = int(remaining * 1e6)
+                pending.request.budget_us = max(1, int(remaining * 1e6))
             batch.append(pending)
         return batch
 

@@ -41,6 +41,8 @@ COPY_BELOW = 65536
 """Frames of fewer bytes are copied; for larger ones that costs more than the bookkeeping of not doing so."""
 LINGER_MS = 200
 """How long the last words of a closing client may take, in milliseconds."""
+RECONNECT_MS = 60_000
+"""How long libzmq waits before it reconnects, in milliseconds: for ever, as :class:`Link` sees to that."""
 MONITORED = (
     zmq.EVENT_HANDSHAKE_SUCCEEDED
     | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
@@ -223,21 +225,28 @@ class Transport:
 
     # ---- receiving ---------------------------------------------------------------------
 
-    def _receive(self) -> None:
+    def _receive_all(self) -> None:
+        """Read what a broken connection has left."""
+        while self._receive():
+            pass
+
+    def _receive(self) -> bool:
+        """Read what has come in; whether there may be more."""
         dealer = self._dealer
+        if dealer is None:
+            return False
         for _ in range(DRAIN):
-            if dealer is None or dealer is not self._dealer:
-                return  # what came in before made the link leave
             try:
                 frame = dealer.recv(zmq.NOBLOCK, copy=False)
             except zmq.Again:
-                return
+                return False
             parts: list[Any] = []
             header = frame.bytes
             while frame.more:
                 frame = dealer.recv(copy=False)
                 parts.append(frame if len(frame) >= COPY_BELOW else frame.bytes)
             self._understand(header, parts, time.monotonic())
+        return True
 
     def _understand(self, header: bytes, parts: list[Any], now: float) -> None:
         link = self._link
@@ -294,6 +303,7 @@ class Transport:
             if kind == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 self._link.handshaked(time.monotonic())
             elif kind in LOST:
+                self._receive_all()
                 self._link.lost(time.monotonic(), LOST[kind])
                 return
 
@@ -319,7 +329,9 @@ class Transport:
     def _connect(self) -> None:
         dealer: zmq.Socket[bytes] = self._context.socket(zmq.DEALER)
         dealer.setsockopt(zmq.LINGER, 0)
-        dealer.setsockopt(zmq.IMMEDIATE, 1)
+        # Not IMMEDIATE: with it libzmq throws unread answers away when the connection breaks. Nothing is sent
+        # before the handshake, and this socket is closed before it would connect a second time.
+        dealer.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
         dealer.setsockopt(zmq.SNDHWM, HIGH_WATER)
         dealer.setsockopt(zmq.RCVHWM, HIGH_WATER)
         dealer.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME)

@@ -202,3 +202,16 @@ def test_what_is_cancelled_while_no_shard_is_there_stays_so(make_peer):
         assert peer.receive(protocol.Cancel)[1].ids == [1]
         assert peer.request().request.id == 2
         kept.cancel()
+
+
+def test_answers_sent_just_before_the_shard_closes_are_not_lost(make_peer):
+    peer = make_peer()
+    with laxity.Client(peer.url) as client:
+        for number in range(20):
+            peer.welcome()
+            futures = [client.submit("p", n) for n in range(50)]
+            for incoming in peer.requests(50):
+                peer.answer(incoming, (number, incoming.value))
+            peer.close()
+            assert [future.result() for future in futures] == [[number, n] for n in range(50)]
+            peer = make_peer(peer.url)
