@@ -368,43 +368,54 @@ class Unpacker:
 
     __slots__ = ("_frame", "_frames", "_index", "_offset", "_size")
 
-    def __init__(self, frames: Sequence[Part], start: int = 0) -> None:
+    def __init__(self, frames: Sequence[Part]) -> None:
         self._frames = frames
-        self._index = start
+        self._index = 0
         self._frame: Part = b""
         self._offset = 0
         self._size = 0
 
     def take(self, node: Node) -> Payload:
         """The payload of ``node``; :class:`PayloadError` where the frames do not hold its parts."""
-        if type(node) is BytesNode and node.size > 0:
-            return Payload(node, [self._part(node.size)], node.size)
+        if type(node) is BytesNode:
+            size = node.size
+            if size > 0:
+                return Payload(node, [self._part(size)], size)
         sizes: list[int] = []
         part_sizes(node, sizes)
         return Payload(node, [self._part(size) for size in sizes], sum(sizes))
 
     def _part(self, size: int) -> Part:
-        if size == 0:
-            return b""
-        while self._offset == self._size:
-            if self._index == len(self._frames):
-                raise PayloadError(f"the message ends where a part of {size} bytes should begin")
-            self._frame = self._frames[self._index]
-            self._index += 1
-            self._offset = 0
-            self._size = len(self._frame)
         offset = self._offset
         end = offset + size
-        if end > self._size:
+        if end <= self._size:  # the common case, and an empty part anywhere
+            self._offset = end
+            frame = self._frame
+            if size == self._size:
+                return frame
+            return frame[offset:end] if type(frame) is bytes else memoryview(frame)[offset:end]
+        if offset != self._size:
             raise PayloadError(f"a part of {size} bytes crosses its frame's end ({self._size - offset} bytes left)")
-        self._offset = end
-        if offset == 0 and end == self._size:
-            return self._frame
-        if type(self._frame) is bytes:
-            return self._frame[offset:end]
-        return memoryview(self._frame)[offset:end]
+        self._next_frame(size)
+        return self._part(size)
+
+    def _next_frame(self, size: int) -> None:
+        """Go on to the next frame that is not empty."""
+        frames = self._frames
+        index = self._index
+        while index < len(frames):
+            self._frame = frames[index]
+            self._size = len(self._frame)
+            index += 1
+            if self._size:
+                self._index = index
+                self._offset = 0
+                return
+        raise PayloadError(f"the message ends where a part of {size} bytes should begin")
 
     def finish(self) -> None:
         """Check that nothing is left over."""
+        if self._offset == self._size and self._index == len(self._frames):
+            return
         if self._offset != self._size or any(len(frame) for frame in self._frames[self._index :]):
             raise PayloadError("the message has more payload bytes than its header speaks of")

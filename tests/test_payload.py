@@ -272,6 +272,14 @@ def test_what_is_left_over_is_noticed():
         Unpacker([b"", b"x"]).finish()
 
 
+def test_empty_frames_are_passed_over():
+    unpacker = Unpacker([b""] * 100_000 + [b"ab"] + [b""] * 10)
+    assert [decode(unpacker.take(BytesNode(size))) for size in (0, 1, 0, 1, 0)] == [b"", b"a", b"", b"b", b""]
+    unpacker.finish()
+    with pytest.raises(PayloadError, match="message ends"):
+        Unpacker([b""] * 100_000).take(BytesNode(1))
+
+
 def test_empty_rows_are_counted_before_they_are_made():
     payload = Unpacker([]).take(ArrayNode("<f4", (2**40, 0), 0))
     with pytest.raises(PayloadError, match=f"{2**40} items; at most 10"):
