@@ -26,7 +26,7 @@ test-source: $(VENV)/.dev
 
 # Away from the source, whose modules would be found before the compiled ones.
 test-compiled: $(COMPILED)/.wheel
-	rm -rf build/compiled && mkdir -p build/compiled && cp -R tests docs pyproject.toml build/compiled
+	rm -rf build/compiled && mkdir -p build/compiled && cp -R tests docs README.md pyproject.toml build/compiled
 	cd build/compiled && PYTHONSAFEPATH=1 LAXITY_EXPECT_COMPILED=1 ../../$(COMPILED)/bin/python -m pytest -q
 
 lint: $(VENV)/.dev

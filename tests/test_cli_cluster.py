@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import select
 import signal
 import socket
@@ -194,12 +195,18 @@ def test_a_model_that_cannot_be_loaded_ends_the_cluster(shell: Shell, tmp_path: 
         assert shell("status").returncode == 1
 
 
-def test_a_service_of_ones_own(shell: Shell, tmp_path: Path) -> None:
-    (tmp_path / "shout.py").write_text("def model(items):\n    return [item.upper() for item in items]\n")
-    assert shell("up", str(pipeline_file(tmp_path, "shout:model")), "-d").returncode == 0
-    assert shell("submit", "mine", "--text", "quiet").stdout == "QUIET\n"
-    failed = shell("submit", "mine", str(tmp_path / "mine.yaml"), str(tmp_path / "shout.py"), "--json")
-    assert failed.returncode == 0, failed.stdout
+def test_the_pipeline_in_the_readme_works(shell: Shell, tmp_path: Path) -> None:
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    (yaml,) = re.findall(r"```yaml\n(name: mine\n.*?)```", readme, re.DOTALL)
+    (code,) = re.findall(r"```python\n(def split.*?)```", readme, re.DOTALL)
+    (tmp_path / "mine.yaml").write_text(yaml)
+    (tmp_path / "mycode.py").write_text(code)
+    assert shell("pipeline", "validate", str(tmp_path / "mine.yaml")).returncode == 0
+    up = shell("up", str(tmp_path / "mine.yaml"), "-d")
+    assert up.returncode == 0, up.stderr
+    answer = shell("submit", "mine", "--text", "as you like", "--json")
+    assert answer.returncode == 0, answer.stdout
+    assert json.loads(answer.stdout)["output"] == {"words": ["as", "you", "like"], "scores": [2, 3, 4]}
 
 
 def test_what_dies_is_started_again_where_it_was(shell: Shell) -> None:
