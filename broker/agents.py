@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 
-from broker.endpoint import BULK, Endpoint, Sent
+from broker.endpoint import Endpoint, Sent
 from broker.engine.devices import Batch
 from broker.engine.fleet import HeldModel
 from broker.engine.scheduler import Scheduler
 from laxity import protocol
-from laxity.payload import Payload, PayloadError, Unpacker, extent, pack
+from laxity.payload import Part, Payload, PayloadError, Unpacker, pack
 from laxity.protocol import DeviceReport, Done, Goodbye, Grant, Heartbeat, Pull, Ready, Task, Welcome
 
 log = logging.getLogger("laxity.broker")
@@ -55,9 +55,9 @@ class Agents:
             return False
         sender, header = received
         try:
-            message = protocol.decode_from_agent(header)
+            message = protocol.decode_from_agent(header.buffer)
         except protocol.ProtocolError as error:
-            endpoint.skip()
+            endpoint.skip(header)
             self.malformed += 1
             log.warning("malformed message from an agent: %s", error)
             self._say(sender, Goodbye(reason=f"malformed message: {error}", retry=False))
@@ -65,9 +65,9 @@ class Agents:
         agent = self._by_routing_id.get(sender)
         if isinstance(message, Done) and agent is not None:
             agent.heard_at = now
-            self._done(now, agent, message)
+            self._done(now, agent, message, endpoint.rest(header))
             return True
-        endpoint.skip()
+        endpoint.skip(header)
         if isinstance(message, Ready):
             self._ready(now, sender, message)
         elif agent is None:
@@ -129,13 +129,8 @@ class Agents:
         free_in = pull.free_in_us * 1e-6 if pull.free_in_us > 0 else 0.0
         self._scheduler.pull(agent.name, pull.device, now + free_in)
 
-    def _done(self, now: float, agent: Agent, done: Done) -> None:
-        bulk = False
-        for node in done.results:
-            if extent(node)[1] >= BULK:
-                bulk = True
-                break
-        unpacker = Unpacker(self._endpoint.rest(bulk))
+    def _done(self, now: float, agent: Agent, done: Done, frames: list[Part]) -> None:
+        unpacker = Unpacker(frames)
         code = done.code if done.code in protocol.DONE_CODES else "model_error"
         detail = done.detail
         results: list[Payload] = []

@@ -6,13 +6,13 @@ import logging
 from collections import deque
 from typing import Final
 
-from broker.endpoint import BULK, Endpoint, Sent
+from broker.endpoint import Endpoint, Sent
 from broker.engine.request import Client
 from broker.engine.request import Request as EngineRequest
 from broker.engine.scheduler import Scheduler
 from laxity import protocol
 from laxity.outcomes import Outcome
-from laxity.payload import BytesNode, Payload, PayloadError, Unpacker, extent, pack
+from laxity.payload import Part, Payload, PayloadError, Unpacker, pack
 from laxity.protocol import Answer, Cancel, Goodbye, Heartbeat, Hello, Request, Result, StageTiming, Submit, Welcome
 
 log = logging.getLogger("laxity.broker")
@@ -85,9 +85,9 @@ class Clients:
             return False
         sender, header = received
         try:
-            message = protocol.decode_from_client(header)
+            message = protocol.decode_from_client(header.buffer)
         except protocol.ProtocolError as error:
-            endpoint.skip()
+            endpoint.skip(header)
             self.malformed += 1
             log.warning("malformed message from a service: %s", error)
             self._say(sender, Goodbye(reason=f"malformed message: {error}", retry=False))
@@ -95,9 +95,9 @@ class Clients:
         connection = self._by_routing_id.get(sender)
         if isinstance(message, Submit) and connection is not None:
             connection.heard_at = now
-            self._submit(now, connection, message)
+            self._submit(now, connection, message, endpoint.rest(header))
             return True
-        endpoint.skip()
+        endpoint.skip(header)
         if isinstance(message, Hello):
             self._hello(now, sender, message)
         elif connection is None:
@@ -155,10 +155,10 @@ class Clients:
         for connection in self._by_name.values():
             self._say(connection.routing_id, welcome)
 
-    def _submit(self, now: float, connection: Connection, submit: Submit) -> None:
+    def _submit(self, now: float, connection: Connection, submit: Submit, frames: list[Part]) -> None:
         requests = submit.requests
         arrival = now - connection.transit(now, submit.sent_us)
-        unpacker = Unpacker(self._endpoint.rest(_bulk(requests)))
+        unpacker = Unpacker(frames)
         client = connection.client
         scheduler = self._scheduler
         malformed = ""
@@ -290,17 +290,6 @@ class Clients:
 
     def _say(self, to: bytes, message: protocol.ToClient) -> None:
         self._endpoint.send(to, protocol.encode(message), [])
-
-
-def _bulk(requests: list[Request]) -> bool:
-    for request in requests:
-        node = request.payload
-        if type(node) is BytesNode:
-            if node.size >= BULK:
-                return True
-        elif extent(node)[1] >= BULK:
-            return True
-    return False
 
 
 def _answer(request: EngineRequest) -> Answer:

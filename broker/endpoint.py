@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 from enum import Enum
 from typing import Any, Final
 
 import zmq
 
+from broker.errors import AddressInUse
 from laxity.payload import Part
 
 HIGH_WATER_MARK: Final = 10_000
@@ -16,11 +18,6 @@ BULK: Final = 65_536
 """Frames from this many bytes on are received and sent without copying them."""
 _NOBLOCK: Final = int(zmq.NOBLOCK)
 _SNDMORE: Final = int(zmq.SNDMORE)
-_RCVMORE: Final = int(zmq.RCVMORE)
-
-
-class AddressInUse(OSError):
-    """The port asked for is taken; the text names it and says what to do."""
 
 
 class Sent(Enum):
@@ -56,30 +53,37 @@ class Endpoint:
                 f"cannot bind {bind}: {error.strerror}; use an address of this host, as in tcp://127.0.0.1:0"
             ) from error
         self.address = self.socket.get(zmq.LAST_ENDPOINT).decode()
-        self._recv = self.socket.recv
-        self._send = self.socket.send
-        self._get = self.socket.get
+        self._recv: Callable[..., Any] = self.socket.recv
+        self._send: Callable[..., Any] = self.socket.send
 
-    def receive(self) -> tuple[bytes, bytes] | None:
-        """(routing id, first frame) of the next message, None where there is none. The other frames follow by
-        :meth:`rest` or :meth:`skip`, one of which has to be called."""
+    def receive(self) -> tuple[bytes, zmq.Frame] | None:
+        """(routing id, header) of the next message, None where there is none. The other frames follow by
+        :meth:`rest` or :meth:`skip`, one of which has to be called.
+
+        Frames tell by themselves whether more follow; asking the socket (RCVMORE) costs more than the frame.
+        """
         try:
             sender = self._recv(_NOBLOCK)
         except zmq.Again:
             return None
-        return sender, self._recv() if self._get(_RCVMORE) else b""
+        header: zmq.Frame = self._recv(0, False)
+        return sender, header
 
-    def rest(self, bulk: bool) -> list[Part]:
-        """The frames behind the first one; ``bulk`` says that they are large, so that they are not copied."""
+    def rest(self, header: zmq.Frame) -> list[Part]:
+        """The frames behind the header: small ones as bytes, large ones as they lie in libzmq's memory."""
         frames: list[Part] = []
-        while self._get(_RCVMORE):
-            frames.append(self._recv(0, not bulk))
+        more = header.more
+        while more:
+            frame: zmq.Frame = self._recv(0, False)
+            more = frame.more
+            frames.append(frame if len(frame) >= BULK else frame.bytes)
         return frames
 
-    def skip(self) -> None:
+    def skip(self, header: zmq.Frame) -> None:
         """Throw away the rest of the message."""
-        while self._get(_RCVMORE):
-            self._recv(0, False)
+        more = header.more
+        while more:
+            more = self._recv(0, False).more
 
     def send(self, to: bytes, header: bytes, frames: list[Part]) -> Sent:
         """Send a message without waiting."""

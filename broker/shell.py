@@ -71,7 +71,7 @@ class ShardStatus(msgspec.Struct, frozen=True):
 
 
 class Shard:
-    """Binds on construction (raising :class:`~broker.endpoint.AddressInUse`); ``run`` serves until ``stop``."""
+    """Binds on construction (raising :class:`~broker.errors.AddressInUse`); ``run`` serves until ``stop``."""
 
     def __init__(self, config: ShardConfig) -> None:
         self.config = config

@@ -48,7 +48,7 @@ def broker_run(store: str, cluster: str, shard: str, frontend: str, backend: str
     Example:
       laxity broker run --store sqlite:///var/lib/laxity/store.db --cluster local --shard s0
     """
-    from broker.endpoint import AddressInUse
+    from broker.errors import AddressInUse
     from broker.process import run_shard_process
     from broker.shell import ShardConfig
 

@@ -53,7 +53,7 @@ class Flow:
                 value = request.payload if source == FROM_REQUEST else request.values[source]
                 assert value is not None
                 inputs.append(value.field(field) if field else value)
-            items = inputs[0].items() if plan.is_map else []
+            items = inputs[0].items(plan.max_items) if plan.is_map else []
         except PayloadError as error:
             at = len(inputs) if len(inputs) < len(plan.sources) else 0
             source = plan.sources[at][0]
@@ -64,10 +64,6 @@ class Flow:
                 ledger.end(now, request, Outcome.FAILED, request.pipeline.stages[source].name, why)
             return
         count = len(items) if plan.is_map else 1
-        if count > plan.max_items:
-            why = f"{count} items exceed the stage's max_items of {plan.max_items}"
-            ledger.end(now, request, Outcome.FAILED, plan.name, why)
-            return
         if stage.waiting() + count > stage.max_queue:
             why = f"queue full: {stage.waiting()} of {stage.max_queue} elements wait at stage {plan.name!r}"
             ledger.end(now, request, Outcome.REJECTED, plan.name, why)
@@ -114,6 +110,10 @@ class Flow:
         last = pipeline.stages[-1].name
         if now > request.deadline:
             self._ledger.expire(now, request, last)
+            return
+        if pipeline.whole_answer >= 0:
+            request.answer = request.values[pipeline.whole_answer]
+            self._ledger.end(now, request, Outcome.OK, "", "")
             return
         fields: dict[str, Payload] = {}
         try:

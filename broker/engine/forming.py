@@ -71,13 +71,13 @@ def form(
         size += 1
 
     batch = formed.batch
-    for task in kept:
-        if len(batch) < size:
-            batch.append(task)
+    taken = 0
+    while len(batch) < size and (taken < len(kept) or len(queue)):
+        if taken < len(kept):
+            task = kept[taken]
+            taken += 1
         else:
-            queue.push(task)
-    while len(batch) < size and len(queue):
-        task = queue.pop_lowest()
+            task = queue.pop_lowest()
         group = task.group
         if group is not None and not group.admitted:
             short = _makespan_short(task, table, start, remaining, target, gpus)
@@ -87,6 +87,8 @@ def form(
                 continue
             group.admitted = True
         batch.append(task)
+    for task in kept[taken:]:
+        queue.push(task)
     return formed
 
 

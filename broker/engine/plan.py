@@ -44,6 +44,10 @@ class Pipeline:
         self.slo = slo
         self.stages = stages
         self.outputs = outputs
+        self.whole_answer = -1
+        """The stage whose whole answer is the pipeline's, where it is that simple; else -1."""
+        if len(outputs) == 1 and outputs[0][0] == "" and outputs[0][2] == "" and outputs[0][1] >= 0:
+            self.whole_answer = outputs[0][1]
         self.parent_counts: list[int] = [len(stage.parents) for stage in stages]
         self.roots: list[int] = [index for index, stage in enumerate(stages) if not stage.parents]
         self.retired = False
