@@ -53,6 +53,10 @@ class Device:
         self.free_at = 0.0
         self.batches: dict[int, Batch] = {}
 
+    def shared(self) -> bool:
+        """Whether several models may want it."""
+        return self.group is not None and len(self.group.tables) > 1
+
 
 class DeviceGroup:
     """Devices of one type that hold the same models, so that any of them does as well as another."""
@@ -61,7 +65,6 @@ class DeviceGroup:
         self.type = type
         self.tables = tables
         """The latency table of each model held, by model key."""
-        self.stages: list[Stage] = []
         self.members: dict[int, Device] = {}
         self.pending: dict[str, Stage] = {}
         """Stages with an open window that wait for one of these devices, by model key."""

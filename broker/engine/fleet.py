@@ -80,6 +80,12 @@ class Fleet:
         group = device.group
         assert group is not None
         group.offer(device)
+        self.offer_again(device)
+
+    def offer_again(self, device: Device) -> None:
+        """Have the stages that wait for a device like this one looked at."""
+        group = device.group
+        assert group is not None
         self.offered[id(group)] = group
 
     def remove(self, agent: str) -> list[Batch]:
@@ -109,6 +115,7 @@ class Fleet:
                 used.add(id(table))
                 served = stages.get(model)
                 if served is not None:
+                    table.extend(served.max_batch)
                     served.groups.append(group)
                     served.devices += len(group.members)
         self.tables = {slot: table for slot, table in self.tables.items() if id(table) in used or slot[0] in stages}

@@ -16,11 +16,14 @@ class Overhead:
     def __init__(self, initial: float) -> None:
         self.seconds = initial
 
-    def observe(self, seconds: float) -> None:
-        """Take in the overhead of one batch."""
+    def observe(self, seconds: float) -> bool:
+        """Take in the overhead of one batch; whether the estimate rose, so that windows open earlier."""
+        if seconds > MOST:
+            seconds = MOST
         if seconds > self.seconds:
-            self.seconds = seconds if seconds < MOST else MOST
-        else:
-            self.seconds += DECAY * (seconds - self.seconds)
-            if self.seconds < LEAST:
-                self.seconds = LEAST
+            self.seconds = seconds
+            return True
+        self.seconds += DECAY * (seconds - self.seconds)
+        if self.seconds < LEAST:
+            self.seconds = LEAST
+        return False

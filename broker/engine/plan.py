@@ -59,6 +59,10 @@ class Pipeline:
                     raise ValueError(f"stage {stage.name!r} stands before its input {stages[parent].name!r}")
                 stages[parent].children.append(index)
 
+    def same_version(self, other: "Pipeline") -> bool:
+        """Whether both are of one spec: a model's key has its digest."""
+        return [plan.stage.key for plan in self.stages] == [plan.stage.key for plan in other.stages]
+
     def downstream(self, times: list[float]) -> list[float]:
         """For each stage the longest Σ of ``times`` over the stages behind it (itself not counted)."""
         after = [0.0] * len(self.stages)

@@ -15,6 +15,9 @@ EXPIRES: Final = 10.0
 """Seconds after which a measurement no longer counts, so that one outlier cannot close a stage for ever."""
 UNKNOWN: Final = 0.0
 """What is assumed of a model without profile and measurements: run it, and see."""
+GAIN: Final = 0.95
+"""Without a profile, a batch larger than those measured is assumed to take this part of what would be proportional to
+the largest of them: better, so that it is tried, but not by so much that its requests would miss their deadlines."""
 
 
 class LatencyTable:
@@ -22,13 +25,21 @@ class LatencyTable:
 
     def __init__(self, max_batch: int, profile: list[tuple[int, float]]) -> None:
         self.max_batch = max_batch
+        self._points = profile
         self._profile: list[float] = _table(profile, max_batch)
         self._upper: list[float] = list(self._profile)
         self._mean: list[float] = list(self._profile)
         self._seen: dict[int, list[tuple[float, float]]] = {}
         self._stale_at = 1e18
-        self.version = 0
-        """Grows whenever a prediction changed."""
+
+    def extend(self, max_batch: int) -> None:
+        """Predict batches up to ``max_batch`` from now on, if the table ends below it."""
+        if max_batch > self.max_batch:
+            self.max_batch = max_batch
+            self._profile = _table(self._points, max_batch)
+            self._upper = list(self._profile)
+            self._mean = list(self._profile)
+            self._rebuild()
 
     def upper(self, batch: int) -> float:
         """l(b): what a batch of b may take (99th percentile)."""
@@ -38,10 +49,10 @@ class LatencyTable:
         """d(b): what a batch of b takes on average."""
         return self._mean[batch if batch <= self.max_batch else self.max_batch]
 
-    def observe(self, now: float, batch: int, seconds: float) -> None:
-        """Take in a measured execution."""
+    def observe(self, now: float, batch: int, seconds: float) -> bool:
+        """Take in a measured execution; whether a bound changed."""
         if batch < 1 or batch > self.max_batch:
-            return
+            return False
         samples = self._seen.get(batch)
         if samples is None:
             samples = []
@@ -58,8 +69,10 @@ class LatencyTable:
         self._mean[batch] = total / len(samples)
         self._stale_at = min(self._stale_at, samples[0][0] + EXPIRES)
         known = self._known(batch, worst)
-        if known != self._upper[batch]:
-            self._rebuild()
+        if known == self._upper[batch]:
+            return False
+        self._rebuild()
+        return True
 
     def expire(self, now: float) -> None:
         """Forget measurements older than :data:`EXPIRES`; the profile takes their place."""
@@ -73,7 +86,6 @@ class LatencyTable:
                 self._stale_at = min(self._stale_at, samples[0][0] + EXPIRES)
             else:
                 del self._seen[batch]
-                self._mean[batch] = self._profile[batch]
         self._rebuild()
 
     def _known(self, batch: int, worst: float) -> float:
@@ -82,27 +94,38 @@ class LatencyTable:
         return worst if worst > below else below
 
     def _rebuild(self) -> None:
-        """Make the bounds monotone again. A size without measurements is the profile's, scaled by how
-        far the nearest measured smaller size is off its own profile."""
+        """Bring the predictions in line with the measurements, the bounds monotone. A size without measurements is
+        the profile's, scaled by how far the nearest measured smaller size is off its own profile."""
         scale = 1.0
+        mean_scale = 1.0
+        measured = 0
         previous = 0.0
         for batch in range(1, self.max_batch + 1):
             samples = self._seen.get(batch)
             profiled = self._profile[batch]
             if samples:
-                bound = 0.0
+                value = 0.0
+                total = 0.0
                 for _, took in samples:
-                    if took > bound:
-                        bound = took
-                scale = bound / profiled if profiled > 0.0 else 1.0
-                value = bound
+                    total += took
+                    if took > value:
+                        value = took
+                mean = total / len(samples)
+                measured = batch
+                scale = value / profiled if profiled > 0.0 else 1.0
+                mean_scale = mean / profiled if profiled > 0.0 else 1.0
+            elif measured and not self._points:
+                growth = GAIN * batch / measured
+                value = self._upper[measured] * growth
+                mean = self._mean[measured] * growth
             else:
                 value = profiled * scale
+                mean = profiled * mean_scale
             if value < previous:
                 value = previous
             self._upper[batch] = value
+            self._mean[batch] = mean
             previous = value
-        self.version += 1
 
 
 def _table(profile: list[tuple[int, float]], max_batch: int) -> list[float]:

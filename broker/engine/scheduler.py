@@ -32,6 +32,8 @@ SWEEP: Final = 0.005
 """The least time between two looks for requests whose deadline passed while a batch of theirs runs."""
 REFRESH: Final = 1.0
 """How often rates, predictions and windows' reserves are brought up to date, in seconds."""
+TICK: Final = 1e-6
+"""Seconds by which moments that were computed in two ways may differ."""
 
 
 class Scheduler:
@@ -61,8 +63,18 @@ class Scheduler:
     # ---- pipelines and devices ---------------------------------------------------------
 
     def apply(self, pipeline: Pipeline) -> None:
-        """Serve a pipeline; a running one of that name takes no more requests and finishes what it has."""
+        """Serve a pipeline; a running one of that name takes no more requests and finishes what it has. A version
+        that still runs, or has yet to finish, goes on as it is: stages are known by their model's key."""
+        running = self.pipelines.get(pipeline.name)
+        if running is not None and running.same_version(pipeline):
+            return
         self.delete(pipeline.name)
+        for retiring in self._retiring:
+            if retiring.same_version(pipeline):
+                self._retiring.remove(retiring)
+                retiring.retired = False
+                pipeline = retiring
+                break
         self.pipelines[pipeline.name] = pipeline
         for plan in pipeline.stages:
             self.stages[plan.stage.key] = plan.stage
@@ -190,10 +202,15 @@ class Scheduler:
             detail = f"{len(results)} answers for a batch of {len(tasks)}"
         if code == "ok":
             group = batch.device.group
-            if group is not None and batch.stage.key in group.tables:
-                group.tables[batch.stage.key].observe(now, len(tasks), execution)
-            if batch.device_was_free:
-                self.overhead.observe(now - batch.granted_at - execution)
+            if (
+                group is not None
+                and batch.stage.key in group.tables
+                and group.tables[batch.stage.key].observe(now, len(tasks), execution)
+            ):
+                self.ledger.touch(batch.stage)
+            if batch.device_was_free and self.overhead.observe(now - batch.granted_at - execution):
+                for stage in self._timers:
+                    self.ledger.touch(stage)
             for index, task in enumerate(tasks):
                 if task.request.outcome is not None:
                     continue
@@ -287,16 +304,14 @@ class Scheduler:
             ledger.touched = []
             for stage in touched:
                 stage.dirty = False
-                self._consider(now, stage, grants)
+                self._consider(now, stage, grants, False)
             offered = fleet.offered
             fleet.offered = {}
             for group in offered.values():
                 while group.pending and group.lowest_free() is not None:
                     stage = first_to_close(group.pending)
                     self._leave_pending(stage)
-                    self._consider(now, stage, grants)
-                    if stage.pending:
-                        break
+                    self._consider(now, stage, grants, True)
         return grants
 
     def next_wake(self) -> float:
@@ -307,8 +322,9 @@ class Scheduler:
                 wake = stage.timer
         return wake
 
-    def _consider(self, now: float, stage: Stage, grants: list[Batch]) -> None:
-        """Look at a stage anew: prune, open its window or set its timer, grant while it is open."""
+    def _consider(self, now: float, stage: Stage, grants: list[Batch], first: bool) -> None:
+        """Look at a stage anew: prune, open its window or set its timer, grant while it is open. Devices that hold
+        other models too go to the stage that is ``first`` to close, once all have been looked at."""
         while True:
             self._prune(now, stage)
             if not stage.waiting():
@@ -317,7 +333,7 @@ class Scheduler:
                 return
             if not stage.devices:
                 self._leave_pending(stage)
-                self._set_timer(stage, stage.hopeless_at())
+                self._set_timer(stage, stage.hopeless_at() + TICK)
                 return
             _update_window(now, stage, self.overhead.seconds)
             if stage.opens > now:
@@ -325,14 +341,18 @@ class Scheduler:
                 self._set_timer(stage, stage.opens)
                 return
             device = lowest_free(stage.groups)
-            if device is None:
+            contested = device is not None and not first and device.shared()
+            if device is None or contested:
                 if not stage.pending:
                     stage.pending = True
                     for group in stage.groups:
                         group.pending[stage.key] = stage
-                self._set_timer(stage, stage.hopeless_at())
+                self._set_timer(stage, stage.hopeless_at() + TICK)
+                if device is not None:
+                    self.fleet.offer_again(device)
                 return
             self._grant(now, stage, device, grants)
+            first = False
 
     def _prune(self, now: float, stage: Stage) -> None:
         """End what waits here and can no longer make it, not even alone."""
@@ -369,7 +389,7 @@ class Scheduler:
         assert group is not None
         table = group.tables[stage.key]
         start = now + self.overhead.seconds
-        device_was_free = device.free_at <= now
+        device_was_free = device.free_at <= now and not device.batches
         if device.free_at > start:
             start = device.free_at
         if stage.alone:
@@ -379,6 +399,8 @@ class Scheduler:
             for index, task in enumerate(formed.dropped):
                 self.ledger.drop(now, task, formed.short[index])
             tasks = formed.batch
+            if formed.dropped:  # an item may have been taken before another of its request was dropped
+                tasks = [task for task in tasks if task.request.outcome is None]
         if not tasks:
             return
         earliest = tasks[0].key
@@ -387,8 +409,9 @@ class Scheduler:
             if task.key < earliest:
                 earliest = task.key
         closes = closes_at(table, len(tasks), earliest, stage.remaining)
-        if closes < start:  # a settled map request, or the second try of one: run while there is any budget
-            closes = earliest
+        if closes < start:
+            # By rounding only; or a settled map request, or the second try of one: run while there is any budget.
+            closes = start if closes > start - TICK else earliest
         number = self._batch_number
         self._batch_number = number + 1
         batch = Batch(
