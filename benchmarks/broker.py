@@ -176,7 +176,7 @@ def bare_proxy(address: str, count: int) -> float:
 def bare_laxity(address: str, count: int, shared: int) -> float:
     """A client of bare pyzmq and msgspec; ``shared`` requests a SUBMIT."""
     from laxity import protocol
-    from laxity.payload import BytesNode
+    from laxity.node import BytesNode
     from laxity.protocol import Hello, Request, Submit
 
     context = zmq.Context()

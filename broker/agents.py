@@ -9,7 +9,8 @@ from broker.engine.devices import Batch
 from broker.engine.fleet import HeldModel
 from broker.engine.scheduler import Scheduler
 from laxity import protocol
-from laxity.payload import Part, Payload, PayloadError, Unpacker, pack
+from laxity.node import PayloadError
+from laxity.payload import Part, Payload, Unpacker, pack
 from laxity.protocol import DeviceReport, Done, Goodbye, Grant, Heartbeat, Pull, Ready, Task, Welcome
 
 log = logging.getLogger("laxity.broker")

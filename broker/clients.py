@@ -11,8 +11,9 @@ from broker.engine.request import Client
 from broker.engine.request import Request as EngineRequest
 from broker.engine.scheduler import Scheduler
 from laxity import protocol
+from laxity.node import PayloadError
 from laxity.outcomes import Outcome
-from laxity.payload import Part, Payload, PayloadError, Unpacker, pack
+from laxity.payload import Part, Payload, Unpacker, pack
 from laxity.protocol import Answer, Cancel, Goodbye, Heartbeat, Hello, Request, Result, StageTiming, Submit, Welcome
 
 log = logging.getLogger("laxity.broker")

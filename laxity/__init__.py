@@ -10,6 +10,7 @@ Use it so::
 
 from laxity.aio import AsyncClient, AsyncReplyFuture
 from laxity.client import Client, ReplyFuture
+from laxity.node import PayloadError
 from laxity.outcomes import (
     Cancelled,
     Dropped,
@@ -20,7 +21,6 @@ from laxity.outcomes import (
     Rejected,
     Unavailable,
 )
-from laxity.payload import PayloadError
 from laxity.reply import Reply, Timing
 from laxity.version import __version__
 

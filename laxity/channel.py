@@ -18,8 +18,9 @@ from typing import Any
 import msgspec
 
 from laxity import protocol
+from laxity.node import DictNode, ListNode, PayloadError
 from laxity.outcomes import Rejected
-from laxity.payload import DictNode, ListNode, PayloadError, encode
+from laxity.payload import encode
 from laxity.protocol import MAX_HEADER, MAX_NAME, Request
 from laxity.requests import UNKNOWN_SLO, Pending, above_limit
 from laxity.transport import Ended, Transport

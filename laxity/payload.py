@@ -20,11 +20,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
-from typing import Any, Protocol, Union
+from typing import Any, Protocol
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
+
+from laxity.node import ArrayNode, BytesNode, DictNode, ListNode, Node, PayloadError, TextNode, describe
 
 PACK_BELOW = 8192
 """Parts smaller than this many bytes share frames; larger ones get a frame of their own."""
@@ -37,46 +38,6 @@ MAX_DEPTH = 32
 MAX_DIMENSIONS = 32
 """How many dimensions an array may have."""
 _DTYPE = re.compile(r"[<>|][biufcSU][1-9][0-9]{0,8}")
-
-
-class PayloadError(ValueError):
-    """The value cannot be sent, or the bytes received are no value."""
-
-
-class BytesNode(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=0):
-    """``[0, size]``: a byte string of ``size`` bytes in the parts."""
-
-    size: int
-
-
-class ArrayNode(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=1):
-    """``[1, dtype, shape, size]``: a C-ordered array; dtype is numpy's, as in ``"<f4"``."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    size: int
-
-
-class ListNode(msgspec.Struct, array_like=True, frozen=True, tag=2):
-    """``[2, [node, ...]]``: a list of values."""
-
-    items: list[Node]
-
-
-class DictNode(msgspec.Struct, array_like=True, frozen=True, tag=3):
-    """``[3, {name: node, ...}]``: a dict of values."""
-
-    items: dict[str, Node]
-
-
-class TextNode(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=4):
-    """``[4, size]``: a text of ``size`` UTF-8 bytes in the parts."""
-
-    size: int
-
-
-Node = Union[None, bool, int, float, str, BytesNode, ArrayNode, ListNode, DictNode, TextNode]  # noqa: UP007
-"""What a value is; the plain types stand for themselves."""
 
 
 class Buffer(Protocol):
@@ -168,14 +129,6 @@ def as_dict(fields: dict[str, Payload]) -> Payload:
         parts += item.parts
         nbytes += item.nbytes
     return Payload(DictNode({name: item.node for name, item in fields.items()}), parts, nbytes)
-
-
-def describe(node: Node) -> str:
-    """What a person would call the value, for messages."""
-    if isinstance(node, ArrayNode):
-        return f"an array {node.dtype}{list(node.shape)}"
-    names = {BytesNode: "bytes", TextNode: "a text", str: "a text", ListNode: "a list", DictNode: "a dict"}
-    return names.get(type(node), "None" if node is None else f"a {type(node).__name__}")
 
 
 def extent(node: Node) -> tuple[int, int]:

@@ -18,8 +18,8 @@ from typing import Any, Final, TypeVar, Union
 
 import msgspec
 
+from laxity.node import Node
 from laxity.outcomes import Outcome
-from laxity.payload import Node
 
 VERSION: Final = 1
 """The protocol version that HELLO, READY and WELCOME carry; a shard refuses any other."""

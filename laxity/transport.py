@@ -20,8 +20,9 @@ import zmq
 
 from laxity import protocol
 from laxity.link import Link, Step
+from laxity.node import PayloadError
 from laxity.outcomes import Outcome
-from laxity.payload import PayloadError, Unpacker, decode, pack
+from laxity.payload import Unpacker, decode, pack
 from laxity.protocol import Answer, ProtocolError
 from laxity.requests import Pending, RequestTable, local_answer
 from laxity.version import __version__

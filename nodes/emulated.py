@@ -9,7 +9,8 @@ import random
 from heapq import heappop, heappush
 from typing import Any
 
-from laxity.payload import Node, Part, Payload, PayloadError, Unpacker, as_dict, as_list, pack
+from laxity.node import Node, PayloadError
+from laxity.payload import Part, Payload, Unpacker, as_dict, as_list, pack
 from nodes import worker_protocol as wire
 from nodes.runner import Died, Event
 from pipelines.graph import Graph

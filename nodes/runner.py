@@ -6,7 +6,8 @@ from typing import Any, Protocol, Union
 
 import zmq
 
-from laxity.payload import Node, Part
+from laxity.node import Node
+from laxity.payload import Part
 from laxity.protocol import Message
 from nodes import worker_protocol as wire
 from nodes.worker_process import WorkerProcess

@@ -21,7 +21,8 @@ import msgspec
 import zmq
 
 from laxity import payload
-from laxity.payload import Node, Part, Payload, PayloadError, Unpacker
+from laxity.node import Node, PayloadError
+from laxity.payload import Part, Payload, Unpacker
 from laxity.protocol import Failure
 from nodes import worker_protocol as wire
 from nodes.executors.base import Executor, ItemError, MissingExtra

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 import msgspec
 import zmq
 
-from laxity.payload import Node, Part
+from laxity.node import Node
+from laxity.payload import Part
 from nodes import worker_protocol as wire
 from pipelines.spec import PipelineSpec
 

@@ -12,7 +12,7 @@ from typing import Any, Final, Union
 
 import msgspec
 
-from laxity.payload import Node
+from laxity.node import Node
 from laxity.protocol import Failure, Message
 
 # ---- agent to worker -------------------------------------------------------------------

@@ -18,8 +18,8 @@ import pytest
 
 import laxity
 from laxity import protocol
+from laxity.node import BytesNode
 from laxity.outcomes import ERRORS, Outcome
-from laxity.payload import BytesNode
 from laxity.protocol import Answer, Result, StageTiming
 from laxity.requests import UNKNOWN_SLO
 

@@ -14,23 +14,17 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from laxity import protocol
+from laxity.node import ArrayNode, BytesNode, ListNode, Node, PayloadError, TextNode, describe
 from laxity.payload import (
     MAX_DEPTH,
     PACK_BELOW,
     PACK_UP_TO,
     TEXT_INLINE,
-    ArrayNode,
-    BytesNode,
-    ListNode,
-    Node,
     Payload,
-    PayloadError,
-    TextNode,
     Unpacker,
     as_dict,
     as_list,
     decode,
-    describe,
     encode,
     extent,
     pack,

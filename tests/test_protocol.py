@@ -8,8 +8,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from laxity import protocol as p
+from laxity.node import ArrayNode, BytesNode, DictNode, ListNode, TextNode
 from laxity.outcomes import Outcome
-from laxity.payload import ArrayNode, BytesNode, DictNode, ListNode, TextNode
 
 DECODERS = {
     "from_client": p.decode_from_client,

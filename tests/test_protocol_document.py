@@ -11,7 +11,8 @@ import msgspec
 import pytest
 
 from laxity import protocol
-from laxity.payload import PayloadError, Unpacker, decode, pack
+from laxity.node import PayloadError
+from laxity.payload import Unpacker, decode, pack
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "protocol.md"
 DECODERS = {

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import zmq
 
-from laxity import payload
+from laxity import node, payload
 from laxity.payload import Unpacker
 from laxity.protocol import Failure
 from nodes import worker_protocol as wire
@@ -214,7 +214,7 @@ def test_an_element_s_own_error_fails_it_alone(agent: Agent) -> None:
 
 def test_an_input_that_is_no_value_fails_alone(agent: Agent) -> None:
     agent.loaded(model="code:double")
-    nodes = [[payload.TextNode(2)], [3]]
+    nodes = [[node.TextNode(2)], [3]]
     agent.process.send_infer(5, "k", nodes, [b"\xff\xfe"])
     finished, _ = agent.expect(wire.Finished)
     assert (finished.code, finished.results) == ("ok", [None, 6])
@@ -224,7 +224,7 @@ def test_an_input_that_is_no_value_fails_alone(agent: Agent) -> None:
 
 def test_frames_that_do_not_hold_the_parts_fail_the_batch(agent: Agent) -> None:
     agent.loaded(model="code:double")
-    agent.process.send_infer(5, "k", [[payload.BytesNode(9)]], [b"short"])
+    agent.process.send_infer(5, "k", [[node.BytesNode(9)]], [b"short"])
     finished, _ = agent.expect(wire.Finished)
     assert finished.code == "model_error"
     assert "PayloadError" in finished.detail

@@ -4,8 +4,9 @@ from broker.engine.devices import Batch
 from broker.engine.ledger import Ledger
 from broker.engine.plan import FROM_REQUEST
 from broker.engine.request import MapGroup, Request, StageTime, Task
+from laxity.node import PayloadError
 from laxity.outcomes import Outcome
-from laxity.payload import Payload, PayloadError, as_dict, as_list
+from laxity.payload import Payload, as_dict, as_list
 
 
 class Flow:
