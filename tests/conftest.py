@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 import zmq
 
-from laxity import protocol
+from broker.shell import Shard, ShardConfig, ShardStatus
+from laxity import Client, protocol
 from laxity.outcomes import Outcome
 from laxity.payload import Payload, Unpacker, decode, encode, pack
 from laxity.protocol import Answer, Request, Result
+from nodes.agent import Agent, AgentConfig, DeviceConfig, DeviceState
+from pipelines.load import load_spec, parse_spec
+from pipelines.spec import PipelineSpec
 
 WAIT_MS = 20_000
 """How long a peer waits for what must come, in milliseconds; a test that runs into it fails."""
@@ -142,3 +149,203 @@ def make_peer() -> Iterator[Callable[..., Peer]]:
 def peer(make_peer: Callable[..., Peer]) -> Peer:
     """A peer on a port of the system's choice."""
     return make_peer()
+
+
+ECHO = """
+name: echo
+slo: 30s
+stages:
+  echo: {executor: emulated, profile: {alpha_ms: 0, beta_ms: 0}, max_batch: 1}
+output: echo
+"""
+"""Answers what it gets, at once: a batch that can hold one request waits for no other."""
+EMULATED = DeviceConfig("emulated", "emulated")
+CPU = DeviceConfig("cpu", "cpu")
+WAIT = 30.0
+"""How long a test waits for what must come, in seconds; a test that runs into it fails."""
+
+
+def eventually(condition: Callable[[], bool], what: str) -> None:
+    """Return as soon as ``condition`` holds."""
+    pause = threading.Event()
+    ends = time.monotonic() + WAIT
+    while not condition():
+        assert time.monotonic() < ends, f"{what}: not within {WAIT:g} s"
+        pause.wait(0.005)
+
+
+class RunningAgent:
+    """An agent in a thread of this process, and what it says about its devices."""
+
+    def __init__(self, config: AgentConfig) -> None:
+        self.error: BaseException | None = None
+        """What ended it by itself."""
+        self.states: list[DeviceState] = []
+        self._news = threading.Condition()
+        self.agent = Agent(config, self._changed)
+        self._thread = threading.Thread(target=self._run, name=f"agent {config.name}")
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self.agent.run()
+        except BaseException as error:
+            self.error = error
+
+    def _changed(self, states: list[DeviceState]) -> None:
+        with self._news:
+            self.states = states
+            self._news.notify_all()
+
+    def wait_for(self, condition: Callable[[list[DeviceState]], bool]) -> list[DeviceState]:
+        """The devices' states as soon as they fulfil ``condition``."""
+        with self._news:
+            assert self._news.wait_for(lambda: bool(self.states) and condition(self.states), WAIT), self.states
+            return self.states
+
+    def hold(self, *specs: PipelineSpec) -> list[DeviceState]:
+        """Have every device hold all models of ``specs``; returns once each is loaded or given up."""
+        models = {spec.model_key(stage): (spec, stage) for spec in specs for stage in spec.stages}
+        self.agent.place(dict.fromkeys(range(len(self.agent.config.devices)), models))
+
+        def settled(states: list[DeviceState]) -> bool:
+            return all(
+                set(state.models) == set(models)
+                and all(said == "ready" or said.startswith("failed") for said in state.models.values())
+                for state in states
+            )
+
+        return self.wait_for(settled)
+
+    def join(self) -> None:
+        """Wait until it has ended."""
+        self._thread.join(WAIT)
+        assert not self._thread.is_alive(), "the agent does not end"
+
+    def stop(self) -> None:
+        self.agent.stop()
+        self.join()
+
+
+class Cluster:
+    """A shard in a thread, agents in threads, clients: all of them real, on ports of the system's choice."""
+
+    def __init__(self) -> None:
+        self.agents: list[RunningAgent] = []
+        self._clients: list[Client] = []
+        self._specs: list[PipelineSpec] = []
+        self.shard: Shard
+        self._thread: threading.Thread | None = None
+        self.failure: BaseException | None = None
+        """What ended the shard's thread by itself."""
+
+    def start(self, **options: Any) -> None:
+        """Start a shard (another one, after :meth:`stop_shard`); ``options`` are its configuration's."""
+        self.shard = Shard(ShardConfig(**{"name": "s0", **options}))
+        self._thread = threading.Thread(target=self._run, args=(self.shard,), name="shard")
+        self._thread.start()
+        for spec in self._specs:
+            self.shard.apply(spec)
+
+    def _run(self, shard: Shard) -> None:
+        try:
+            shard.run()
+        except BaseException as error:
+            self.failure = error
+
+    def stop_shard(self) -> None:
+        if self._thread is not None:
+            self.shard.stop()
+            self._thread.join(WAIT)
+            assert not self._thread.is_alive(), "the shard does not end"
+            self._thread = None
+
+    def serve(
+        self, *specs: PipelineSpec, devices: Sequence[DeviceConfig] = (EMULATED,), **options: Any
+    ) -> RunningAgent:
+        """Serve pipelines on a new agent's devices, which hold all their models; returns when they are loaded and
+        the shard knows the agent. Starts a shard where none runs."""
+        if self._thread is None:
+            self.start()
+        for spec in specs:
+            self._specs.append(spec)
+            self.shard.apply(spec)
+        known = self.status().agents
+        agent = RunningAgent(AgentConfig(**{"name": f"a{len(self.agents)}", "devices": list(devices), **options}))
+        self.agents.append(agent)
+        agent.hold(*specs)
+        agent.agent.connect(self.shard.backend)
+        eventually(lambda: self.status().agents > known, "the shard knows the agent")
+        return agent
+
+    def client(self, **options: Any) -> Client:
+        """A new client of the shard."""
+        self._clients.append(Client(self.shard.frontend, **options))
+        return self._clients[-1]
+
+    def status(self) -> ShardStatus:
+        assert self.failure is None, f"the shard's thread ended: {self.failure!r}"
+        return self.shard.status()
+
+    def wait_for(self, condition: Callable[[ShardStatus], bool], what: str) -> ShardStatus:
+        """The shard's counters as soon as they fulfil ``condition``."""
+        found: list[ShardStatus] = []
+
+        def holds() -> bool:
+            found.append(self.status())
+            return condition(found[-1])
+
+        eventually(holds, what)
+        return found[-1]
+
+    def settle(self, **ended: int) -> ShardStatus:
+        """The counters once nothing is in flight. They must add up, and be ``ended`` where that is given: outcomes
+        that it does not name are 0."""
+        status = self.wait_for(lambda status: status.in_flight == 0, "nothing is in flight")
+        assert status.submitted == sum(status.ended.values())
+        assert not any(status.queued.values())
+        if ended:
+            assert {outcome: count for outcome, count in status.ended.items() if count} == ended
+        return status
+
+    def close(self) -> None:
+        for client in self._clients:
+            client.close()
+        for agent in self.agents:
+            agent.stop()
+        self.stop_shard()
+        assert self.failure is None, f"the shard's thread ended: {self.failure!r}"
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    """A cluster without shard and agents yet: see :meth:`Cluster.start` and :meth:`Cluster.serve`."""
+    cluster = Cluster()
+    try:
+        yield cluster
+    finally:
+        cluster.close()
+
+
+@pytest.fixture
+def echo() -> PipelineSpec:
+    """The pipeline :data:`ECHO`."""
+    return parse_spec(ECHO, file="echo.yaml", root="")
+
+
+@pytest.fixture
+def user_pipeline(tmp_path: Path) -> Callable[..., PipelineSpec]:
+    """Makes a pipeline ``user`` of one ``python`` stage from the text of its module, which has a function
+    ``model``; the other arguments are lines of its file."""
+
+    def make(code: str, *stage: str, slo: str = "20s", name: str = "user") -> PipelineSpec:
+        root = tmp_path / name
+        root.mkdir()
+        (root / f"{name}_code.py").write_text(code)
+        lines = [f"name: {name}", f"slo: {slo}", "stages:", "  stage:", "    executor: python"]
+        lines += [f"    model: {name}_code:model", *(f"    {line}" for line in stage), "output: stage"]
+        file = root / "pipeline.yaml"
+        file.write_text("\n".join(lines))
+        return load_spec(str(file))
+
+    return make
