@@ -131,6 +131,9 @@ class Device:
             for action in todo:
                 self._do(now, action)
             todo = engine.take_actions()
+        if len(self._grants) > 2:  # those that a lost session or worker took along, of which nobody is told
+            held = [grant.batch for grant in (engine.running, engine.waiting) if grant is not None]
+            self._grants = {batch: self._grants[batch] for batch in held}
 
     def _do(self, now: float, action: actions.Action) -> None:
         if isinstance(action, actions.Start):

@@ -14,6 +14,8 @@ from nodes.engine.actions import Action, Announce, KillWorker, Load, Refuse, Sen
 
 LEAD: Final = 0.002
 """Seconds, beside the measured round trip, by which a pull goes ahead of the running batch's end."""
+MAX_TRIP: Final = 0.1
+"""Seconds that a round trip is taken to be at most: a grant that lay in a frozen socket says nothing of the next."""
 HANG_FACTOR: Final = 10.0
 HANG_GRACE: Final = 5.0
 """A batch that runs longer than HANG_FACTOR · expected + HANG_GRACE seconds hangs: its worker is killed."""
@@ -40,6 +42,8 @@ class Grant:
         self.expected = expected
         self.came = came
         self.started = 0.0
+        self.overran = False
+        """It runs so long that the next batch had to be refused."""
         self.orphan = False
         """Its shard is gone: it runs to its end, and nobody is told."""
 
@@ -95,8 +99,9 @@ class DeviceEngine:
             wake = min(wake, running.started + HANG_FACTOR * running.expected + HANG_GRACE)
             if self._wants_pull():
                 wake = min(wake, self._pull_time(running))
-        elif self.waiting is not None and running is None:
-            wake = min(wake, self.waiting.earliest)
+        waiting = self.waiting
+        if waiting is not None:
+            wake = min(wake, waiting.latest if self._busy() else waiting.earliest)
         return wake
 
     def tick(self, now: float) -> None:
@@ -143,7 +148,7 @@ class DeviceEngine:
         frozen socket is as old as it is."""
         if seq == self._seq:
             self._pulled = False
-            trip = now - left_at
+            trip = min(now - left_at, MAX_TRIP)
             self.round_trip += 0.2 * (trip - self.round_trip) if self.round_trip else trip
         grant = Grant(batch, model, left_at + opens, left_at + closes, expected, now)
         known = self.models.get(model)
@@ -210,6 +215,10 @@ class DeviceEngine:
             if key not in self.models:
                 self.models[key] = Model(key)
         wanted = set(keys)
+        waiting = self.waiting
+        if waiting is not None and waiting.model not in wanted:
+            self.waiting = None
+            self._refuse(waiting.batch, "unknown_model", f"the model {waiting.model} was taken off this device")
         gone = [key for key in self.models if key not in wanted]
         for key in gone:
             model = self.models.pop(key)
@@ -259,16 +268,20 @@ class DeviceEngine:
         if not self.worker_up:
             return
         waiting = self.waiting
-        if self.running is None and waiting is not None and self._loading is None and now >= waiting.earliest:
-            self.waiting = None
-            if now > waiting.latest:
-                late = (now - waiting.latest) * 1e3
-                self._refuse(waiting.batch, "too_late", f"the window closed {late:.1f} ms before the device was free")
-            else:
+        if waiting is not None:
+            busy = self._busy()
+            if now > waiting.latest or (busy and now == waiting.latest):
+                self.waiting = None
+                self._refuse(waiting.batch, "too_late", self._why_late(now, waiting))
+                running = self.running
+                if running is not None and now >= running.started + running.expected:
+                    running.overran = True
+            elif not busy and now >= waiting.earliest:
+                self.waiting = None
                 waiting.started = now
                 self.running = waiting
                 self._actions.append(Start(waiting.batch))
-        if self.running is None and self.waiting is None and self._loading is None:
+        if self.waiting is None and not self._busy():
             for model in self.models.values():
                 if model.state == QUEUED:
                     model.state = LOADING
@@ -282,10 +295,21 @@ class DeviceEngine:
             elif now >= self._pull_time(running):
                 self._pull(max(running.started + running.expected - now, 0.0))
 
+    def _busy(self) -> bool:
+        """Whether no batch can be started now."""
+        return self.running is not None or self._loading is not None or self._killed_for != ""
+
+    def _why_late(self, now: float, waiting: Grant) -> str:
+        if now > waiting.came:
+            return "the window closed before the device was free"
+        return f"the window had closed {(now - waiting.latest) * 1e3:.1f} ms before the batch came"
+
     def _wants_pull(self) -> bool:
         if self._pulled or not self.connected or not self.worker_up or self.waiting is not None:
             return False
         if self._killed_for or self._loading is not None:
+            return False
+        if self.running is not None and self.running.overran:
             return False
         ready = False
         for model in self.models.values():
