@@ -1,13 +1,15 @@
-"""Compiles the engines with mypyc where LAXITY_COMPILE=1; everything else is in pyproject.toml."""
+"""Compiles the modules named in pyproject.toml with mypyc where LAXITY_COMPILE=1; all else is in pyproject.toml."""
 
 import os
 import sys
+import tomllib
 from glob import glob
+from pathlib import Path
 
 from setuptools import setup
 
 
-def engine_extensions() -> list:
+def extensions() -> list:
     if os.environ.get("LAXITY_COMPILE") != "1":
         return []
     if "editable_wheel" in sys.argv:
@@ -17,8 +19,9 @@ def engine_extensions() -> list:
         )
     from mypyc.build import mypycify
 
-    sources = sorted(glob("broker/engine/*.py") + glob("nodes/engine/*.py"))
+    patterns = tomllib.loads(Path("pyproject.toml").read_text())["tool"]["laxity"]["compiled"]
+    sources = sorted(source for pattern in patterns for source in glob(pattern))
     return mypycify([source for source in sources if not source.endswith("__init__.py")], opt_level="3")
 
 
-setup(ext_modules=engine_extensions())
+setup(ext_modules=extensions())

@@ -23,6 +23,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import zmq
@@ -81,7 +82,14 @@ def role_echo(address: str) -> None:
     socket.set(zmq.RCVHWM, 100_000)
     socket.connect(address)
     stop = threading.Event()
-    threading.Thread(target=lambda: (sys.stdin.read(), stop.set()), daemon=True).start()
+
+    def end() -> None:
+        for line in sys.stdin:
+            if line.strip() == "cpu":
+                tell(cpu=cpu_seconds())
+        stop.set()
+
+    threading.Thread(target=end, daemon=True).start()
     tell(ready=True)
     recv, send, again, more = socket.recv, socket.send, int(zmq.NOBLOCK), int(zmq.SNDMORE)
     while not stop.is_set():
@@ -131,14 +139,24 @@ def role_agent(address: str) -> None:
 
     spec = load_spec("echo")
 
+    told = threading.Event()
+
     def changed(states: list) -> None:  # type: ignore[type-arg]
-        if all(state == "ready" for device in states for state in device.models.values()):
+        if not told.is_set() and all(state == "ready" for device in states for state in device.models.values()):
+            told.set()
             tell(ready=True)
 
     agent = Agent(AgentConfig(name="bench", devices=[DeviceConfig("emulated", "emulated")]), changed)
     agent.place({0: {spec.model_key("echo"): (spec, "echo")}})
     agent.connect(address)
-    threading.Thread(target=lambda: (sys.stdin.read(), agent.stop())).start()
+
+    def end() -> None:
+        for line in sys.stdin:
+            if line.strip() == "cpu":
+                tell(cpu=cpu_seconds())
+        agent.stop()
+
+    threading.Thread(target=end).start()
     agent.run()
 
 
@@ -266,8 +284,6 @@ class Process:
         self.process.wait(30)
 
 
-Case = tuple[str, Callable[[str, int], float]]
-
 CASES: dict[str, Callable[[str, int], float]] = {
     "single": lambda address, count: bare_laxity(address, count, 1),
     "shared": lambda address, count: bare_laxity(address, count, SHARED),
@@ -275,30 +291,42 @@ CASES: dict[str, Callable[[str, int], float]] = {
 }
 
 
-def run_proxy(count: int) -> tuple[float, float]:
-    """(round trips/s, proxy CPU µs a round trip)."""
+class Run(NamedTuple):
+    """One run: round trips/s, and CPU µs a round trip in the broker, the client and the node."""
+
+    rate: float
+    broker: float
+    client: float
+    node: float
+
+
+def measured(broker: Process, node: Process, work: Callable[[], float], count: int) -> Run:
+    before = broker.cpu(), cpu_seconds(), node.cpu()
+    seconds = work()
+    after = broker.cpu(), cpu_seconds(), node.cpu()
+    spent = [(b - a) / count * 1e6 for a, b in zip(before, after, strict=True)]
+    return Run(count / seconds, *spent)
+
+
+def run_proxy(count: int) -> Run:
     proxy = Process(sys.executable, "proxy")
     worker = Process(sys.executable, "echo", str(proxy.told["backend"]))
-    before = proxy.cpu()
-    seconds = bare_proxy(str(proxy.told["frontend"]), count)
-    spent = proxy.cpu() - before
+    run = measured(proxy, worker, lambda: bare_proxy(str(proxy.told["frontend"]), count), count)
     worker.end()
     proxy.end()
-    return count / seconds, spent / count * 1e6
+    return run
 
 
-def run_laxity(python: str, case: str, count: int, profile: str = "") -> tuple[float, float, bool]:
-    """(round trips/s, shard CPU µs a request, whether its engine is compiled)."""
+def run_laxity(python: str, case: str, count: int, profile: str = "") -> tuple[Run, bool]:
+    """The run, and whether the shard's engine is compiled."""
     shard = Process(python, "shard", profile)
     agent = Process(python, "agent", str(shard.told["backend"]))
     address = str(shard.told["frontend"])
     CASES[case](address, SHARED * 8)
-    before = shard.cpu()
-    seconds = CASES[case](address, count)
-    spent = shard.cpu() - before
+    run = measured(shard, agent, lambda: CASES[case](address, count), count)
     agent.end()
     shard.end()
-    return count / seconds, spent / count * 1e6, bool(shard.told["compiled"])
+    return run, bool(shard.told["compiled"])
 
 
 def main() -> None:
@@ -323,36 +351,35 @@ def main() -> None:
     if not options.engine and default.exists():
         engines.append(str(default))
 
-    results: dict[str, list[tuple[float, float]]] = {}
-    reference: list[float] = []
+    results: dict[str, list[Run]] = {}
     for _ in range(options.rounds):
-        rate, cpu = run_proxy(count)
-        reference.append(rate)
-        results.setdefault("zmq_proxy", []).append((rate, cpu))
+        results.setdefault("zmq_proxy", []).append(run_proxy(count))
         for engine in engines:
             for case in CASES:
-                rate, cpu, compiled = run_laxity(engine, case, count)
-                results.setdefault(f"{case}, {'compiled' if compiled else 'interpreted'}", []).append((rate, cpu))
+                run, compiled = run_laxity(engine, case, count)
+                results.setdefault(f"{case}, {'compiled' if compiled else 'interpreted'}", []).append(run)
     rows = []
     for name, runs in results.items():
-        ratio = statistics.median(rate / ref for (rate, _), ref in zip(runs, reference, strict=True))
+        ratios = [run.rate / reference.rate for run, reference in zip(runs, results["zmq_proxy"], strict=True)]
         rows.append(
             {
                 "case": name,
-                "round_trips_per_s": round(statistics.median(rate for rate, _ in runs)),
-                "broker_cpu_us": round(statistics.median(cpu for _, cpu in runs), 2),
-                "ratio_to_zmq_proxy": round(ratio, 3),
+                "round_trips_per_s": round(statistics.median(run.rate for run in runs)),
+                "broker_cpu_us": round(statistics.median(run.broker for run in runs), 2),
+                "client_cpu_us": round(statistics.median(run.client for run in runs), 2),
+                "node_cpu_us": round(statistics.median(run.node for run in runs), 2),
+                "ratio_to_zmq_proxy": round(statistics.median(ratios), 3),
             }
         )
     if options.json:
         print(json.dumps(rows, indent=2))
         return
-    print(f"64 B round trips, {count} a run, {WINDOW} in flight, medians of {options.rounds}")
-    print(f"{'case':<24}{'round trips/s':>15}{'broker CPU µs':>15}{'x zmq_proxy':>13}")
+    print(f"64 B round trips, {count} a run, {WINDOW} in flight, medians of {options.rounds}; CPU µs a round trip")
+    print(f"{'case':<24}{'round trips/s':>15}{'x zmq_proxy':>13}{'broker':>9}{'client':>9}{'node':>9}")
     for row in rows:
         print(
-            f"{row['case']:<24}{row['round_trips_per_s']:>15,}{row['broker_cpu_us']:>15.2f}"
-            f"{row['ratio_to_zmq_proxy']:>13.2f}"
+            f"{row['case']:<24}{row['round_trips_per_s']:>15,}{row['ratio_to_zmq_proxy']:>13.2f}"
+            f"{row['broker_cpu_us']:>9.2f}{row['client_cpu_us']:>9.2f}{row['node_cpu_us']:>9.2f}"
         )
 
 
