@@ -1,0 +1,110 @@
+"""The schedulable window and the target batch, by Symphony's own numbers and by hand."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from broker.engine.predictor import LatencyTable
+from broker.engine.window import FULL_LOAD, closes_at, opens_at, target_batch
+
+ALPHA, BETA = 0.001082, 0.005204
+"""Symphony's example in seconds; its SLO is 100 ms."""
+
+
+def linear(alpha: float, beta: float, max_batch: int) -> LatencyTable:
+    return LatencyTable(max_batch, [(1, alpha + beta), (2, 2 * alpha + beta)])
+
+
+@pytest.mark.parametrize(("gpus", "batch", "rate"), [(1, 41, 827), (8, 77, 870), (64, 86, 875)])
+def test_symphonys_table(gpus: int, batch: int, rate: int) -> None:
+    table = linear(ALPHA, BETA, 256)
+    assert target_batch(table, gpus, FULL_LOAD, 0.100, 256) == batch
+    assert batch / table.upper(batch) == pytest.approx(rate, rel=0.002)
+
+
+@pytest.mark.parametrize("gpus", [1, 8, 64])
+def test_the_rate_that_keeps_all_gpus_busy_is_full_load(gpus: int) -> None:
+    table = linear(ALPHA, BETA, 256)
+    full = target_batch(table, gpus, FULL_LOAD, 0.100, 256)
+    assert target_batch(table, gpus, 2000.0 * gpus, 0.100, 256) == full
+
+
+def test_fewer_busy_gpus_allow_smaller_batches() -> None:
+    """At 1,700 requests/s about two of 64 GPUs are busy: b is feasible iff l(b)·(1 + b/(1700·l(b))) <= 100 ms."""
+    table = linear(ALPHA, BETA, 256)
+    expected = max(b for b in range(1, 257) if table.upper(b) + b / 1700 <= 0.100)
+    assert 1 < expected < 86
+    assert target_batch(table, 64, 1700.0, 0.100, 256) == expected
+
+
+def test_a_batch_that_would_not_fill_in_time_is_not_waited_for() -> None:
+    """100 requests/s on one GPU: 1.082 b + 5.204 + 10 b <= 100 ms, b = 8."""
+    assert target_batch(linear(ALPHA, BETA, 256), 1, 100.0, 0.100, 256) == 8
+    assert target_batch(linear(ALPHA, BETA, 256), 64, 100.0, 0.100, 256) == 8
+
+
+def test_without_a_rate_half_the_budget_is_for_the_batch() -> None:
+    """1.082 b + 5.204 <= 50 ms: b = 41."""
+    assert target_batch(linear(ALPHA, BETA, 256), 8, 0.0, 0.100, 256) == 41
+
+
+def test_the_largest_batch_is_a_bound() -> None:
+    assert target_batch(linear(ALPHA, BETA, 16), 8, FULL_LOAD, 0.100, 16) == 16
+
+
+def test_where_larger_batches_are_slower_per_request_they_are_not_taken() -> None:
+    """Text lines on a CPU: 27 ms alone, 30 ms each in batches of 6."""
+    table = LatencyTable(16, [(1, 0.027), (6, 0.180), (16, 0.520)])
+    for rate in (0.0, 5.0, 1000.0, FULL_LOAD):
+        assert target_batch(table, 1, rate, 5.0, 16) == 1
+
+
+def test_a_proportional_cost_is_no_reason_to_wait() -> None:
+    table = linear(0.020, 0.0, 32)
+    assert target_batch(table, 4, FULL_LOAD, 5.0, 32) == 1
+
+
+def test_with_no_batch_feasible_it_is_one() -> None:
+    assert target_batch(linear(0.5, 0.5, 8), 1, 10.0, 0.1, 8) == 1
+
+
+def test_zero_latency_waits_for_nobody_but_takes_everybody() -> None:
+    table = LatencyTable(64, [(1, 0.0), (64, 0.0)])
+    assert target_batch(table, 1, 0.0, 1.0, 64) == 1
+    assert target_batch(table, 1, 1000.0, 1.0, 64) == 1
+    assert target_batch(table, 1, FULL_LOAD, 1.0, 64) == 64
+
+
+def test_opens_and_closes_by_hand() -> None:
+    """l(b) = 10 b + 5 ms, three wait, the earliest until 1 s; 200 ms reserved (150 of it predicted), 1 ms delay."""
+    table = linear(0.010, 0.005, 8)
+    assert opens_at(table, 3, 1.0, 0.200, 0.001) == pytest.approx(1.0 - 0.200 - 0.045 - 0.001)
+    assert closes_at(table, 3, 1.0, 0.150) == pytest.approx(1.0 - 0.150 - 0.035)
+
+
+def test_a_full_batch_opens_as_late_as_it_can_start() -> None:
+    table = linear(0.010, 0.005, 4)
+    assert opens_at(table, 4, 1.0, 0.0, 0.0) == closes_at(table, 4, 1.0, 0.0)
+
+
+@given(
+    st.floats(0.0, 0.1),
+    st.floats(0.0, 0.1),
+    st.integers(1, 64),
+    st.one_of(st.just(0.0), st.floats(0.001, 1e6), st.just(FULL_LOAD)),
+    st.floats(0.001, 10.0),
+    st.integers(1, 64),
+)
+def test_the_target_is_feasible_and_the_window_is_one(
+    alpha: float, beta: float, gpus: int, rate: float, budget: float, max_batch: int
+) -> None:
+    table = linear(alpha, beta, max_batch)
+    target = target_batch(table, gpus, rate, budget, max_batch)
+    assert 1 <= target <= max_batch
+    if target > 1:
+        assert table.upper(target) <= budget
+        assert target / table.upper(target) > 1 / table.upper(1) if table.upper(1) else True
+    for batch in range(1, max_batch + 1):
+        assert opens_at(table, batch, 10.0, 0.5, 0.0) <= closes_at(table, batch, 10.0, 0.5)
