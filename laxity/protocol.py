@@ -205,7 +205,7 @@ class Done(Message, tag=12):
 DONE_CODES: Final = ("ok", "too_late", "model_error", "worker_died", "unknown_model")
 """``ok``; ``too_late``: not started, its window had closed; ``model_error``: the model raised, hung or
 returned the wrong number of outputs; ``worker_died``: the process that ran it died; ``unknown_model``: not
-loaded there."""
+started, the model is not loaded there (any more), which is no attempt."""
 
 
 # ---- shards to agents ------------------------------------------------------------------

@@ -23,6 +23,7 @@ class Batch:
         closes: float,
         expected: float,
         next_deadline: float,
+        alone: bool,
     ) -> None:
         self.number = number
         self.device = device
@@ -35,6 +36,8 @@ class Batch:
         self.closes = closes
         self.expected = expected
         self.next_deadline = next_deadline
+        self.alone = alone
+        """Whether its tasks are to be run without others, because a batch that they were in raised or died."""
 
 
 class Device:

@@ -103,7 +103,7 @@ class Scheduler:
         lost = self.fleet.remove(agent)
         for batch in lost:
             del self.batches[batch.number]
-            self._retry(now, batch, why, False)
+            self._retry(now, batch, why, False, True)
         return len(lost)
 
     # ---- requests ------------------------------------------------------------------------
@@ -221,7 +221,8 @@ class Scheduler:
         elif code == "model_error":
             self._bisect(now, batch, detail)
         else:
-            self._retry(now, batch, detail or code, code == "worker_died")
+            # What was never given to a worker has not been attempted.
+            self._retry(now, batch, detail or code, code == "worker_died", code != "unknown_model")
         return True
 
     def grant_failed(self, batch_number: int) -> None:
@@ -230,18 +231,24 @@ class Scheduler:
         if batch is None:
             return
         self._close(batch)
-        for task in batch.tasks:
-            if task.request.outcome is None:
-                self._requeue(task)
+        self._requeue(batch, [task for task in batch.tasks if task.request.outcome is None])
 
     def _close(self, batch: Batch) -> None:
         del self.batches[batch.number]
         batch.device.batches.pop(batch.number, None)
 
-    def _requeue(self, task: Task) -> None:
-        task.state = QUEUED
-        task.stage.queue.push(task)
-        self.ledger.touch(task.stage)
+    def _requeue(self, batch: Batch, tasks: list[Task]) -> None:
+        """Put live tasks of a batch back to where they were taken from."""
+        if not tasks:
+            return
+        if batch.alone:
+            self._run_alone(tasks)
+            return
+        stage = batch.stage
+        for task in tasks:
+            task.state = QUEUED
+            stage.queue.push(task)
+        self.ledger.touch(stage)
 
     def _run_alone(self, tasks: list[Task]) -> None:
         for task in tasks:
@@ -250,14 +257,16 @@ class Scheduler:
         stage.put_alone(tasks)
         self.ledger.touch(stage)
 
-    def _retry(self, now: float, batch: Batch, why: str, alone: bool) -> None:
+    def _retry(self, now: float, batch: Batch, why: str, alone: bool, attempted: bool) -> None:
         """Another attempt for the batch's tasks; ``alone`` after a process died under them: each by itself, so
-        that a poisonous input takes nobody along."""
+        that a poisonous input takes nobody along. ``attempted`` says whether this was an attempt."""
+        again: list[Task] = []
         for task in batch.tasks:
             request = task.request
             if request.outcome is not None:
                 continue
-            task.attempts += 1
+            if attempted:
+                task.attempts += 1
             if task.attempts >= MAX_ATTEMPTS:
                 detail = f"{task.attempts} attempts failed, the last: {why}"
                 self.ledger.end(now, request, Outcome.UNAVAILABLE, task.stage_name(), detail)
@@ -266,7 +275,8 @@ class Scheduler:
             elif alone:
                 self._run_alone([task])
             else:
-                self._requeue(task)
+                again.append(task)
+        self._requeue(batch, again)
 
     def _bisect(self, now: float, batch: Batch, why: str) -> None:
         """A batch that raised is run again in halves, so that a poisonous input fails alone."""
@@ -392,7 +402,8 @@ class Scheduler:
         device_was_free = device.free_at <= now and not device.batches
         if device.free_at > start:
             start = device.free_at
-        if stage.alone:
+        alone = bool(stage.alone)
+        if alone:
             tasks = stage.take_alone()
         else:
             formed = form(stage.queue, table, start, stage.remaining, stage.target, stage.ceiling, stage.devices)
@@ -415,7 +426,7 @@ class Scheduler:
         number = self._batch_number
         self._batch_number = number + 1
         batch = Batch(
-            number, device, stage, tasks, now, device_was_free, start, closes, table.mean(len(tasks)), earliest
+            number, device, stage, tasks, now, device_was_free, start, closes, table.mean(len(tasks)), earliest, alone
         )
         stage.granted(len(tasks))
         group.take(device)

@@ -195,7 +195,7 @@ class DeviceEngine:
         waiting = self.waiting
         self.waiting = None
         if waiting is not None:
-            self._refuse(waiting.batch, "too_late", "the worker died before the batch could start")
+            self._refuse(waiting.batch, "unknown_model", "the worker died before the batch could start")
         loading = self._loading
         self._loading = None
         if loading is not None:
