@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,7 +125,8 @@ class Peer:
                 self.welcome_again(sender)
             elif type(message) is protocol.Submit:
                 answers = [Answer(request.id, Outcome.OK, request.payload) for request in message.requests]
-                self.send(sender, Result(answers), frames)
+                with suppress(zmq.ZMQError):  # a client that has left
+                    self.send(sender, Result(answers), frames)
 
     def close(self) -> None:
         self._router.close()
@@ -160,7 +162,6 @@ output: echo
 """
 """Answers what it gets, at once: a batch that can hold one request waits for no other."""
 EMULATED = DeviceConfig("emulated", "emulated")
-CPU = DeviceConfig("cpu", "cpu")
 WAIT = 30.0
 """How long a test waits for what must come, in seconds; a test that runs into it fails."""
 
@@ -286,6 +287,10 @@ class Cluster:
     def status(self) -> ShardStatus:
         assert self.failure is None, f"the shard's thread ended: {self.failure!r}"
         return self.shard.status()
+
+    def eventually(self, condition: Callable[[], bool], what: str) -> None:
+        """Return as soon as ``condition`` holds."""
+        eventually(condition, what)
 
     def wait_for(self, condition: Callable[[ShardStatus], bool], what: str) -> ShardStatus:
         """The shard's counters as soon as they fulfil ``condition``."""
