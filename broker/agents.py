@@ -56,7 +56,7 @@ class Agents:
             return False
         sender, header = received
         try:
-            message = protocol.decode_from_agent(header.buffer)
+            message = protocol.decode_from_agent(header.bytes)
         except protocol.ProtocolError as error:
             endpoint.skip(header)
             self.malformed += 1

@@ -86,7 +86,7 @@ class Clients:
             return False
         sender, header = received
         try:
-            message = protocol.decode_from_client(header.buffer)
+            message = protocol.decode_from_client(header.bytes)
         except protocol.ProtocolError as error:
             endpoint.skip(header)
             self.malformed += 1
