@@ -117,22 +117,18 @@ class _Waiter:
         self._ended.release()
 
     def reply(self, channel: Channel) -> Reply:
-        """How it ended; waits for that, once. Ctrl-C while waiting cancels the request."""
-        return reply_of(self._wait(channel), self._value, channel.request_id(self._id))
+        """How it ended; waits for that, once."""
+        return reply_of(self._wait(), self._value, channel.request_id(self._id))
 
     def result(self, channel: Channel) -> Any:
-        """Its value, or its error; waits for that, once. Ctrl-C while waiting cancels the request."""
-        answer = self._wait(channel)
+        """Its value, or its error; waits for that, once."""
+        answer = self._wait()
         if answer.outcome is Outcome.OK:
             return self._value
         raise reply_of(answer, None, channel.request_id(self._id)).error()
 
-    def _wait(self, channel: Channel) -> Answer:
-        try:
-            self._ended.acquire()
-        except BaseException:
-            channel.cancel(self._id)
-            raise
+    def _wait(self) -> Answer:
+        self._ended.acquire()
         assert self._answer is not None
         return self._answer
 
@@ -176,8 +172,12 @@ class Client:
         """
         channel = self._channel
         waiter = _Waiter(next(channel.ids))
-        channel.submit(waiter._id, waiter, pipeline, payload, slo, priority, False, traceparent)
-        return waiter.result(channel)
+        try:
+            channel.submit(waiter._id, waiter, pipeline, payload, slo, priority, False, traceparent)
+            return waiter.result(channel)
+        except BaseException:
+            waiter.cancel(channel)  # Ctrl-C; nothing to do for a request that has ended
+            raise
 
     def submit(
         self,
@@ -260,15 +260,17 @@ class Client:
         try:
             for payload in payloads:
                 if len(window) >= max_in_flight:
-                    yield take(window.popleft(), channel)
+                    yield take(window[0], channel)
+                    window.popleft()
                 waiter = _Waiter(next(channel.ids))
+                window.append(waiter)
                 try:
                     channel.submit(waiter._id, waiter, pipeline, payload, slo, priority, replies, "")
                 except LaxityError as error:
                     waiter._end(Answer(waiter._id, error.outcome, None, detail=error.detail), None)
-                window.append(waiter)
             while window:
-                yield take(window.popleft(), channel)
+                yield take(window[0], channel)
+                window.popleft()
         finally:
             for waiter in window:
                 waiter.cancel(channel)

@@ -78,6 +78,11 @@ class Link:
         """Whether requests may be sent."""
         return self.state is State.OPEN
 
+    @property
+    def is_known(self) -> bool:
+        """Whether the shard may know of this client."""
+        return self.state in (State.GREETING, State.OPEN)
+
     # ---- what happened ------------------------------------------------------------------
 
     def handshaked(self, now: float) -> None:

@@ -355,7 +355,7 @@ class Transport:
 
     def _part(self) -> None:
         """Last words to the shard: what was in flight is no longer wanted."""
-        if self._link.is_open:
+        if self._link.is_known:
             self._empty_inbox()
             now = time.monotonic()
             ids = [*self._cancels, *self.table.sent_ids()]

@@ -140,6 +140,9 @@ def test_answers_for_a_closed_loop_are_nobodys(peer):
 
     asyncio.run(leave_one_behind())
     peer.welcome()
-    peer.answer(peer.request(), 2)
+    incoming = peer.request()
+    peer.answer(incoming, 2)
+    peer.send(incoming.sender, protocol.Goodbye("greet again", retry=True))
+    peer.welcome()  # so the answer before it was taken in
     asyncio.run(client.close())
     assert peer.receive(protocol.Goodbye)
