@@ -1,0 +1,391 @@
+"""The scheduling engine under everything that can happen, in any order: its invariants hold, and all ends."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from broker.engine.devices import Batch
+from broker.engine.fleet import HeldModel
+from broker.engine.limits import Limits
+from broker.engine.plan import FROM_REQUEST, Pipeline, StagePlan
+from broker.engine.request import GRANTED, QUEUED, Client, Request, Task
+from broker.engine.scheduler import SWEEP, Scheduler
+from broker.engine.stage import NEVER, Stage
+from laxity.outcomes import Outcome
+from laxity.payload import Payload, as_list, encode
+
+MAX_REQUESTS = 60
+MAX_QUEUE = 25
+LISTS = {count: encode(list(range(count))) for count in range(8)}
+"""What every request carries, and every stage answers: a list is good for map stages and others alike."""
+
+PROFILES: list[list[tuple[int, float]]] = [
+    [],
+    [(1, 0.0), (4, 0.0)],
+    [(1, 0.020), (4, 0.080)],
+    [(1, 0.050), (4, 0.060)],
+]
+
+CODES = ["too_late", "model_error", "worker_died", "unknown_model"]
+"""How a batch can end, beside ``ok``."""
+
+SHAPES: dict[str, tuple[float, list[tuple[str, list[int], bool]]]] = {
+    "chain": (1.0, [("a", [FROM_REQUEST], False), ("b", [0], False), ("c", [1], False)]),
+    "fork": (
+        0.8,
+        [("a", [FROM_REQUEST], False), ("b", [0], False), ("c", [0, FROM_REQUEST], False), ("d", [1, 2], False)],
+    ),
+    "map": (1.5, [("a", [FROM_REQUEST], False), ("m", [0], True), ("z", [1], False)]),
+    "items": (0.5, [("m", [FROM_REQUEST], True)]),
+}
+"""By pipeline: its SLO, and its stages as (name, sources, map)."""
+
+
+def make_pipeline(name: str, version: int) -> Pipeline:
+    slo, stages = SHAPES[name]
+    plans = [
+        StagePlan(
+            stage,
+            Stage(f"{name}@{version}/{stage}", "", 4, MAX_QUEUE),
+            [(source, "") for source in sources],
+            is_map,
+            6,
+        )
+        for stage, sources, is_map in stages
+    ]
+    return Pipeline(name, slo, plans, [("", len(plans) - 1, "")])
+
+
+class SchedulerMachine(RuleBasedStateMachine):
+    """A shard's engine, two services and two agents of two devices each, all played by hypothesis."""
+
+    @initialize(overhead=st.sampled_from([0.0, 0.001, 0.03]))
+    def begin(self, overhead: float) -> None:
+        self.now = 1000.0
+        self.scheduler = Scheduler(Limits(max_bytes=20_000, max_payload=1000, max_requests=MAX_REQUESTS), 7, overhead)
+        self.clients = [Client("one"), Client("two")]
+        self.requests: list[Request] = []
+        self.ended: set[Request] = set()
+        self.batches: dict[int, Batch] = {}
+        """Granted and not answered, from the agents' side."""
+        self.seen: set[int] = set()
+        self.pulled: set[tuple[str, int]] = set()
+        self.agents: set[str] = set()
+        self.versions: dict[str, int] = {}
+        self.next_id = 0
+        for name in SHAPES:
+            self.apply(name, 1)
+        for agent in ("a", "b"):
+            for number in (0, 1):
+                self.report(agent, number, 2, -1)
+
+    # ---- services ------------------------------------------------------------------------
+
+    @rule(
+        name=st.sampled_from(list(SHAPES)),
+        who=st.integers(0, 1),
+        count=st.integers(0, 6),
+        budget=st.one_of(st.just(-1.0), st.just(-1.0), st.floats(0.05, 0.5)),
+        repeats=st.integers(1, 8),
+        timed=st.booleans(),
+    )
+    def submit(self, name: str, who: int, count: int, budget: float, repeats: int, timed: bool) -> None:
+        for _ in range(repeats):
+            self._submit(name, who, count, budget, 0.0, timed)
+
+    @rule(
+        name=st.sampled_from([*SHAPES, "nobody"]),
+        who=st.integers(0, 1),
+        count=st.integers(0, 7),
+        budget=st.sampled_from([-1.0, 0.0, 0.01, 3.0]),
+        transit=st.sampled_from([0.0, 0.01, 0.3]),
+    )
+    def submit_badly(self, name: str, who: int, count: int, budget: float, transit: float) -> None:
+        """More items than allowed, no budget or too much, late, or for nobody."""
+        self._submit(name, who, count, budget, transit, False)
+
+    def _submit(self, name: str, who: int, count: int, budget: float, transit: float, timed: bool) -> None:
+        self.next_id += 1
+        request = self.scheduler.submit(
+            self.now,
+            self.clients[who],
+            self.next_id,
+            name,
+            self.now - transit,
+            budget,
+            0,
+            LISTS[count],
+            timed,
+        )
+        assert request is not None
+        self.requests.append(request)
+
+    @precondition(lambda self: self._live())
+    @rule(data=st.data())
+    def submit_again(self, data: st.DataObject) -> None:
+        request = data.draw(st.sampled_from(self._live()))
+        before = self.scheduler.ledger.submitted
+        again = self.scheduler.submit(self.now, request.client, request.id, "chain", self.now, -1.0, 0, LISTS[0], False)
+        assert again is None
+        assert self.scheduler.ledger.submitted == before
+
+    # ---- agents --------------------------------------------------------------------------
+
+    @rule(
+        agent=st.sampled_from(["a", "b"]),
+        number=st.integers(0, 1),
+        profile=st.integers(0, len(PROFILES) - 1),
+        only=st.sampled_from([-1, -1, -1, 0, 1, 2, 3]),
+    )
+    def report(self, agent: str, number: int, profile: int, only: int) -> None:
+        """The device holds the stages of one pipeline, or of all."""
+        names = list(SHAPES) if only < 0 else [list(SHAPES)[only]]
+        models = [
+            HeldModel(f"{name}@{version}/{stage}", "", 100, PROFILES[profile])
+            for name in names
+            for version in (1, 2)
+            for stage, _, _ in SHAPES[name][1]
+        ]
+        self.agents.add(agent)
+        self.scheduler.report(agent, number, "cpu" if number else "gpu", models)
+
+    @precondition(lambda self: self.agents)
+    @rule(agent=st.sampled_from(["a", "b"]), number=st.integers(0, 1), free_in=st.sampled_from([0.0, 0.0, 0.02, 0.4]))
+    def pull(self, agent: str, number: int, free_in: float) -> None:
+        known = (agent, number) in self.scheduler.fleet.devices
+        assert self.scheduler.pull(agent, number, self.now + free_in) == known
+        if known:
+            self.pulled.add((agent, number))
+
+    def _pull_all(self) -> None:
+        for agent, number in list(self.scheduler.fleet.devices):
+            self.pull(agent, number, 0.0)
+
+    @rule(
+        steps=st.integers(1, 8),
+        pace=st.sampled_from([0.02, 0.1, 1.0]),
+        count=st.integers(0, 6),
+        codes=st.lists(st.sampled_from(["ok", "ok", "ok", "bad item", *CODES, "nothing yet"]), max_size=8),
+    )
+    def work(self, steps: int, pace: float, count: int, codes: list[str]) -> None:
+        """All devices pull, and answer what they got; ``ok`` when ``codes`` are used up."""
+        for _ in range(steps):
+            self._pull_all()
+            self._dispatch()
+            self.now = min(self.scheduler.next_wake(), self.now + pace)
+            for number in sorted(self.batches):
+                code = codes.pop() if codes else "ok"
+                if code == "bad item":
+                    self._done(number, "ok", 0.02, [LISTS[count]] * len(self.batches[number].tasks), {0})
+                elif code != "nothing yet":
+                    self._done(number, code, 0.02, [LISTS[count]] * len(self.batches[number].tasks), set())
+            self._dispatch()
+
+    @precondition(lambda self: self.batches)
+    @rule(
+        data=st.data(),
+        code=st.sampled_from(["ok", "ok", *CODES]),
+        execution=st.sampled_from([0.0, 0.02, 0.05, 0.3, 20.0]),
+        count=st.integers(0, 7),
+        fail=st.sets(st.integers(0, 5), max_size=2),
+        surplus=st.sampled_from([0, 0, 0, 1, -1]),
+    )
+    def done(self, data: st.DataObject, code: str, execution: float, count: int, fail: set[int], surplus: int) -> None:
+        number = data.draw(st.sampled_from(sorted(self.batches)))
+        results = [LISTS[count]] * (len(self.batches[number].tasks) + surplus)
+        self._done(number, code, execution, results, fail)
+        self._dispatch()
+
+    def _done(self, number: int, code: str, execution: float, results: list[Payload], fail: set[int]) -> None:
+        batch = self.batches.pop(number)
+        arguments: tuple[Any, ...] = (number, code, execution, results, dict.fromkeys(fail, "bad item"), "why")
+        agent = batch.device.agent
+        assert not self.scheduler.done(self.now, "stranger", *arguments)
+        assert self.scheduler.done(self.now, agent, *arguments)
+        assert not self.scheduler.done(self.now, agent, *arguments)
+
+    # ---- what seldom happens -------------------------------------------------------------
+
+    @precondition(lambda self: self._live())
+    @rule(data=st.data(), kind=st.sampled_from(["cancel", "client lost", "grant failed", "agent lost", "change"]))
+    def mishap(self, data: st.DataObject, kind: str) -> None:
+        if kind == "cancel":
+            self._cancel(data.draw(st.sampled_from(self.requests)))
+        elif kind == "client lost":
+            self._client_lost(data.draw(st.integers(0, 1)))
+        elif kind == "grant failed" and self.batches:
+            number = data.draw(st.sampled_from(sorted(self.batches)))
+            del self.batches[number]
+            self.scheduler.grant_failed(number)
+        elif kind == "agent lost":
+            agent = data.draw(st.sampled_from(["a", "b"]))
+            self._agent_lost(agent)
+            for number in data.draw(st.sampled_from([[0, 1], [1], []])):
+                self.report(agent, number, 3, -1)
+        elif kind == "change":
+            self._change(data.draw(st.sampled_from(list(SHAPES))), data.draw(st.sampled_from([1, 2, 1, 2, 0])))
+
+    def _cancel(self, request: Request) -> None:
+        live = request.outcome is None
+        assert self.scheduler.cancel(self.now, request.client, request.id) == live
+        if live:
+            assert request.outcome is Outcome.CANCELLED
+
+    def _client_lost(self, who: int) -> None:
+        client = self.clients[who]
+        live = [request for request in self._live() if request.client is client]
+        assert self.scheduler.client_lost(self.now, client) == len(live)
+        self.clients[who] = Client(client.name)
+
+    def _agent_lost(self, agent: str) -> None:
+        lost = [number for number, batch in self.batches.items() if batch.device.agent == agent]
+        assert self.scheduler.agent_lost(self.now, agent, "lost") == len(lost)
+        for number in lost:
+            batch = self.batches.pop(number)
+            assert not self.scheduler.done(self.now, agent, number, "ok", 0.1, [LISTS[0]] * len(batch.tasks), {}, "")
+        self.agents.discard(agent)
+        self.pulled = {slot for slot in self.pulled if slot[0] != agent}
+
+    def _change(self, name: str, version: int) -> None:
+        """Another version, the same, or none (0)."""
+        if version:
+            self.apply(name, version)
+        else:
+            assert self.scheduler.delete(name) == (name in self.versions)
+            self.versions.pop(name, None)
+
+    def apply(self, name: str, version: int) -> None:
+        self.scheduler.apply(make_pipeline(name, version))
+        self.versions[name] = version
+
+    # ---- time ----------------------------------------------------------------------------
+
+    @rule(seconds=st.sampled_from([0.0, 0.02, 0.4, 12.0]))
+    def dispatch(self, seconds: float) -> None:
+        self.now += seconds
+        self._dispatch()
+
+    def _dispatch(self) -> None:
+        for batch in self.scheduler.dispatch(self.now):
+            slot = (batch.device.agent, batch.device.number)
+            assert batch.number not in self.seen
+            self.seen.add(batch.number)
+            self.batches[batch.number] = batch
+            assert slot in self.pulled, "no batch without a pull"
+            self.pulled.remove(slot)
+            assert batch.closes >= self.now
+            assert 1 <= len(batch.tasks) <= 4
+            assert batch.stage.key in {key for group in batch.stage.groups for key in group.tables}
+            assert batch.expected >= 0.0
+            for task in batch.tasks:
+                # Another branch of the request may have been dropped behind this one's grant.
+                assert task.request.outcome is None or task.request.ended_at == self.now
+                assert task.request.deadline > self.now
+                assert task.stage is batch.stage
+        for request in self.scheduler.take_ended():
+            assert request not in self.ended, "ended twice"
+            self.ended.add(request)
+            assert request.outcome is not None
+            assert (request.answer is not None) == (request.outcome is Outcome.OK)
+        for stage in self.scheduler.stages.values():
+            if stage.waiting():
+                assert stage.timer < NEVER, "somebody waits and nobody looks"
+
+    def _live(self) -> list[Request]:
+        return [request for request in self.requests if request.outcome is None]
+
+    # ---- what always holds ----------------------------------------------------------------
+
+    @invariant()
+    def accounts_add_up(self) -> None:
+        ledger = self.scheduler.ledger
+        live = self._live()
+        assert ledger.submitted == len(self.requests)
+        assert ledger.in_flight == len(live) <= MAX_REQUESTS
+        assert ledger.submitted == sum(ledger.ended_by.values()) + ledger.in_flight
+        assert ledger.bytes == sum(request.nbytes for request in live)
+        assert sum(len(client.requests) for client in self.clients) == len(live)
+
+    @invariant()
+    def every_live_request_is_in_somebodys_hands(self) -> None:
+        """A task waits in one queue or is in one batch, and the live ones are their requests'."""
+        places: dict[int, list[str]] = {}
+        waiting: list[Task] = []
+        for stage in self.scheduler.stages.values():
+            alone = [task for batch in stage.alone for task in batch]
+            queued = list(stage.queue)
+            assert stage.alone_count == len(alone)
+            assert len(stage.queue) == len(queued)
+            assert stage.waiting() == len(alone) + len(queued)
+            assert [task.key for task in queued] == sorted(task.key for task in queued)
+            for task in alone + queued:
+                assert task.state == QUEUED
+                assert task.request.outcome is None, "a queue holds live tasks only"
+                waiting.append(task)
+                places.setdefault(id(task), []).append("queue")
+        running: set[int] = set()
+        for batch in self.scheduler.batches.values():
+            for task in batch.tasks:
+                places.setdefault(id(task), []).append("batch")
+                if task.request.outcome is None:
+                    assert task.state == GRANTED
+                    running.add(id(task))
+        assert all(len(where) == 1 for where in places.values())
+        for request in self.requests:
+            if request.outcome is None:
+                assert request.tasks, "a live request has something to wait for"
+                for slot, task in enumerate(request.tasks):
+                    assert task.slot == slot
+                    assert id(task) in places
+        assert len(waiting) + len(running) == sum(len(r.tasks) for r in self.requests if r.outcome is None)
+
+    @invariant()
+    def devices_hold_two_batches_at_most(self) -> None:
+        assert self.scheduler.batches == self.batches
+        for device in self.scheduler.fleet.devices.values():
+            assert len(device.batches) <= 2
+            for number, batch in device.batches.items():
+                assert self.batches[number] is batch
+        assert {device.agent for device in self.scheduler.fleet.devices.values()} <= self.agents
+
+    @precondition(lambda self: not self._live())
+    @invariant()
+    def nothing_is_held_for_nobody(self) -> None:
+        assert self.scheduler.ledger.bytes == 0
+        assert all(stage.waiting() == 0 for stage in self.scheduler.stages.values())
+
+    def teardown(self) -> None:
+        """Left alone, everything ends at its deadline; nothing has to be asked for twice."""
+        if not hasattr(self, "scheduler"):
+            return
+        last = max((request.deadline for request in self.requests), default=self.now)
+        self._dispatch()
+        for _ in range(2000):
+            wake = self.scheduler.next_wake()
+            assert wake > self.now
+            if wake > last + 2 * SWEEP:
+                break
+            self.now = wake
+            self._dispatch()
+        self.accounts_add_up()
+        self.every_live_request_is_in_somebodys_hands()
+        assert self.scheduler.ledger.in_flight == 0
+        assert self.scheduler.ledger.bytes == 0
+        assert self.ended == set(self.requests)
+        # What the agents answer yet is thrown away, and retired pipelines are forgotten.
+        for number, batch in list(self.batches.items()):
+            del self.batches[number]
+            agent = batch.device.agent
+            assert self.scheduler.done(self.now, agent, number, "ok", 0.1, [as_list([])] * len(batch.tasks), {}, "")
+        self.now += 1.0
+        self._dispatch()
+        assert self.ended == set(self.requests)
+        assert {key.split("@")[0] for key in self.scheduler.stages} == set(self.versions)
+
+
+SchedulerMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestScheduler = SchedulerMachine.TestCase
