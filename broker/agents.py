@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from broker.endpoint import Endpoint, Sent
+from broker.endpoint import Endpoint, Sent, connection_of
 from broker.engine.devices import Batch
 from broker.engine.fleet import HeldModel
 from broker.engine.scheduler import Scheduler
@@ -19,9 +19,10 @@ log = logging.getLogger("laxity.broker")
 class Agent:
     """One connected agent and the newest PULL of each of its devices."""
 
-    def __init__(self, name: str, routing_id: bytes, now: float) -> None:
+    def __init__(self, name: str, routing_id: bytes, connection: int, now: float) -> None:
         self.name = name
         self.routing_id = routing_id
+        self.connection = connection
         self.heard_at = now
         self.pulls: dict[int, tuple[Pull, float]] = {}
         """By device: its newest PULL and when it came."""
@@ -70,7 +71,7 @@ class Agents:
             return True
         endpoint.skip(header)
         if isinstance(message, Ready):
-            self._ready(now, sender, message)
+            self._ready(now, sender, connection_of(header), message)
         elif agent is None:
             if not isinstance(message, Goodbye):
                 self._say(sender, Goodbye(reason="unknown peer: say READY first", retry=True))
@@ -84,7 +85,7 @@ class Agents:
                 self._lose(now, agent, f"agent {agent.name} left")
         return True
 
-    def _ready(self, now: float, sender: bytes, ready: Ready) -> None:
+    def _ready(self, now: float, sender: bytes, connection: int, ready: Ready) -> None:
         if ready.version != protocol.VERSION:
             self._say(
                 sender,
@@ -104,7 +105,7 @@ class Agents:
             self._lose(now, agent, f"agent {agent.name} was started again")
             agent = None
         if agent is None:
-            agent = Agent(ready.agent, sender, now)
+            agent = Agent(ready.agent, sender, connection, now)
             self._by_name[ready.agent] = agent
             self._by_routing_id[sender] = agent
             log.info("agent %s is here with %d devices", agent.name, len(ready.devices))
@@ -194,6 +195,13 @@ class Agents:
         silent = now - 4 * self._heartbeat
         for agent in [a for a in self._by_name.values() if a.heard_at < silent]:
             self._lose(now, agent, f"agent {agent.name} fell silent")
+
+    def disconnected(self, now: float) -> None:
+        """Give up the agents whose connections ended: a killed process shows at once, without waiting for its silence.
+        One that only lost its connection greets again."""
+        ended = self._endpoint.disconnected()
+        for agent in [a for a in self._by_name.values() if a.connection in ended]:
+            self._lose(now, agent, f"agent {agent.name} lost its connection")
 
     def _lose(self, now: float, agent: Agent, why: str) -> None:
         self._by_routing_id.pop(agent.routing_id, None)

@@ -8,6 +8,7 @@ from enum import Enum
 from typing import Any, Final
 
 import zmq
+from zmq.utils.monitor import recv_monitor_message
 
 from broker.errors import AddressInUse
 from laxity.payload import Part
@@ -18,6 +19,7 @@ BULK: Final = 65_536
 """Frames from this many bytes on are received and sent without copying them."""
 _NOBLOCK: Final = int(zmq.NOBLOCK)
 _SNDMORE: Final = int(zmq.SNDMORE)
+_SRCFD: Final = int(zmq.SRCFD)
 
 
 class Sent(Enum):
@@ -53,6 +55,8 @@ class Endpoint:
                 f"cannot bind {bind}: {error.strerror}; use an address of this host, as in tcp://127.0.0.1:0"
             ) from error
         self.address = self.socket.get(zmq.LAST_ENDPOINT).decode()
+        self.monitor: zmq.Socket[bytes] = self.socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        """Readable when :meth:`disconnected` has something."""
         self._recv: Callable[..., Any] = self.socket.recv
         self._send: Callable[..., Any] = self.socket.send
 
@@ -107,5 +111,20 @@ class Endpoint:
             send(frame, more, len(frame) < BULK)
         return Sent.YES
 
+    def disconnected(self) -> set[int]:
+        """The connections (see :func:`connection_of`) that ended since the last call."""
+        ended: set[int] = set()
+        while self.monitor.poll(0):
+            ended.add(recv_monitor_message(self.monitor, _NOBLOCK)["value"])
+        return ended
+
     def close(self) -> None:
+        self.socket.disable_monitor()
+        self.monitor.close(0)
         self.socket.close()
+
+
+def connection_of(header: zmq.Frame) -> int:
+    """The number (libzmq's file descriptor) of the connection that a message came over; numbers are used again."""
+    number: int = header.get(_SRCFD)
+    return number

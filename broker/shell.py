@@ -97,17 +97,22 @@ class Shard:
         self._agents = Agents(self._backend, self._scheduler, config.name, config.heartbeat)
         self._calls: deque[Callable[[], None]] = deque()
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._call_lock = threading.Lock()
         self._stopping = False
+        self._ended = False
 
     # ---- from other threads ----------------------------------------------------------------
 
     def call(self, function: Callable[[], None]) -> None:
-        """Have ``function`` run in the shard's thread, soon."""
-        self._calls.append(function)
-        try:
-            os.write(self._wake_write, b"x")
-        except BlockingIOError:
-            pass  # the pipe is full of wake-ups already
+        """Have ``function`` run in the shard's thread, soon; nothing once :meth:`run` has ended."""
+        with self._call_lock:
+            if self._ended:
+                return
+            self._calls.append(function)
+            try:
+                os.write(self._wake_write, b"x")
+            except BlockingIOError:
+                pass  # the pipe is full of wake-ups already
 
     def apply(self, spec: PipelineSpec) -> None:
         """Serve a pipeline; a running version takes no more requests and finishes what it has."""
@@ -143,7 +148,7 @@ class Shard:
         return found[0]
 
     def stop(self) -> None:
-        """End everything in flight ``unavailable``, say goodbye and leave :meth:`run`."""
+        """Say goodbye and leave :meth:`run`; what is in flight is left to the services to submit elsewhere."""
 
         def stop() -> None:
             self._stopping = True
@@ -172,6 +177,8 @@ class Shard:
         try:
             self._serve()
         finally:
+            with self._call_lock:
+                self._ended = True
             self._frontend.close()
             self._backend.close()
             self._context.term()
@@ -182,21 +189,26 @@ class Shard:
         poller = zmq.Poller()
         poller.register(self._frontend.socket, zmq.POLLIN)
         poller.register(self._backend.socket, zmq.POLLIN)
+        poller.register(self._backend.monitor, zmq.POLLIN)
         poller.register(self._wake_read, zmq.POLLIN)
         clock = time.monotonic
         next_check = clock() + self.config.heartbeat
-        more = False
+        more = ended = False
         while not self._stopping:
             if not more:
                 wake = min(self._scheduler.next_wake(), next_check)
                 if self._clients.stuck:
                     wake = min(wake, clock() + 0.01)
-                self._wait(poller, wake - clock())
+                ended = self._wait(poller, wake - clock()) or ended
             more = self._drain(clock)
             while self._calls:
                 self._calls.popleft()()
             now = clock()
-            # Not while messages lie unread: they may be the very signs of life (after a freeze of this process).
+            # Not while messages lie unread: they may be a gone agent's last results, or the very signs of life (after
+            # a freeze of this process).
+            if ended and not more:
+                ended = False
+                self._agents.disconnected(now)
             if now >= next_check and not more:
                 next_check = now + self.config.heartbeat
                 self._agents.check(now)
@@ -204,28 +216,33 @@ class Shard:
             self._clients.flush()
             self._act(clock)
         now = clock()
+        # Their services are not told one by one: after GOODBYE they submit them again, to a shard that stays.
         self._scheduler.shut_down(now, f"shard {self.config.name} is shutting down")
-        self._clients.answer(self._scheduler.take_ended())
         self._clients.say_goodbye(f"shard {self.config.name} is shutting down")
         self._agents.say_goodbye(f"shard {self.config.name} is shutting down")
 
-    def _wait(self, poller: zmq.Poller, seconds: float) -> None:
+    def _wait(self, poller: zmq.Poller, seconds: float) -> bool:
+        """Wait for messages, calls or ``seconds``; whether a connection of an agent ended."""
         if seconds >= 0.001:
-            poller.poll(int(min(seconds, 60.0) * 1000))
-        elif seconds > 0.0 and not poller.poll(0):
-            time.sleep(min(seconds, NAP))
-        try:
-            os.read(self._wake_read, 4096)
-        except BlockingIOError:
-            pass
+            events = poller.poll(int(min(seconds, 60.0) * 1000))
+        else:
+            events = poller.poll(0)
+            if not events and seconds > 0.0:
+                time.sleep(min(seconds, NAP))
+        ended = False
+        for source, _ in events:
+            if source == self._wake_read:
+                os.read(self._wake_read, 4096)
+            elif source is self._backend.monitor:
+                ended = True
+        return ended
 
     def _drain(self, clock: Callable[[], float]) -> bool:
         """Take in what has come; whether there may be more."""
         more = False
         for receive in (self._agents.receive, self._clients.receive):
-            now = clock()
             left = DRAIN
-            while left and receive(now):
+            while left and receive(clock()):
                 left -= 1
             more = more or not left
         return more

@@ -78,6 +78,7 @@ def describe(cluster: str, store: str, entries: list[Entry]) -> dict[str, Any]:
                     "backend": shard.backend,
                     "host": shard.host,
                     "pid": shard.pid,
+                    "requests": shard.counters,
                 }
             )
         elif entry.key.startswith(paths.nodes):
@@ -102,17 +103,36 @@ def _print(seen: dict[str, Any]) -> None:
     for a in seen["agents"]:
         about = (Text(a["agent"]), Text(a["host"]), str(a["pid"]), a["state"])
         rows = [
-            (
-                str(d["device"]),
-                Text(d["type"]),
-                Text(model),
-                Text(f"{state} ({d['progress']})" if d["progress"] else state),
-            )
-            for d in a["devices"]
-            for model, state in (d["models"] or {"-": "-"}).items()
+            (_ranges(devices), Text(kind), Text(model), Text(state))
+            for (kind, model, state), devices in _alike(a["devices"]).items()
         ]
         for number, row in enumerate(rows or [("-", Text("-"), Text("-"), Text("-"))]):
             agents.add_row(*(about if number == 0 else ("",) * 4), *row)
+    counters = list(dict.fromkeys(name for s in seen["shards"] for name in s["requests"]))
+    requests = Table("shard's requests", *(name.replace("_", " ") for name in counters))
+    for s in seen["shards"]:
+        requests.add_row(Text(s["shard"]), *(f"{s['requests'].get(name, 0):,}" for name in counters))
     click.echo(f"cluster {seen['cluster']}, store {seen['store']}")
-    for table in (pipelines, shards, agents):
+    for table in (pipelines, shards, requests, agents):
         print_table(table)
+
+
+def _alike(devices: list[dict[str, Any]]) -> dict[tuple[str, str, str], list[int]]:
+    """The devices' numbers by (type, model, state of the model), so that sixty-four lines become a few."""
+    alike: dict[tuple[str, str, str], list[int]] = {}
+    for device in devices:
+        for model, state in (device["models"] or {"-": "-"}).items():
+            shown = f"{state} ({device['progress']})" if device["progress"] else state
+            alike.setdefault((device["type"], model, shown), []).append(device["device"])
+    return alike
+
+
+def _ranges(numbers: list[int]) -> str:
+    """``0-3, 7`` for 0, 1, 2, 3 and 7."""
+    ranges: list[list[int]] = []
+    for number in sorted(numbers):
+        if ranges and number == ranges[-1][1] + 1:
+            ranges[-1][1] = number
+        else:
+            ranges.append([number, number])
+    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in ranges)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -93,7 +94,11 @@ class Agent:
         self._dirty = False
         self._calls: deque[Callable[[], None]] = deque()
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._call_lock = threading.Lock()
         self._stopping = False
+        self._ended = False
+        self._poller = zmq.Poller()
+        self._polled: list[tuple[Any, int]] = []
         self._devices = [
             Device(number, device.type, self._runner(number, device), self._send, self._mark_changed)
             for number, device in enumerate(config.devices)
@@ -107,12 +112,15 @@ class Agent:
     # ---- from other threads --------------------------------------------------------------------
 
     def call(self, function: Callable[[], None]) -> None:
-        """Have ``function`` run in the agent's thread, soon."""
-        self._calls.append(function)
-        try:
-            os.write(self._wake_write, b"x")
-        except BlockingIOError:
-            pass  # the pipe is full of wake-ups already
+        """Have ``function`` run in the agent's thread, soon; nothing once :meth:`run` has ended."""
+        with self._call_lock:
+            if self._ended:
+                return
+            self._calls.append(function)
+            try:
+                os.write(self._wake_write, b"x")
+            except BlockingIOError:
+                pass  # the pipe is full of wake-ups already
 
     def connect(self, backend: str) -> None:
         """Work for the shard at this address from now on ('' for none)."""
@@ -150,6 +158,8 @@ class Agent:
         try:
             self._serve()
         finally:
+            with self._call_lock:
+                self._ended = True
             if self._socket is not None:
                 if self._welcomed:
                     self._send(Goodbye(reason=f"agent {self.config.name} is shutting down"), [])
@@ -181,21 +191,29 @@ class Agent:
         for device in self._devices:
             wake = min(wake, device.next_wake())
         seconds = wake - clock()
-        poller = zmq.Poller()
-        poller.register(self._wake_read, zmq.POLLIN)
-        if self._socket is not None:
-            poller.register(self._socket, zmq.POLLIN | zmq.POLLOUT if self._ready_due else zmq.POLLIN)
-        for device in self._devices:
-            for waitable in device.runner.waitables():
-                poller.register(waitable, zmq.POLLIN)
+        poller = self._poller_now()
         if seconds >= 0.001:
-            poller.poll(int(min(seconds, 60.0) * 1000))
-        elif seconds > 0.0 and not poller.poll(0):
-            time.sleep(min(seconds, NAP))
-        try:
+            events = poller.poll(int(min(seconds, 60.0) * 1000))
+        else:
+            events = poller.poll(0)
+            if not events and seconds > 0.0:
+                time.sleep(min(seconds, NAP))
+        if any(source == self._wake_read for source, _ in events):
             os.read(self._wake_read, 4096)
-        except BlockingIOError:
-            pass
+
+    def _poller_now(self) -> zmq.Poller:
+        """What is to be polled at present; made anew only when that changes."""
+        wanted: list[tuple[Any, int]] = [(self._wake_read, zmq.POLLIN)]
+        if self._socket is not None:
+            wanted.append((self._socket, zmq.POLLIN | zmq.POLLOUT if self._ready_due else zmq.POLLIN))
+        for device in self._devices:
+            wanted += [(waitable, zmq.POLLIN) for waitable in device.runner.waitables()]
+        if wanted != self._polled:
+            self._polled = wanted
+            self._poller = zmq.Poller()
+            for waitable, events in wanted:
+                self._poller.register(waitable, events)
+        return self._poller
 
     def _receive(self, clock: Callable[[], float]) -> None:
         socket = self._socket

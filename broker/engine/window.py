@@ -18,10 +18,13 @@ def target_batch(table: LatencyTable, gpus: int, rate: float, budget: float, max
 
     N GPUs that start l(b)/N apart give a worst case of l(b)·(1 + 1/N), so with n = rate·l(b)/b GPUs busy
     (at most ``gpus``) b is feasible iff l(b)·(1 + 1/n) <= budget. With n <= 1 one GPU waits for its batch to fill:
-    l(b) + b/rate <= budget. While no rate is known: l(b) <= budget/2; :data:`FULL_LOAD` asks for all GPUs busy. On a
-    CPU a larger batch is often worse, hence the maximum of b/l(b) and not of b. At least 1.
+    l(b) + b/rate <= budget. :data:`FULL_LOAD` asks for all GPUs busy. On a CPU a larger batch is often worse, hence
+    the maximum of b/l(b) and not of b. At least 1, and 1 while no rate is known: then nobody is expected for whom it
+    would pay to wait (Symphony takes half the SLO's worth instead, and a lone request waits for nothing).
     """
     best = 1
+    if rate <= 0.0:
+        return best
     best_rate = 0.0
     for batch in range(1, max_batch + 1):
         latency = table.upper(batch)
@@ -32,9 +35,7 @@ def target_batch(table: LatencyTable, gpus: int, rate: float, budget: float, max
         if latency > budget:
             break
         busy = rate * latency / batch
-        if rate <= 0.0:
-            feasible = latency <= budget / 2
-        elif busy >= gpus:  # saturated: batches fill at once, all GPUs run staggered
+        if busy >= gpus:  # saturated: batches fill at once, all GPUs run staggered
             feasible = latency * (1.0 + 1.0 / gpus) <= budget
         elif busy <= 1.0:
             feasible = latency + batch / rate <= budget
