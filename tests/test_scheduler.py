@@ -29,6 +29,8 @@ Profile = list[tuple[int, float]]
 FLAT: Profile = [(1, 0.1), (8, 0.1)]
 EACH: Profile = [(1, 0.1), (8, 0.8)]
 OVERHEAD = 0.001
+BUSY = 1e9
+"""The rate in elements per second that stages are made to believe in: others are expected, so that waiting pays."""
 
 
 @dataclass
@@ -79,6 +81,8 @@ class World:
         self._ids = itertools.count()
         for pipeline in pipelines:
             self.scheduler.apply(pipeline)
+            for plan in pipeline.stages:
+                plan.stage.rate = BUSY
 
     def submit(
         self,
@@ -975,6 +979,13 @@ def test_a_lone_request_waits_until_its_window_opens() -> None:
     world.done(OPENS + 0.101, batch)
     assert world.end() is request
     assert request.outcome is Outcome.OK
+
+
+def test_nobody_waits_for_others_who_are_not_expected() -> None:
+    world = world_of_one(FLAT)
+    world.scheduler.stages[key("s")].rate = 0.0
+    world.submit(0.0)
+    assert len(world.grant(0.0).tasks) == 1
 
 
 def test_a_later_request_does_not_move_the_window_and_is_taken_along() -> None:

@@ -45,9 +45,8 @@ def test_a_batch_that_would_not_fill_in_time_is_not_waited_for() -> None:
     assert target_batch(linear(ALPHA, BETA, 256), 64, 100.0, 0.100, 256) == 8
 
 
-def test_without_a_rate_half_the_budget_is_for_the_batch() -> None:
-    """1.082 b + 5.204 <= 50 ms: b = 41."""
-    assert target_batch(linear(ALPHA, BETA, 256), 8, 0.0, 0.100, 256) == 41
+def test_without_a_rate_nobody_is_waited_for() -> None:
+    assert target_batch(linear(ALPHA, BETA, 256), 8, 0.0, 0.100, 256) == 1
 
 
 def test_the_largest_batch_is_a_bound() -> None:
