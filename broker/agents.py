@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import Final
 
 from broker.endpoint import Endpoint, Sent, connection_of
 from broker.engine.devices import Batch
@@ -14,6 +15,9 @@ from laxity.payload import Part, Payload, Unpacker, pack
 from laxity.protocol import DeviceReport, Done, Goodbye, Grant, Heartbeat, Pull, Ready, Task, Welcome
 
 log = logging.getLogger("laxity.broker")
+
+MAX_BATCH: Final = 4096
+"""The largest batch that a pipeline may ask for (``max_batch``), and so the largest in a profile."""
 
 
 class Agent:
@@ -220,5 +224,5 @@ class Agents:
 
 
 def _checked(profile: list[tuple[int, float]]) -> list[tuple[int, float]]:
-    """The entries of a profile that can be true."""
-    return [(batch, seconds) for batch, seconds in profile if batch >= 1 and 0.0 <= seconds < 1e6]
+    """The entries of a profile that can be true; a table is made of them that is as long as the largest batch."""
+    return [(batch, seconds) for batch, seconds in profile if 1 <= batch <= MAX_BATCH and 0.0 <= seconds < 1e6]
