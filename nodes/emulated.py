@@ -65,7 +65,7 @@ class EmulatedRunner:
         self._random = random.Random(seed)
         self._models: dict[str, EmulatedModel] = {}
         self._events: list[tuple[Event, list[Part]]] = []
-        self._running: list[tuple[float, int, float, wire.Finished, list[Part]]] = []
+        self._running: list[tuple[float, int, wire.Finished, list[Part]]] = []
 
     def start(self) -> None:
         self._events.append((wire.Started(0), []))
@@ -93,7 +93,7 @@ class EmulatedRunner:
         model = self._models.get(key)
         if model is None:
             finished = wire.Finished(batch, "unknown_model", 0, detail=f"the model {key} is not loaded here")
-            heappush(self._running, (now, batch, now, finished, []))
+            heappush(self._running, (now, batch, finished, []))
             return
         seconds = model.profile.latency(len(tasks))
         if model.jitter:
@@ -110,15 +110,16 @@ class EmulatedRunner:
             else:
                 finished = wire.Finished(batch, "ok", 0, results=[answer.node for answer in answers])
                 frames = pack(answers)
-        heappush(self._running, (now + seconds, batch, now, finished, frames))
+        # What the emulated model took, not what this process was late by: that is no part of a model.
+        finished.execution_us = round(seconds * 1e6)
+        heappush(self._running, (now + seconds, batch, finished, frames))
 
     def events(self, now: float) -> list[tuple[Event, list[Part]]]:
         events = self._events
         self._events = []
         running = self._running
         while running and running[0][0] <= now:
-            _, _, started, finished, frames = heappop(running)
-            finished.execution_us = round((now - started) * 1e6)
+            _, _, finished, frames = heappop(running)
             events.append((finished, frames))
         return events
 
