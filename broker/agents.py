@@ -12,12 +12,14 @@ from broker.engine.scheduler import Scheduler
 from laxity import protocol
 from laxity.node import PayloadError
 from laxity.payload import Part, Payload, Unpacker, pack
-from laxity.protocol import DeviceReport, Done, Goodbye, Grant, Heartbeat, Pull, Ready, Task, Welcome
+from laxity.protocol import DeviceReport, Done, Goodbye, Grant, Heartbeat, Pull, Ready, Welcome
 
 log = logging.getLogger("laxity.broker")
 
 MAX_BATCH: Final = 4096
 """The largest batch that a pipeline may ask for (``max_batch``), and so the largest in a profile."""
+LONGEST: Final = 3600.0
+"""Seconds that nothing which an agent states lasts longer than: what it says goes into sums and into messages."""
 
 
 class Agent:
@@ -132,8 +134,7 @@ class Agents:
         if newest is not None and newest[0].seq >= pull.seq:
             return
         agent.pulls[pull.device] = (pull, now)
-        free_in = pull.free_in_us * 1e-6 if pull.free_in_us > 0 else 0.0
-        self._scheduler.pull(agent.name, pull.device, now + free_in)
+        self._scheduler.pull(agent.name, pull.device, now + _seconds(pull.free_in_us))
 
     def _done(self, now: float, agent: Agent, done: Done, frames: list[Part]) -> None:
         unpacker = Unpacker(frames)
@@ -147,7 +148,7 @@ class Agents:
         except PayloadError as error:
             self.malformed += 1
             code, detail, results = "model_error", f"malformed answer from agent {agent.name}: {error}", []
-        execution = done.execution_us * 1e-6 if done.execution_us > 0 else 0.0
+        execution = _seconds(done.execution_us)
         failures = {failure.index: failure.detail for failure in done.failures}
         if not self._scheduler.done(now, agent.name, done.batch, code, execution, results, failures, detail):
             log.debug("agent %s answered the unknown batch %d", agent.name, done.batch)
@@ -179,9 +180,16 @@ class Agents:
                     opens_us=0,
                     closes_us=round((batch.closes - now) * 1e6),
                     expected_us=round(batch.expected * 1e6),
-                    tasks=[Task([value.node for value in task.inputs]) for task in tasks],
+                    tasks=[[value.node for value in task.inputs] for task in tasks],
                 )
             )
+            if len(header) > protocol.MAX_HEADER:
+                # As if the model had raised: again in halves, until they fit or one fails alone. The pull stands.
+                why = protocol.too_structured("input", len(header))
+                self._scheduler.done(now, agent.name, batch.number, "model_error", 0.0, [], {}, why)
+                self._scheduler.pull(agent.name, device.number, device.free_at)
+                failed = True
+                continue
             frames = pack([value for task in tasks for value in task.inputs])
             sent = self._endpoint.send(agent.routing_id, header, frames)
             if sent is Sent.YES:
@@ -223,6 +231,11 @@ class Agents:
         self._endpoint.send(to, protocol.encode(message), [])
 
 
+def _seconds(us: int) -> float:
+    """A duration that an agent states, within what can be true."""
+    return min(max(us, 0) * 1e-6, LONGEST)
+
+
 def _checked(profile: list[tuple[int, float]]) -> list[tuple[int, float]]:
     """The entries of a profile that can be true; a table is made of them that is as long as the largest batch."""
-    return [(batch, seconds) for batch, seconds in profile if 1 <= batch <= MAX_BATCH and 0.0 <= seconds < 1e6]
+    return [(batch, seconds) for batch, seconds in profile if 1 <= batch <= MAX_BATCH and 0.0 <= seconds < LONGEST]

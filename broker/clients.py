@@ -13,13 +13,15 @@ from broker.engine.scheduler import Scheduler
 from laxity import protocol
 from laxity.node import PayloadError
 from laxity.outcomes import Outcome
-from laxity.payload import Part, Payload, Unpacker, pack
+from laxity.payload import Part, Unpacker, pack
 from laxity.protocol import Answer, Cancel, Goodbye, Heartbeat, Hello, Request, Result, StageTiming, Submit, Welcome
 
 log = logging.getLogger("laxity.broker")
 
 OUTBOX: Final = 1000
 """Messages kept for a service that does not read; with one more it is taken for gone."""
+LONGEST_TRANSIT: Final = 3600.0
+"""Seconds on the way that a stamp can make a message look to have taken; a budget is shorter."""
 ZERO_SPAN: Final = 30.0
 """Seconds over which a connection's smallest (received - sent) is kept: clocks drift apart."""
 
@@ -54,7 +56,7 @@ class Connection:
             self._next_zero = offset
         if offset < self._zero:
             self._zero = offset
-        return offset - self._zero
+        return min(offset - self._zero, LONGEST_TRANSIT)
 
 
 class Clients:
@@ -171,8 +173,9 @@ class Clients:
                     payload = unpacker.take(request.payload)
                 except PayloadError as error:
                     malformed = f"malformed payload: {error}"
-            if malformed or not -(2**31) <= request.priority < 2**31 or not 0 <= request.id < 2**64:
-                self._reject(connection, request, malformed or "id or priority out of range")
+            wrong = malformed or _out_of_range(request)
+            if wrong:
+                self._reject(connection, request, wrong)
                 continue
             budget = request.budget_us
             scheduler.submit(
@@ -198,7 +201,8 @@ class Clients:
         self.malformed += 1
         if request.id in connection.client.requests:
             return
-        self._deliver(connection, [Answer(request.id, Outcome.REJECTED, None, 0, "", detail)], [])
+        answer = Answer(request.id, Outcome.REJECTED, None, 0, "", detail)
+        self._deliver(connection, protocol.encode(Result([answer])), [], 1)
 
     # ---- out -------------------------------------------------------------------------
 
@@ -210,7 +214,7 @@ class Clients:
             if connection is None:
                 self.undeliverable += 1
             else:
-                self._deliver(connection, [_answer(request)], [request.answer] if request.answer is not None else [])
+                self._deliver_all(connection, ended)
             return
         by_client: dict[str, list[EngineRequest]] = {}
         for request in ended:
@@ -225,25 +229,35 @@ class Clients:
                 self.undeliverable += len(requests)
                 continue
             for start in range(0, len(requests), protocol.MAX_SHARED):
-                some = requests[start : start + protocol.MAX_SHARED]
-                self._deliver(
-                    connection,
-                    [_answer(request) for request in some],
-                    [request.answer for request in some if request.answer is not None],
-                )
+                self._deliver_all(connection, requests[start : start + protocol.MAX_SHARED])
 
-    def _deliver(self, connection: Connection, answers: list[Answer], payloads: list[Payload]) -> None:
+    def _deliver_all(self, connection: Connection, requests: list[EngineRequest]) -> None:
+        """Send answers in one RESULT, or in more where their structure is too large for one."""
+        answers = [_answer(request) for request in requests]
         header = protocol.encode(Result(answers))
-        frames = pack(payloads)
+        if len(header) <= protocol.MAX_HEADER:
+            payloads = [request.answer for request in requests if request.answer is not None]
+            self._deliver(connection, header, pack(payloads), len(answers))
+        elif len(answers) > 1:
+            half = len(answers) // 2
+            self._deliver_all(connection, requests[:half])
+            self._deliver_all(connection, requests[half:])
+        else:
+            answer = answers[0]
+            answer.outcome, answer.payload = Outcome.FAILED, None
+            answer.detail = protocol.too_structured("answer", len(header))
+            self._deliver(connection, protocol.encode(Result(answers)), [], 1)
+
+    def _deliver(self, connection: Connection, header: bytes, frames: list[Part], answers: int) -> None:
         if not connection.outbox:
             sent = self._endpoint.send(connection.routing_id, header, frames)
             if sent is Sent.YES:
                 return
             if sent is Sent.GONE:
-                self.undeliverable += len(answers)
+                self.undeliverable += answers
                 return
         if len(connection.outbox) >= OUTBOX:
-            self.undeliverable += len(answers)
+            self.undeliverable += answers
             return
         connection.outbox.append((header, frames))
         self._full.add(connection.client.name)
@@ -291,6 +305,15 @@ class Clients:
 
     def _say(self, to: bytes, message: protocol.ToClient) -> None:
         self._endpoint.send(to, protocol.encode(message), [])
+
+
+def _out_of_range(request: Request) -> str:
+    """What is wrong with a request's own fields; '' if nothing is."""
+    if not -(2**31) <= request.priority < 2**31 or not 0 <= request.id < 2**64:
+        return "id or priority out of range"
+    if len(request.pipeline) > protocol.MAX_NAME:
+        return f"pipeline names have up to {protocol.MAX_NAME} characters"
+    return ""
 
 
 def _answer(request: EngineRequest) -> Answer:

@@ -211,12 +211,6 @@ started, the model is not loaded there (any more), which is no attempt."""
 # ---- shards to agents ------------------------------------------------------------------
 
 
-class Task(msgspec.Struct, array_like=True):
-    """One element of a granted batch: one node for each of the stage's inputs, in the spec's order."""
-
-    inputs: list[Node]
-
-
 class Grant(Message, tag=13):
     """GRANT: a batch for a device, the answer to its PULL ``seq``. ``pulled_us`` echoes the PULL's ``sent_us``
     and ``dwell_us`` is how long the PULL lay at the shard, so the agent knows that the grant left no earlier
@@ -233,7 +227,8 @@ class Grant(Message, tag=13):
     opens_us: int
     closes_us: int
     expected_us: int
-    tasks: list[Task]
+    tasks: list[list[Node]]
+    """The batch: for each element one node for each of the stage's inputs, in the spec's order."""
 
 
 FromClient = Union[Hello, Submit, Cancel, Heartbeat, Goodbye]  # noqa: UP007
@@ -243,6 +238,11 @@ ToAgent = Union[Welcome, Grant, Heartbeat, Goodbye]  # noqa: UP007
 
 encode: Final[Callable[[Any], bytes]] = msgspec.msgpack.Encoder().encode
 """A message's header frame."""
+
+
+def too_structured(what: str, size: int) -> str:
+    """What to tell about a value whose header would have ``size`` bytes."""
+    return f"the {what}'s structure takes {size} bytes, at most {MAX_HEADER} are allowed; use arrays for numbers"
 
 
 class ProtocolError(ValueError):

@@ -18,8 +18,9 @@ import msgspec
 import zmq
 
 from laxity import protocol
+from laxity.link import HEARTBEAT_BOUNDS
 from laxity.payload import Part
-from laxity.protocol import Goodbye, Grant, Heartbeat, Ready, Welcome
+from laxity.protocol import Done, Goodbye, Grant, Heartbeat, Ready, Welcome
 from nodes.device import Device
 from nodes.emulated import EmulatedRunner
 from nodes.engine.device import READY
@@ -238,7 +239,13 @@ class Agent:
             else:
                 log.warning("the shard granted a batch to device %d, which is not here", message.device)
         elif isinstance(message, Welcome):
-            self._heartbeat = message.heartbeat_us * 1e-6
+            if message.version != protocol.VERSION:
+                raise VersionRefused(
+                    f"the shard at {self._backend} speaks protocol version {message.version}, this agent "
+                    f"{protocol.VERSION}: upgrade the older of the two"
+                )
+            shortest, longest = HEARTBEAT_BOUNDS
+            self._heartbeat = min(max(message.heartbeat_us * 1e-6, shortest), longest)
             if not self._welcomed:
                 self._welcomed = True
                 self._dirty = True  # what changed since READY was said has to be said as well
@@ -304,6 +311,10 @@ class Agent:
         if socket is None:
             return False
         header = protocol.encode(message)
+        if len(header) > protocol.MAX_HEADER and isinstance(message, Done):
+            why = protocol.too_structured("answer", len(header))
+            header = protocol.encode(Done(message.device, message.batch, "model_error", detail=why))
+            frames = []
         try:
             if not frames:
                 socket.send(header, zmq.NOBLOCK)
