@@ -138,7 +138,7 @@ class Device:
     def _do(self, now: float, action: actions.Action) -> None:
         if isinstance(action, actions.Start):
             grant, frames, _ = self._grants[action.batch]
-            self.runner.infer(now, action.batch, grant.model, [task.inputs for task in grant.tasks], frames)
+            self.runner.infer(now, action.batch, grant.model, grant.tasks, frames)
         elif isinstance(action, actions.SendPull):
             self._send(Pull(self.number, action.seq, round(now * 1e6), round(action.free_in * 1e6)), [])
         elif isinstance(action, actions.Refuse):

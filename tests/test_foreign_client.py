@@ -116,7 +116,7 @@ def pull(agent, seq, spec=SINGLE):
     assert opens_us <= closes_us
     assert now_us() < pulled_us + dwell_us + closes_us
     assert expected_us >= 0
-    return batch, [node for ((node,),) in tasks], parts
+    return batch, [node for (node,) in tasks], parts
 
 
 def test_requests_share_messages_and_come_back_as_asked(service, agent):

@@ -47,7 +47,7 @@ MESSAGES = {
     ],
     "to_agent": [
         p.Welcome(1, "s1", 1_000_000),
-        p.Grant(0, 5, 7, 99, 12, "ocr@1/detect", "", 0, 5000, 900, [p.Task([NODE, None])]),
+        p.Grant(0, 5, 7, 99, 12, "ocr@1/detect", "", 0, 5000, 900, [[NODE, None]]),
         p.Heartbeat(),
         p.Goodbye("going", True),
     ],

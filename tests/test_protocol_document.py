@@ -44,7 +44,7 @@ def nodes_of(message):
     if isinstance(message, protocol.Result):
         return [answer.payload for answer in message.answers]
     if isinstance(message, protocol.Grant):
-        return [node for task in message.tasks for node in task.inputs]
+        return [node for task in message.tasks for node in task]
     return message.results if isinstance(message, protocol.Done) else []
 
 

@@ -49,7 +49,7 @@ class Ledger:
                 if task.state == QUEUED:
                     task.stage.take_out(task)
                     self.touch(task.stage)
-            request.tasks = []
+            tasks.clear()
         del request.client.requests[request.id]
         pipeline = request.pipeline
         pipeline.in_flight -= 1
