@@ -44,6 +44,10 @@ class Endpoint:
         self.socket.set(zmq.MAXMSGSIZE, max_frame)
         self.socket.set(zmq.TCP_KEEPALIVE, 1)
         try:
+            # libzmq takes 65537 for 1.
+            port = bind.rpartition(":")[2]
+            if port.isdecimal() and int(port) > 65535:
+                raise zmq.ZMQError(errno.EINVAL)
             self.socket.bind(bind)
         except zmq.ZMQError as error:
             self.socket.close(0)

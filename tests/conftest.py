@@ -40,9 +40,13 @@ class Incoming:
 
 
 class Peer:
-    """A hand-driven shard's frontend: a real ROUTER that does what the test says and nothing else."""
+    """A hand-driven shard's frontend (or backend, with that one's ``decode``): a real ROUTER that does what the
+    test says and nothing else."""
 
-    def __init__(self, address: str = "tcp://127.0.0.1:*") -> None:
+    def __init__(
+        self, address: str = "tcp://127.0.0.1:*", decode: Callable[[bytes], Any] = protocol.decode_from_client
+    ) -> None:
+        self._decode = decode
         self._context: zmq.Context[Any] = zmq.Context()
         self._router = self._context.socket(zmq.ROUTER)
         self._router.set(zmq.LINGER, 1000)
@@ -55,7 +59,7 @@ class Peer:
         while True:
             assert self._router.poll(WAIT_MS), f"no {', '.join(kind.__name__ for kind in kinds)} came"
             sender, header, *frames = self._router.recv_multipart()
-            message = protocol.decode_from_client(header)
+            message = self._decode(header)
             if type(message) in kinds:
                 return sender, message, frames
             assert type(message) is protocol.Heartbeat, f"unexpected {message!r}"
@@ -138,8 +142,8 @@ def make_peer() -> Iterator[Callable[..., Peer]]:
     """Makes peers, and closes them in the end (closing one twice does no harm)."""
     peers: list[Peer] = []
 
-    def make(address: str = "tcp://127.0.0.1:*") -> Peer:
-        peers.append(Peer(address))
+    def make(*arguments: Any) -> Peer:
+        peers.append(Peer(*arguments))
         return peers[-1]
 
     yield make
@@ -272,11 +276,16 @@ class Cluster:
             self._specs.append(spec)
             self.shard.apply(spec)
         known = self.status().agents
-        agent = RunningAgent(AgentConfig(**{"name": f"a{len(self.agents)}", "devices": list(devices), **options}))
-        self.agents.append(agent)
+        agent = self.lone_agent(devices, **options)
         agent.hold(*specs)
         agent.agent.connect(self.shard.backend)
         eventually(lambda: self.status().agents > known, "the shard knows the agent")
+        return agent
+
+    def lone_agent(self, devices: Sequence[DeviceConfig] = (EMULATED,), **options: Any) -> RunningAgent:
+        """A new agent that holds nothing and works for nobody yet."""
+        agent = RunningAgent(AgentConfig(**{"name": f"a{len(self.agents)}", "devices": list(devices), **options}))
+        self.agents.append(agent)
         return agent
 
     def client(self, **options: Any) -> Client:
