@@ -105,6 +105,18 @@ def test_ties_stand_in_order_of_arrival_over_several_buckets() -> None:
     assert list(queue) == [queue_first, *early, *late, last]
 
 
+def test_each_of_many_ties_can_be_removed() -> None:
+    queue = BudgetQueue()
+    ties = [make_task(5.0) for _ in range(3 * BUCKET)]
+    for task in [make_task(4.0), *ties, make_task(6.0)]:
+        queue.push(task)
+    for task in [*ties[::-3], *ties[::-3]]:
+        assert queue.remove(task) == (task in ties)
+        if task in ties:
+            ties.remove(task)
+    assert list(queue)[1:-1] == ties
+
+
 def test_descending_deadlines_keep_both_ends_right() -> None:
     queue = BudgetQueue()
     tasks = [make_task(float(-index)) for index in range(2 * BUCKET + 3)]

@@ -410,8 +410,6 @@ class Scheduler:
             for index, task in enumerate(formed.dropped):
                 self.ledger.drop(now, task, formed.short[index])
             tasks = formed.batch
-            if formed.dropped:  # an item may have been taken before another of its request was dropped
-                tasks = [task for task in tasks if task.request.outcome is None]
         if not tasks:
             return
         earliest = tasks[0].key

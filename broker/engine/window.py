@@ -17,8 +17,8 @@ def target_batch(table: LatencyTable, gpus: int, rate: float, budget: float, max
     """b*: among the feasible batches the one with the highest b/l(b).
 
     N GPUs that start l(b)/N apart give a worst case of l(b)·(1 + 1/N), so with n = rate·l(b)/b GPUs busy
-    (at most ``gpus``) b is feasible iff l(b)·(1 + 1/n) <= budget. With n <= 1 one GPU waits for its batch to fill:
-    l(b) + b/rate <= budget. :data:`FULL_LOAD` asks for all GPUs busy. On a CPU a larger batch is often worse, hence
+    (at most ``gpus``) b is feasible iff l(b)·(1 + 1/n) <= budget; that is l(b) + b/rate, the time in which the batch
+    fills and runs, until all GPUs are busy. :data:`FULL_LOAD` asks for all GPUs busy. On a CPU a larger batch is often worse, hence
     the maximum of b/l(b) and not of b. At least 1, and 1 while no rate is known: then nobody is expected for whom it
     would pay to wait (Symphony takes half the SLO's worth instead, and a lone request waits for nothing).
     """
@@ -34,13 +34,10 @@ def target_batch(table: LatencyTable, gpus: int, rate: float, budget: float, max
             continue
         if latency > budget:
             break
-        busy = rate * latency / batch
-        if busy >= gpus:  # saturated: batches fill at once, all GPUs run staggered
+        if rate * latency >= gpus * batch:  # saturated: batches fill at once, all GPUs run staggered
             feasible = latency * (1.0 + 1.0 / gpus) <= budget
-        elif busy <= 1.0:
+        else:  # l(b)·(1 + 1/n)
             feasible = latency + batch / rate <= budget
-        else:
-            feasible = latency * (1.0 + 1.0 / busy) <= budget
         throughput = batch / latency
         if feasible and throughput > best_rate * (1.0 + 1e-9):
             best = batch
