@@ -46,8 +46,6 @@ class MapGroup:
         self.results: list[Payload | None] = [None] * items
         self.left = items
         self.admitted = False
-        self.queued = items
-        """Items that wait in the stage's queue."""
         self.time: StageTime | None = None
 
 

@@ -18,9 +18,9 @@ def target_batch(table: LatencyTable, gpus: int, rate: float, budget: float, max
 
     N GPUs that start l(b)/N apart give a worst case of l(b)·(1 + 1/N), so with n = rate·l(b)/b GPUs busy
     (at most ``gpus``) b is feasible iff l(b)·(1 + 1/n) <= budget; that is l(b) + b/rate, the time in which the batch
-    fills and runs, until all GPUs are busy. :data:`FULL_LOAD` asks for all GPUs busy. On a CPU a larger batch is often worse, hence
-    the maximum of b/l(b) and not of b. At least 1, and 1 while no rate is known: then nobody is expected for whom it
-    would pay to wait (Symphony takes half the SLO's worth instead, and a lone request waits for nothing).
+    fills and runs, until all GPUs are busy. :data:`FULL_LOAD` asks for all GPUs busy. On a CPU a larger batch is often
+    worse, hence the maximum of b/l(b) and not of b. At least 1, and 1 while no rate is known: then nobody is expected
+    for whom it would pay to wait (Symphony takes half the SLO's worth instead, and a lone request waits for nothing).
     """
     best = 1
     if rate <= 0.0:
