@@ -9,6 +9,7 @@ from broker.endpoint import Endpoint, Sent, connection_of
 from broker.engine.devices import Batch
 from broker.engine.fleet import HeldModel
 from broker.engine.scheduler import Scheduler
+from broker.greeting import refusal, worth_a_line
 from laxity import protocol
 from laxity.node import PayloadError
 from laxity.payload import Part, Payload, Unpacker, pack
@@ -67,7 +68,8 @@ class Agents:
         except protocol.ProtocolError as error:
             endpoint.skip(header)
             self.malformed += 1
-            log.warning("malformed message from an agent: %s", error)
+            if worth_a_line(self.malformed):
+                log.warning("malformed message from an agent (%d by now): %s", self.malformed, error)
             self._say(sender, Goodbye(reason=f"malformed message: {error}", retry=False))
             return True
         agent = self._by_routing_id.get(sender)
@@ -92,18 +94,9 @@ class Agents:
         return True
 
     def _ready(self, now: float, sender: bytes, connection: int, ready: Ready) -> None:
-        if ready.version != protocol.VERSION:
-            self._say(
-                sender,
-                Goodbye(
-                    reason=f"protocol version {ready.version} is not spoken here; this shard speaks version "
-                    f"{protocol.VERSION}: upgrade the agent",
-                    retry=False,
-                ),
-            )
-            return
-        if not 1 <= len(ready.agent) <= protocol.MAX_NAME:
-            self._say(sender, Goodbye(reason=f"agent names have 1 to {protocol.MAX_NAME} characters", retry=False))
+        refused = refusal(ready.version, ready.agent, "agent")
+        if refused is not None:
+            self._say(sender, refused)
             return
         agent = self._by_name.get(ready.agent)
         if agent is not None and agent.routing_id != sender:

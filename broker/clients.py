@@ -10,6 +10,7 @@ from broker.endpoint import Endpoint, Sent
 from broker.engine.request import Client
 from broker.engine.request import Request as EngineRequest
 from broker.engine.scheduler import Scheduler
+from broker.greeting import refusal, worth_a_line
 from laxity import protocol
 from laxity.node import PayloadError
 from laxity.outcomes import Outcome
@@ -92,7 +93,8 @@ class Clients:
         except protocol.ProtocolError as error:
             endpoint.skip(header)
             self.malformed += 1
-            log.warning("malformed message from a service: %s", error)
+            if worth_a_line(self.malformed):
+                log.warning("malformed message from a service (%d by now): %s", self.malformed, error)
             self._say(sender, Goodbye(reason=f"malformed message: {error}", retry=False))
             return True
         connection = self._by_routing_id.get(sender)
@@ -118,18 +120,9 @@ class Clients:
         return True
 
     def _hello(self, now: float, sender: bytes, hello: Hello) -> None:
-        if hello.version != protocol.VERSION:
-            self._say(
-                sender,
-                Goodbye(
-                    reason=f"protocol version {hello.version} is not spoken here; this shard speaks version "
-                    f"{protocol.VERSION}: install a matching client",
-                    retry=False,
-                ),
-            )
-            return
-        if not 1 <= len(hello.client) <= protocol.MAX_NAME:
-            self._say(sender, Goodbye(reason=f"client names have 1 to {protocol.MAX_NAME} characters", retry=False))
+        refused = refusal(hello.version, hello.client, "client")
+        if refused is not None:
+            self._say(sender, refused)
             return
         connection = self._by_name.get(hello.client)
         if connection is None:

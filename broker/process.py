@@ -12,6 +12,7 @@ import time
 from broker.shell import Shard, ShardConfig
 from cluster.membership import Follower, Membership
 from cluster.records import BrokerRecord, Paths, PipelineRecord, RecordError, decode, encode
+from cluster.serving import serving
 from cluster.store import open_store
 from cluster.store.base import Entry
 
@@ -73,38 +74,22 @@ def run_shard_process(config: ShardConfig, store_url: str, cluster: str, stop: t
         membership = Membership(store, paths.broker(config.name))
         follower = Follower(store, paths.pipelines)
         shard = Shard(config)
-        failure: list[BaseException] = []
-
-        def serve() -> None:
-            try:
-                shard.run()
-            except BaseException as error:
-                log.exception("the shard's thread failed")
-                failure.append(error)
-            finally:
-                stop.set()
-
-        thread = threading.Thread(target=serve, name="shard")
-        thread.start()
+        pipelines = PipelineFollower(shard)
+        log.info("shard %s: services at %s, agents at %s", config.name, shard.frontend, shard.backend)
         try:
-            pipelines = PipelineFollower(shard)
-            log.info("shard %s: services at %s, agents at %s", config.name, shard.frontend, shard.backend)
-            counted_at = float("-inf")
-            while not stop.is_set():
-                if follower.poll(TURN):
-                    pipelines.update(follower.entries)
-                now = time.monotonic()
-                if now >= counted_at + COUNTERS:
-                    counted_at = now
-                    membership.publish(encode(_record(shard)))
-                membership.beat(now)
+            with serving("shard", shard.run, shard.stop, stop):
+                counted_at = float("-inf")
+                while not stop.is_set():
+                    if follower.poll(TURN):
+                        pipelines.update(follower.entries)
+                    now = time.monotonic()
+                    if now >= counted_at + COUNTERS:
+                        counted_at = now
+                        membership.publish(encode(_record(shard)))
+                    membership.beat(now)
         finally:
-            shard.stop()
-            thread.join()
             follower.close()
             membership.leave()
-        if failure:
-            raise RuntimeError(f"the shard's thread failed: {failure[0]}") from failure[0]
     finally:
         store.close()
 

@@ -8,11 +8,9 @@ threads and hands its wishes over with :meth:`Shard.call`.
 from __future__ import annotations
 
 import logging
-import os
 import secrets
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -26,14 +24,13 @@ from broker.engine.limits import Limits
 from broker.engine.scheduler import Scheduler
 from broker.plans import build_pipeline
 from laxity import protocol
+from laxity.loop import Calls, wait
 from pipelines.spec import PipelineSpec
 
 log = logging.getLogger("laxity.broker")
 
 DRAIN: Final = 512
 """Messages taken from one socket before the other one and the engine get their turn."""
-NAP: Final = 100e-6
-"""How long to sleep, in seconds, before looking again where less than a millisecond is left (poll knows only those)."""
 
 
 class ShardConfig(msgspec.Struct, kw_only=True, frozen=True):
@@ -95,24 +92,14 @@ class Shard:
         )
         self._clients = Clients(self._frontend, self._scheduler, config.name, config.heartbeat)
         self._agents = Agents(self._backend, self._scheduler, config.name, config.heartbeat)
-        self._calls: deque[Callable[[], None]] = deque()
-        self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        self._call_lock = threading.Lock()
+        self._calls = Calls()
         self._stopping = False
-        self._ended = False
 
     # ---- from other threads ----------------------------------------------------------------
 
     def call(self, function: Callable[[], None]) -> None:
         """Have ``function`` run in the shard's thread, soon; nothing once :meth:`run` has ended."""
-        with self._call_lock:
-            if self._ended:
-                return
-            self._calls.append(function)
-            try:
-                os.write(self._wake_write, b"x")
-            except BlockingIOError:
-                pass  # the pipe is full of wake-ups already
+        self._calls.add(function)
 
     def apply(self, spec: PipelineSpec) -> None:
         """Serve a pipeline; a running version takes no more requests and finishes what it has."""
@@ -134,7 +121,7 @@ class Shard:
         self.call(delete)
 
     def status(self) -> ShardStatus:
-        """The counters now; waits for the shard's thread (from another thread only)."""
+        """The counters now; waits for the shard's thread (from another thread only). RuntimeError once it has ended."""
         found: list[ShardStatus] = []
         done = threading.Event()
 
@@ -142,7 +129,8 @@ class Shard:
             found.append(self._status())
             done.set()
 
-        self.call(read)
+        if not self._calls.add(read):
+            raise RuntimeError("the shard has ended")
         if not done.wait(10.0):
             raise TimeoutError("the shard's thread does not answer")
         return found[0]
@@ -177,20 +165,17 @@ class Shard:
         try:
             self._serve()
         finally:
-            with self._call_lock:
-                self._ended = True
+            self._calls.close()
             self._frontend.close()
             self._backend.close()
             self._context.term()
-            os.close(self._wake_read)
-            os.close(self._wake_write)
 
     def _serve(self) -> None:
         poller = zmq.Poller()
         poller.register(self._frontend.socket, zmq.POLLIN)
         poller.register(self._backend.socket, zmq.POLLIN)
         poller.register(self._backend.monitor, zmq.POLLIN)
-        poller.register(self._wake_read, zmq.POLLIN)
+        poller.register(self._calls.fd, zmq.POLLIN)
         clock = time.monotonic
         next_check = clock() + self.config.heartbeat
         more = ended = False
@@ -201,8 +186,7 @@ class Shard:
                     wake = min(wake, clock() + 0.01)
                 ended = self._wait(poller, wake - clock()) or ended
             more = self._drain(clock)
-            while self._calls:
-                self._calls.popleft()()
+            self._calls.run()
             now = clock()
             # Not while messages lie unread: they may be a gone agent's last results, or the very signs of life (after
             # a freeze of this process).
@@ -223,16 +207,10 @@ class Shard:
 
     def _wait(self, poller: zmq.Poller, seconds: float) -> bool:
         """Wait for messages, calls or ``seconds``; whether a connection of an agent ended."""
-        if seconds >= 0.001:
-            events = poller.poll(int(min(seconds, 60.0) * 1000))
-        else:
-            events = poller.poll(0)
-            if not events and seconds > 0.0:
-                time.sleep(min(seconds, NAP))
         ended = False
-        for source, _ in events:
-            if source == self._wake_read:
-                os.read(self._wake_read, 4096)
+        for source, _ in wait(poller, seconds):
+            if source == self._calls.fd:
+                self._calls.clear_wakeups()
             elif source is self._backend.monitor:
                 ended = True
         return ended

@@ -7,10 +7,7 @@ so on live in other threads and hand their wishes over with :meth:`Agent.call`.
 from __future__ import annotations
 
 import logging
-import os
-import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -19,6 +16,7 @@ import zmq
 
 from laxity import protocol
 from laxity.link import HEARTBEAT_BOUNDS
+from laxity.loop import Calls, wait
 from laxity.payload import Part
 from laxity.protocol import Done, Goodbye, Grant, Heartbeat, Ready, Welcome
 from nodes.device import Device
@@ -31,8 +29,6 @@ log = logging.getLogger("laxity.node")
 
 BULK: Final = 65_536
 """Frames from this many bytes on are sent without copying them."""
-NAP: Final = 100e-6
-"""How long to sleep, in seconds, before looking again where less than a millisecond is left (poll knows only those)."""
 STOP_WAIT: Final = 5.0
 """Seconds that a worker has to end by itself when the agent stops."""
 
@@ -93,11 +89,8 @@ class Agent:
         self._ready_due = False
         """READY is to be said as soon as the connection stands (IMMEDIATE: the socket is writable then)."""
         self._dirty = False
-        self._calls: deque[Callable[[], None]] = deque()
-        self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        self._call_lock = threading.Lock()
+        self._calls = Calls()
         self._stopping = False
-        self._ended = False
         self._poller = zmq.Poller()
         self._polled: list[tuple[Any, int]] = []
         self._devices = [
@@ -114,14 +107,7 @@ class Agent:
 
     def call(self, function: Callable[[], None]) -> None:
         """Have ``function`` run in the agent's thread, soon; nothing once :meth:`run` has ended."""
-        with self._call_lock:
-            if self._ended:
-                return
-            self._calls.append(function)
-            try:
-                os.write(self._wake_write, b"x")
-            except BlockingIOError:
-                pass  # the pipe is full of wake-ups already
+        self._calls.add(function)
 
     def connect(self, backend: str) -> None:
         """Work for the shard at this address from now on ('' for none)."""
@@ -159,8 +145,7 @@ class Agent:
         try:
             self._serve()
         finally:
-            with self._call_lock:
-                self._ended = True
+            self._calls.close()
             if self._socket is not None:
                 if self._welcomed:
                     self._send(Goodbye(reason=f"agent {self.config.name} is shutting down"), [])
@@ -168,15 +153,12 @@ class Agent:
             for device in self._devices:
                 device.runner.close(STOP_WAIT)
             self._context.term()
-            os.close(self._wake_read)
-            os.close(self._wake_write)
 
     def _serve(self) -> None:
         clock = time.monotonic
         while not self._stopping:
             self._wait(clock)
-            while self._calls:
-                self._calls.popleft()()
+            self._calls.run()
             self._receive(clock)
             now = clock()
             for device in self._devices:
@@ -193,18 +175,12 @@ class Agent:
             wake = min(wake, device.next_wake())
         seconds = wake - clock()
         poller = self._poller_now()
-        if seconds >= 0.001:
-            events = poller.poll(int(min(seconds, 60.0) * 1000))
-        else:
-            events = poller.poll(0)
-            if not events and seconds > 0.0:
-                time.sleep(min(seconds, NAP))
-        if any(source == self._wake_read for source, _ in events):
-            os.read(self._wake_read, 4096)
+        if any(source == self._calls.fd for source, _ in wait(poller, seconds)):
+            self._calls.clear_wakeups()
 
     def _poller_now(self) -> zmq.Poller:
         """What is to be polled at present; made anew only when that changes."""
-        wanted: list[tuple[Any, int]] = [(self._wake_read, zmq.POLLIN)]
+        wanted: list[tuple[Any, int]] = [(self._calls.fd, zmq.POLLIN)]
         if self._socket is not None:
             wanted.append((self._socket, zmq.POLLIN | zmq.POLLOUT if self._ready_due else zmq.POLLIN))
         for device in self._devices:

@@ -20,6 +20,7 @@ from cluster.records import (
     decode,
     encode,
 )
+from cluster.serving import serving
 from cluster.store import open_store
 from cluster.store.base import Entry
 from nodes.agent import Agent, AgentConfig, DeviceState, Placement
@@ -101,36 +102,20 @@ def run_agent_process(config: AgentConfig, store_url: str, cluster: str, stop: t
         membership = Membership(store, paths.node(config.name))
         follower = Follower(store, paths.root)
         agent = Agent(config, lambda states: membership.publish(encode(node_record(states))))
-        failure: list[BaseException] = []
-
-        def serve() -> None:
-            try:
-                agent.run()
-            except BaseException as error:
-                log.error("the agent ends: %s", error)
-                failure.append(error)
-            finally:
-                stop.set()
-
-        thread = threading.Thread(target=serve, name="agent")
-        thread.start()
+        view = ClusterView(paths, config.name)
+        placed: Placement | None = None
         try:
-            view = ClusterView(paths, config.name)
-            placed: Placement | None = None
-            while not stop.is_set():
-                if follower.poll(TURN):
-                    agent.connect(view.backend(follower.entries))
-                    placement = view.placement(follower.entries)
-                    if placement != placed:
-                        agent.place(placement)
-                        placed = placement
-                membership.beat(time.monotonic())
+            with serving("agent", agent.run, agent.stop, stop):
+                while not stop.is_set():
+                    if follower.poll(TURN):
+                        agent.connect(view.backend(follower.entries))
+                        placement = view.placement(follower.entries)
+                        if placement != placed:
+                            agent.place(placement)
+                            placed = placement
+                    membership.beat(time.monotonic())
         finally:
-            agent.stop()
-            thread.join()
             follower.close()
             membership.leave()
-        if failure:
-            raise RuntimeError(f"the agent's thread failed: {failure[0]}") from failure[0]
     finally:
         store.close()

@@ -1,0 +1,39 @@
+"""A polling thread beside a control loop, as shards and agents run it."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+log = logging.getLogger("laxity.cluster")
+
+
+@contextmanager
+def serving(name: str, run: Callable[[], None], end: Callable[[], None], stop: threading.Event) -> Iterator[None]:
+    """Run ``run`` in a thread while the block runs; ``end`` asks it to come back, after the block.
+
+    When it comes back by itself ``stop`` is set, so that the block can end; when it raised, so does this, as
+    RuntimeError.
+    """
+    failures: list[BaseException] = []
+
+    def serve() -> None:
+        try:
+            run()
+        except BaseException as error:
+            log.error("the %s's thread failed", name, exc_info=True)
+            failures.append(error)
+        finally:
+            stop.set()
+
+    thread = threading.Thread(target=serve, name=name)
+    thread.start()
+    try:
+        yield
+    finally:
+        end()
+        thread.join()
+    if failures:
+        raise RuntimeError(f"the {name} ended: {failures[0]}") from failures[0]
