@@ -182,6 +182,25 @@ def test_a_model_that_answers_after_the_deadline_answers_nobody(serve):
     served.check(expired=1)
 
 
+def test_a_batch_too_large_for_a_header_runs_in_parts(serve):
+    served = serve("max_batch: 8")
+    texts = ["x" * 1000] * 1400  # all of this stands in the header, which takes two of these and not three
+    for reply in served.gather([texts] * 8):
+        assert reply.unwrap() == texts
+    served.check(ok=9)
+
+
+def test_an_answer_too_large_for_a_header_fails(serve):
+    code = "def model(feeds):\n    return [['x' * 1000] * feed for feed in feeds]\n"
+    served = serve("max_batch: 4", code=code)
+    futures = [served.client.submit("user", count) for count in (3, 5000, 5, 7)]
+    replies = [future.reply(60) for future in futures]
+    assert [str(reply.outcome) for reply in replies] == ["ok", "failed", "ok", "ok"]
+    assert "use arrays for numbers" in replies[1].detail
+    served.check(ok=3, failed=1)
+    assert served.agent.error is None
+
+
 def test_a_missing_extra_is_named(cluster, echo, tmp_path, monkeypatch):
     package = tmp_path / "path" / "onnxruntime"
     package.mkdir(parents=True)
