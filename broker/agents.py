@@ -189,8 +189,8 @@ class Agents:
                 continue
             failed = True
             self._scheduler.grant_failed(batch.number)
-            if sent is Sent.GONE:
-                self._lose(now, agent, f"agent {agent.name} is unreachable")
+            # Also where it only does not read: its pull is used up, and it would wait for the grant for ever.
+            self._lose(now, agent, f"agent {agent.name} {'is unreachable' if sent is Sent.GONE else 'does not read'}")
         return failed
 
     # ---- liveness --------------------------------------------------------------------
