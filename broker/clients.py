@@ -310,7 +310,7 @@ def _out_of_range(request: Request) -> str:
 
 
 def _answer(request: EngineRequest) -> Answer:
-    remaining = round((request.deadline - request.ended_at) * 1e6)
+    remaining = int((request.deadline - request.ended_at) * 1e6)
     outcome = request.outcome
     assert outcome is not None
     if outcome is Outcome.OK and request.timings is None:

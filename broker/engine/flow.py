@@ -3,7 +3,7 @@
 from broker.engine.devices import Batch
 from broker.engine.ledger import Ledger
 from broker.engine.plan import FROM_REQUEST
-from broker.engine.request import MapGroup, Request, StageTime, Task
+from broker.engine.request import NO_VALUES, MapGroup, Request, StageTime, Task
 from laxity.node import PayloadError
 from laxity.outcomes import Outcome
 from laxity.payload import Payload, as_dict, as_list
@@ -18,8 +18,9 @@ class Flow:
     def begin(self, now: float, request: Request) -> None:
         """Queue a new request for the stages that need nothing but the request."""
         pipeline = request.pipeline
-        request.values = [None] * len(pipeline.stages)
-        request.waiting = list(pipeline.parent_counts)
+        if request.left > 1:
+            request.values = [None] * request.left
+            request.waiting = pipeline.parent_counts.copy()
         for number in pipeline.roots:
             if request.outcome is None:
                 self._enqueue(now, request, number)
@@ -87,14 +88,20 @@ class Flow:
 
     def _finish_stage(self, now: float, request: Request, number: int, value: Payload) -> None:
         ledger = self._ledger
+        pipeline = request.pipeline
+        request.left -= 1
+        if request.left == 0 and pipeline.whole_answer == number and now <= request.deadline:
+            request.answer = value
+            ledger.end(now, request, Outcome.OK, "", "")
+            return
+        if request.values is NO_VALUES:
+            request.values = [None]
         request.values[number] = value
         request.nbytes += value.nbytes
         ledger.bytes += value.nbytes
-        request.left -= 1
         if request.left == 0:
             self._answer(now, request)
             return
-        pipeline = request.pipeline
         if ledger.bytes > ledger.limits.max_bytes:
             why = (
                 f"queue full: an answer of {value.nbytes} bytes is more than the shard's {ledger.limits.max_bytes} hold"
@@ -111,10 +118,6 @@ class Flow:
         last = pipeline.stages[-1].name
         if now > request.deadline:
             self._ledger.expire(now, request, last)
-            return
-        if pipeline.whole_answer >= 0:
-            request.answer = request.values[pipeline.whole_answer]
-            self._ledger.end(now, request, Outcome.OK, "", "")
             return
         fields: dict[str, Payload] = {}
         try:

@@ -14,6 +14,11 @@ GRANTED: Final = 1
 ENDED: Final = 2
 
 
+# Shared by the many requests that have one stage only, and never changed.
+NO_VALUES: Final[list[Payload | None]] = []
+NOTHING_WAITS: Final[list[int]] = []
+
+
 class Client:
     """One service instance and what it has in flight; (client, id) is the key of a request."""
 
@@ -113,8 +118,10 @@ class Request:
         self.priority = priority
         self.payload = payload
         self.nbytes = payload.nbytes
-        self.values: list[Payload | None] = []
-        self.waiting: list[int] = []
+        self.values: list[Payload | None] = NO_VALUES
+        """The stages' answers so far, by number."""
+        self.waiting: list[int] = NOTHING_WAITS
+        """How many of its inputs each stage still lacks, by number."""
         self.left = len(pipeline.stages)
         self.tasks: list[Task] = []
         self.timings: list[StageTime] | None = [] if timed else None
