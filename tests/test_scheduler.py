@@ -1356,3 +1356,37 @@ def test_nothing_is_forgotten_between_the_moments_that_the_engine_asks_for(devic
 def test_an_idle_engine_asks_for_little() -> None:
     world = world_of_one()
     assert len(drive(world, 10.0, EACH)) <= 12
+
+
+# ---- probes ----------------------------------------------------------------------------------------
+
+
+def test_a_profile_that_is_too_slow_does_not_close_a_stage_for_ever() -> None:
+    """1.5 s were measured at a bad moment, the SLO is 1 s: after 5 s of drops one request is run all the same."""
+    world = world_of_one([(1, 1.5)])
+    for at in (0.0, 2.0, 4.9):
+        dropped = world.submit(at)
+        world.idle(at)
+        assert dropped.outcome is Outcome.DROPPED
+    probe = world.submit(5.0)
+    batch = world.grant(5.0)
+    assert [task.request for task in batch.tasks] == [probe]
+    world.done(5.1, batch, execution=0.05)
+    assert probe.outcome is Outcome.OK
+    served = world.submit(5.2)
+    assert [task.request for task in world.grant(5.2).tasks] == [served]
+
+
+def test_probes_are_seldom() -> None:
+    world = world_of_one([(1, 1.5)])
+    world.submit(0.0)
+    world.idle(0.0)
+    world.submit(5.0)
+    batch = world.grant(5.0)
+    world.done(6.5, batch, execution=1.5)
+    for at in (7.0, 9.0, 11.9):
+        late = world.submit(at)
+        world.idle(at)
+        assert late.outcome is Outcome.DROPPED
+    world.submit(12.0)
+    assert len(world.grant(12.0).tasks) == 1

@@ -77,6 +77,7 @@ class Task:
         self.key = request.deadline
         self.queued_at = queued_at
         self.attempts = 0
+        self.is_probe = False
         self.state = QUEUED
         self.slot = len(request.tasks)
         """Where it stands in ``request.tasks``."""
@@ -86,9 +87,9 @@ class Task:
         return self.request.pipeline.stages[self.number].name
 
     def settled(self) -> bool:
-        """Whether it is an item of a request whose first item was already taken: a map stage is all or nothing, so
-        none of its items is dropped for a prediction any more."""
-        return self.group is not None and self.group.admitted
+        """Whether it is not dropped for a prediction any more: a probe, or an item of a request whose first item was
+        already taken (a map stage is all or nothing)."""
+        return self.is_probe or (self.group is not None and self.group.admitted)
 
 
 class Request:

@@ -34,6 +34,9 @@ REFRESH: Final = 1.0
 """How often rates, predictions and windows' reserves are brought up to date, in seconds."""
 TICK: Final = 1e-6
 """Seconds by which moments that were computed in two ways may differ."""
+PROBE: Final = 5.0
+"""Seconds after which a stage that drops everything runs one request in spite of its predictions: one outlier, or a
+profile from a bad moment, must not close it for ever."""
 
 
 class Scheduler:
@@ -373,8 +376,11 @@ class Scheduler:
             task = queue.lowest()
             if now >= task.key:
                 self._end_waiting(now, task)
+            elif stage.devices and now >= stage.probe_at and now + self.overhead.seconds + least > task.key:
+                stage.probe_at = NEVER
+                task.is_probe = True
             elif stage.devices and now + least > task.key and not task.settled():
-                self.ledger.drop(now, task, now + least - task.key)
+                self._drop(now, task, now + least - task.key)
             else:
                 break
         if stage.alone:
@@ -384,6 +390,11 @@ class Scheduler:
                         self._end_waiting(now, task)
             while stage.alone and not stage.alone[0]:
                 stage.alone.popleft()
+
+    def _drop(self, now: float, task: Task, short: float) -> None:
+        if task.stage.probe_at >= NEVER:
+            task.stage.probe_at = now + PROBE
+        self.ledger.drop(now, task, short)
 
     def _end_waiting(self, now: float, task: Task) -> None:
         """The deadline passed in the queue: nobody's fault, unless there was nobody to run it."""
@@ -408,7 +419,7 @@ class Scheduler:
         else:
             formed = form(stage.queue, table, start, stage.remaining, stage.target, stage.ceiling, stage.devices)
             for index, task in enumerate(formed.dropped):
-                self.ledger.drop(now, task, formed.short[index])
+                self._drop(now, task, formed.short[index])
             tasks = formed.batch
         if not tasks:
             return
@@ -427,6 +438,7 @@ class Scheduler:
             number, device, stage, tasks, now, device_was_free, start, closes, table.mean(len(tasks)), earliest, alone
         )
         stage.granted(len(tasks))
+        stage.probe_at = NEVER
         group.take(device)
         device.batches[number] = batch
         self.batches[number] = batch

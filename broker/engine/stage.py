@@ -48,6 +48,8 @@ class Stage:
         self.timer = NEVER
         self.rate = 0.0
         """Mean arrival rate in elements per second."""
+        self.probe_at = NEVER
+        """From when on a request is run although it is predicted to miss; set by the first drop after a grant."""
         self.batch_size = 0.0
         """Moving mean of the sizes of its batches; 0 before the first."""
         self.arrivals = 0
