@@ -361,11 +361,16 @@ def test_ctrl_c_while_waiting_cancels(client, peer):
         peer.request()
         signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
 
-    thread = threading.Thread(target=interrupt)
-    thread.start()
-    with pytest.raises(KeyboardInterrupt):
-        client.infer("p", b"x")
-    thread.join()
+    # A shell's background jobs are started with SIGINT ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        thread = threading.Thread(target=interrupt)
+        thread.start()
+        with pytest.raises(KeyboardInterrupt):
+            client.infer("p", b"x")
+        thread.join()
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert peer.receive(protocol.Cancel)[1].ids == [1]
 
 
