@@ -252,7 +252,12 @@ def test_a_payload_above_the_limit_on_the_wire(cluster, echo, service):
         assert stranger.answers(1)[size].outcome == outcome
     # libzmq breaks the connection over a frame that nothing allowed could fill, and makes another one.
     stranger.send(submit(request(1, BytesNode(8_000_000))), bytes(8_000_000))
-    stranger.send(Heartbeat())
+
+    def answered():
+        stranger.send(Heartbeat())  # lost while the connection breaks
+        return stranger.socket.poll(100)
+
+    cluster.eventually(answered, "it is connected again")
     assert stranger.receive(Goodbye).retry
     assert client.infer("echo", "after") == "after"
     cluster.settle(ok=3, rejected=2)

@@ -247,6 +247,7 @@ def test_an_old_version_s_requests_end_there(cluster, user_pipeline, tmp_path):
     gate.entered()
     new = msgspec.structs.replace(old, slo=10.0)
     cluster.shard.apply(new)
+    cluster.status()  # answered once the shard has done what it was told before
     refused = client.submit("user", "too long", slo=15)
     assert refused.reply(30).outcome == "rejected"
     gate.open()

@@ -168,10 +168,12 @@ def test_an_applied_pipeline_replaces_the_one_that_runs(cluster, echo):
     newer = msgspec.structs.replace(echo, slo=20.0)
     agent.hold(echo, newer)
     cluster.shard.apply(newer)
+    cluster.status()  # answered once the shard has done what it was told before
     assert client.infer("echo", 2) == 2
     with pytest.raises(Rejected, match="longer than the pipeline's 20 s"):
         client.infer("echo", 3, slo=25)
     cluster.shard.delete("echo")
+    cluster.status()
     with pytest.raises(Rejected, match="unknown pipeline 'echo'; served here: none"):
         client.infer("echo", 4)
     assert cluster.settle(ok=2, rejected=2).queued == {}
