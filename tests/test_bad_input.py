@@ -204,7 +204,7 @@ def test_payloads_that_are_none(cluster, bystander, service, node, frames):
 @pytest.mark.parametrize("open_close", [(b"\x92\x02\x91", b""), (b"\x92\x03\x81\xa1k", b"")], ids=["list", "dict"])
 def test_nodes_that_nest_deeply(cluster, bystander, service, depth, open_close):
     stranger = service()
-    header = protocol.encode(submit(request(1)))
+    header = protocol.encode(Submit(0, [request(1)]))
     assert header.count(b"\xc0") == 2
     at = header.rindex(b"\xc0")
     stranger.socket.send(header[:at] + open_close[0] * depth + b"\xc0" + header[at + 1 :])
