@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections import Counter
 
 import msgspec
@@ -38,6 +39,8 @@ class Processes:
         self.store = open_store(self.url)
         self._log = (directory / "log").open("wb")
         self._running = []
+        # What a killed agent cannot clean up lies here; a socket's path must be short.
+        self._temporary = tempfile.TemporaryDirectory()
 
     def apply(self, spec):
         self.store.put(PATHS.pipeline(spec.name), encode(PipelineRecord(spec.version, spec)))
@@ -54,7 +57,10 @@ class Processes:
     def start(self, *arguments, **options):
         """Run ``laxity ARGUMENTS``."""
         command = [sys.executable, "-P", "-m", "cli.main", *arguments, "--store", self.url, "--cluster", "test"]
-        process = subprocess.Popen(command, **{"stdout": self._log, "stderr": subprocess.STDOUT, **options})
+        environment = os.environ | {"TMPDIR": self._temporary.name}
+        process = subprocess.Popen(
+            command, env=environment, **{"stdout": self._log, "stderr": subprocess.STDOUT, **options}
+        )
         self._running.append(process)
         return process
 
@@ -68,6 +74,7 @@ class Processes:
             process.wait()
         self._log.close()
         self.store.close()
+        self._temporary.cleanup()
 
 
 @pytest.fixture
