@@ -6,7 +6,7 @@ import logging
 from collections import deque
 from typing import Final
 
-from broker.endpoint import Endpoint, Sent
+from broker.endpoint import Endpoint, Sent, Unsent
 from broker.engine.request import Client
 from broker.engine.request import Request as EngineRequest
 from broker.engine.scheduler import Scheduler
@@ -20,7 +20,9 @@ from laxity.protocol import Answer, Cancel, Goodbye, Heartbeat, Hello, Request, 
 log = logging.getLogger("laxity.broker")
 
 OUTBOX: Final = 1000
-"""Messages kept for a service that does not read; with one more it is taken for gone."""
+"""Messages kept for a service that does not read, beside those that libzmq holds; answers beyond them are lost."""
+MAX_UNREAD: Final = 256 * 1024**2
+"""Bytes of large frames that libzmq holds for a service, and bytes that are kept for it here, at most."""
 LONGEST_TRANSIT: Final = 3600.0
 """Seconds on the way that a stamp can make a message look to have taken; a budget is shorter."""
 ZERO_SPAN: Final = 30.0
@@ -34,7 +36,9 @@ class Connection:
         self.routing_id = routing_id
         self.client = client
         self.heard_at = now
-        self.outbox: deque[tuple[bytes, list[object]]] = deque()
+        self.outbox: deque[tuple[bytes, list[Part]]] = deque()
+        self.outbox_bytes = 0
+        self.unsent = Unsent()
         self._zero = float("inf")
         self._next_zero = float("inf")
         self._zero_until = now + ZERO_SPAN
@@ -43,8 +47,19 @@ class Connection:
         """The service speaks from another connection: another path, another zero."""
         self.routing_id = routing_id
         self.outbox.clear()
+        self.outbox_bytes = 0
+        self.unsent = Unsent()
         self._zero = self._next_zero = float("inf")
         self._zero_until = now + ZERO_SPAN
+
+    def keep(self, header: bytes, frames: list[Part]) -> bool:
+        """Keep a message that cannot be sent at present; False where the service has too many already."""
+        size = _size(header, frames)
+        if len(self.outbox) >= OUTBOX or self.outbox_bytes + size > MAX_UNREAD:
+            return False
+        self.outbox.append((header, frames))
+        self.outbox_bytes += size
+        return True
 
     def transit(self, now: float, sent_us: int) -> float:
         """Seconds that a message sent at ``sent_us`` (the service's clock) took beyond the fastest one of late."""
@@ -242,18 +257,16 @@ class Clients:
             self._deliver(connection, protocol.encode(Result(answers)), [], 1)
 
     def _deliver(self, connection: Connection, header: bytes, frames: list[Part], answers: int) -> None:
-        if not connection.outbox:
-            sent = self._endpoint.send(connection.routing_id, header, frames)
-            if sent is Sent.YES:
-                return
-            if sent is Sent.GONE:
-                self.undeliverable += answers
-                return
-        if len(connection.outbox) >= OUTBOX:
+        sent = self._send(connection, header, frames) if not connection.outbox else Sent.FULL
+        if sent is Sent.FULL and connection.keep(header, frames):
+            self._full.add(connection.client.name)
+        elif sent is not Sent.YES:
             self.undeliverable += answers
-            return
-        connection.outbox.append((header, frames))
-        self._full.add(connection.client.name)
+
+    def _send(self, connection: Connection, header: bytes, frames: list[Part]) -> Sent:
+        if connection.unsent.bytes() > MAX_UNREAD:
+            return Sent.FULL
+        return self._endpoint.send(connection.routing_id, header, frames, connection.unsent)
 
     def flush(self) -> None:
         """Try again what services were too slow to take."""
@@ -261,14 +274,16 @@ class Clients:
             connection = self._by_name.get(name)
             while connection is not None and connection.outbox:
                 header, frames = connection.outbox[0]
-                sent = self._endpoint.send(connection.routing_id, header, frames)
+                sent = self._send(connection, header, frames)
                 if sent is Sent.FULL:
                     break
                 if sent is Sent.GONE:
                     self.undeliverable += len(connection.outbox)
                     connection.outbox.clear()
+                    connection.outbox_bytes = 0
                     break
                 connection.outbox.popleft()
+                connection.outbox_bytes -= _size(header, frames)
             if connection is None or not connection.outbox:
                 self._full.discard(name)
 
@@ -298,6 +313,10 @@ class Clients:
 
     def _say(self, to: bytes, message: protocol.ToClient) -> None:
         self._endpoint.send(to, protocol.encode(message), [])
+
+
+def _size(header: bytes, frames: list[Part]) -> int:
+    return len(header) + sum([len(frame) for frame in frames])
 
 
 def _out_of_range(request: Request) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections import deque
 from collections.abc import Callable
 from enum import Enum
 from typing import Any, Final
@@ -30,6 +31,25 @@ class Sent(Enum):
     """The peer does not read: its queue is at the high-water mark (EAGAIN)."""
     GONE = "gone"
     """There is no such peer (EHOSTUNREACH)."""
+
+
+class Unsent:
+    """The large frames that libzmq still holds for one peer."""
+
+    def __init__(self) -> None:
+        self._frames: deque[tuple[zmq.MessageTracker, int]] = deque()
+        self._bytes = 0
+
+    def note(self, tracker: zmq.MessageTracker, size: int) -> None:
+        self._frames.append((tracker, size))
+        self._bytes += size
+
+    def bytes(self) -> int:
+        """How many bytes of them have not left yet."""
+        frames = self._frames
+        while frames and frames[0][0].done:
+            self._bytes -= frames.popleft()[1]
+        return self._bytes
 
 
 class Endpoint:
@@ -93,8 +113,8 @@ class Endpoint:
         while more:
             more = self._recv(0, False).more
 
-    def send(self, to: bytes, header: bytes, frames: list[Part]) -> Sent:
-        """Send a message without waiting."""
+    def send(self, to: bytes, header: bytes, frames: list[Part], unsent: Unsent | None = None) -> Sent:
+        """Send a message without waiting; its large frames are noted in ``unsent`` until they have left."""
         send = self._send
         try:
             send(to, _NOBLOCK | _SNDMORE)
@@ -112,7 +132,14 @@ class Endpoint:
         last = len(frames) - 1
         for index, frame in enumerate(frames):
             more = _NOBLOCK | _SNDMORE if index < last else _NOBLOCK
-            send(frame, more, len(frame) < BULK)
+            size = len(frame)
+            if size < BULK:
+                send(frame, more)
+            elif unsent is None:
+                send(frame, more, False)
+            else:
+                # A received Frame cannot be tracked, a view of it can.
+                unsent.note(send(memoryview(frame), more, False, True), size)
         return Sent.YES
 
     def disconnected(self) -> set[int]:

@@ -613,6 +613,23 @@ def test_a_service_that_never_reads(cluster, bystander, service):
     stranger.close()
 
 
+def test_a_service_that_never_reads_large_answers(cluster, bystander, service):
+    """What is held for it is bounded in bytes too, not in messages alone."""
+    stranger = service(RCVHWM=1, RCVBUF=4096)
+    part = bytes(4_000_000)
+
+    def full():
+        stranger.socket.send_multipart([protocol.encode(submit(request(next(numbers), BytesNode(len(part))))), part])
+        return cluster.status().undeliverable > 0
+
+    numbers = iter(range(1_000_000))
+    cluster.eventually(full, "answers are given up")
+    # The answers that libzmq and the shard hold: 256 MiB each, in 4 MB answers, and what the sockets' buffers take.
+    assert cluster.status().submitted < 2 * 256 * 1024**2 / len(part) + 30
+    assert bystander.infer("echo", "meanwhile") == "meanwhile"
+    stranger.close()
+
+
 # ---- ports --------------------------------------------------------------------------------------------
 
 
