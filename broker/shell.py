@@ -29,7 +29,7 @@ from pipelines.spec import PipelineSpec
 
 log = logging.getLogger("laxity.broker")
 
-DRAIN: Final = 512
+DRAIN: Final = 128
 """Messages taken from one socket before the other one and the engine get their turn."""
 
 

@@ -58,6 +58,7 @@ class Device:
     def grant(self, now: float, grant: Grant, frames: list[Part]) -> None:
         """A batch came from the shard."""
         self._grants[grant.batch] = (grant, frames, now)
+        known = self._specs.get(grant.model)
         self.engine.grant(
             now,
             grant.batch,
@@ -67,6 +68,7 @@ class Device:
             grant.opens_us * 1e-6,
             grant.closes_us * 1e-6,
             grant.expected_us * 1e-6,
+            known[0].slo if known is not None else 0.0,
         )
         self._act(now)
 
@@ -119,8 +121,8 @@ class Device:
             engine.load_failed(now, event.key, event.detail)
         elif isinstance(event, Died):
             self.progress = ""
-            log.warning("device %d: %s; it will be started again", self.number, event.why)
-            engine.worker_died(now, event.why)
+            why = engine.worker_died(now, event.why)
+            log.warning("device %d: %s; its worker will be started again", self.number, why)
 
     # ---- out -------------------------------------------------------------------------
 

@@ -47,6 +47,9 @@ def shown(actions: list[Action]) -> list[tuple[Any, ...]]:
     return found
 
 
+SLO = 0.5
+
+
 class World:
     """A device engine, moved by hand."""
 
@@ -82,7 +85,7 @@ class World:
         closes: float = 0.5,
         expected: float = 0.1,
     ) -> list[tuple[Any, ...]]:
-        self.engine.grant(now, batch, seq, model, now if left_at is None else left_at, opens, closes, expected)
+        self.engine.grant(now, batch, seq, model, now if left_at is None else left_at, opens, closes, expected, SLO)
         return self.actions()
 
     def tick(self, now: float) -> list[tuple[Any, ...]]:
@@ -145,7 +148,7 @@ def test_the_next_pull_goes_just_before_the_running_batch_ends() -> None:
     assert world.engine.next_wake() == pytest.approx(pull_at)
     assert world.tick(pull_at - 1e-6) == []
     assert world.tick(pull_at + 1e-9) == [("pull", 2, LEAD)]
-    assert world.engine.next_wake() == pytest.approx(1.0 + HANG_FACTOR * 0.1 + HANG_GRACE)
+    assert world.engine.next_wake() == pytest.approx(1.0 + max(HANG_FACTOR * 0.1, SLO) + HANG_GRACE)
 
 
 def test_the_round_trip_makes_the_pull_earlier() -> None:
@@ -327,7 +330,7 @@ def test_a_batch_that_hangs_has_its_worker_killed_and_is_answered() -> None:
     world = World("m")
     world.grant(1.0, 7)
     world.tick(1.1)
-    hang_at = 1.0 + HANG_FACTOR * 0.1 + HANG_GRACE
+    hang_at = 1.0 + max(HANG_FACTOR * 0.1, SLO) + HANG_GRACE
     assert world.tick(hang_at - 1e-6) == []
     assert world.tick(hang_at) == [("kill worker",)]
     assert world.tick(hang_at + 1.0) == []
@@ -562,7 +565,7 @@ class DeviceMachine(RuleBasedStateMachine):
         self.last_batch += 1
         self.latest[self.last_batch] = self.now - age + closes
         self.open.add(self.last_batch)
-        self.engine.grant(self.now, self.last_batch, seq, model, self.now - age, opens, closes, expected)
+        self.engine.grant(self.now, self.last_batch, seq, model, self.now - age, opens, closes, expected, SLO)
         self.act()
 
     @rule(connected=st.sampled_from([True, True, False]))

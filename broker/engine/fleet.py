@@ -131,10 +131,20 @@ def lowest_free(groups: Iterable[DeviceGroup]) -> Device | None:
     return best
 
 
-def first_to_close(pending: dict[str, Stage]) -> Stage:
-    """The stage with an open window that closes first."""
-    first: Stage | None = None
+def next_to_serve(pending: dict[str, Stage]) -> Stage:
+    """Which of the stages that want the same device gets it: of each pipeline the one furthest on, among the
+    pipelines the one whose window closes first.
+
+    What is furthest on needs the least GPU time for its goodput. Taken in the order of their windows alone, all
+    requests of a burst would pass the first stage before any of them passes the second, and all of them miss.
+    """
+    furthest: dict[str, Stage] = {}
     for stage in pending.values():
+        rival = furthest.get(stage.pipeline)
+        if rival is None or stage.depth > rival.depth:
+            furthest[stage.pipeline] = stage
+    first: Stage | None = None
+    for stage in furthest.values():
         if first is None or stage.closes < first.closes:
             first = stage
     assert first is not None

@@ -78,6 +78,7 @@ class Flow:
             self._finish_stage(now, request, number, as_list([]))
             return
         else:
+            plan.note_items(count)
             group = MapGroup(count)
             for index in range(count):
                 task = Task(request, stage, number, index, group, [items[index]], now)

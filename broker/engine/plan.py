@@ -8,6 +8,10 @@ FROM_REQUEST: Final = -1
 """The source number that stands for the request's own payload."""
 
 
+SMOOTHING_ITEMS: Final = 0.1
+"""Weight of the newest request in a map stage's mean number of items."""
+
+
 class StagePlan:
     """One stage's place in its pipeline.
 
@@ -30,6 +34,20 @@ class StagePlan:
         self.max_items = max_items
         self.parents: list[int] = sorted({source for source, _ in sources if source != FROM_REQUEST})
         self.children: list[int] = []
+        self.items = 0.0
+        """Moving mean of the items that a request brings (map stages); 0 before the first."""
+
+    def note_items(self, count: int) -> None:
+        """A request brought so many items."""
+        self.items += SMOOTHING_ITEMS * (count - self.items) if self.items else count
+
+    def rounds(self, batch: int) -> float:
+        """How many batches of ``batch`` one request needs here one behind another; 1 but for map stages."""
+        if not self.is_map or self.items <= 0.0:
+            return 1.0
+        gpus = self.stage.devices if self.stage.devices > 0 else 1
+        rounds = self.items / (batch * gpus)
+        return rounds if rounds > 1.0 else 1.0
 
 
 class Pipeline:
@@ -54,6 +72,8 @@ class Pipeline:
         """No longer takes new requests; those in flight finish."""
         self.in_flight = 0
         for index, stage in enumerate(stages):
+            stage.stage.pipeline = stage.stage.key.rpartition("/")[0]
+            stage.stage.depth = index
             for parent in stage.parents:
                 if parent >= index:
                     raise ValueError(f"stage {stage.name!r} stands before its input {stages[parent].name!r}")

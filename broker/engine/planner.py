@@ -45,7 +45,7 @@ def replan(pipeline: Pipeline) -> None:
         stage.target = target_batch(known, gpus, stage.rate, stage.budget, stage.max_batch)
         stage.ceiling = max(stage.target, target_batch(known, gpus, FULL_LOAD, stage.budget, stage.max_batch))
     means = [
-        table.mean(plan.stage.typical_batch()) if table is not None else 0.0
+        plan.rounds(plan.stage.typical_batch()) * table.mean(plan.stage.typical_batch()) if table is not None else 0.0
         for plan, table in zip(stages, tables, strict=True)
     ]
     remaining = pipeline.downstream(means)
@@ -74,7 +74,9 @@ def common_batch(pipeline: Pipeline, tables: list[LatencyTable | None]) -> int:
 
 
 def _times(pipeline: Pipeline, tables: list[LatencyTable | None], batch: int) -> list[float]:
-    return [
-        table.upper(batch if batch < plan.stage.max_batch else plan.stage.max_batch) if table is not None else 0.0
-        for plan, table in zip(pipeline.stages, tables, strict=True)
-    ]
+    """What a request takes at each stage in batches of ``batch``; a map stage's all rounds of its items."""
+    times: list[float] = []
+    for plan, table in zip(pipeline.stages, tables, strict=True):
+        size = batch if batch < plan.stage.max_batch else plan.stage.max_batch
+        times.append(plan.rounds(size) * table.upper(size) if table is not None else 0.0)
+    return times

@@ -74,6 +74,10 @@ class LatencyTable:
         self._rebuild()
         return True
 
+    def forget(self, batch: int) -> None:
+        """A probe is about to tell anew what a batch of this size takes: what was measured up to it is in doubt."""
+        self._seen = {size: samples for size, samples in self._seen.items() if size > batch}
+
     def expire(self, now: float) -> None:
         """Forget measurements older than :data:`EXPIRES`; the profile takes their place."""
         if now < self._stale_at:

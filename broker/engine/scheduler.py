@@ -12,7 +12,7 @@ from typing import Final
 
 from broker.engine.admission import refusal
 from broker.engine.devices import Batch, Device
-from broker.engine.fleet import Fleet, HeldModel, first_to_close, lowest_free
+from broker.engine.fleet import Fleet, HeldModel, lowest_free, next_to_serve
 from broker.engine.flow import Flow
 from broker.engine.forming import form
 from broker.engine.ledger import Ledger
@@ -22,7 +22,7 @@ from broker.engine.plan import Pipeline
 from broker.engine.planner import replan
 from broker.engine.request import GRANTED, QUEUED, Client, Request, Task
 from broker.engine.stage import NEVER, Stage
-from broker.engine.window import closes_at, opens_at
+from broker.engine.window import closes_at, opens_at, patience_ends
 from laxity.outcomes import Outcome
 from laxity.payload import Payload
 
@@ -34,7 +34,7 @@ REFRESH: Final = 1.0
 """How often rates, predictions and windows' reserves are brought up to date, in seconds."""
 TICK: Final = 1e-6
 """Seconds by which moments that were computed in two ways may differ."""
-PROBE: Final = 5.0
+PROBE: Final = 1.0
 """Seconds after which a stage that drops everything runs one request in spite of its predictions: one outlier, or a
 profile from a bad moment, must not close it for ever."""
 
@@ -205,12 +205,12 @@ class Scheduler:
             detail = f"{len(results)} answers for a batch of {len(tasks)}"
         if code == "ok":
             group = batch.device.group
-            if (
-                group is not None
-                and batch.stage.key in group.tables
-                and group.tables[batch.stage.key].observe(now, len(tasks), execution)
-            ):
-                self.ledger.touch(batch.stage)
+            if group is not None and batch.stage.key in group.tables:
+                table = group.tables[batch.stage.key]
+                if tasks[0].is_probe:
+                    table.forget(len(tasks))
+                if table.observe(now, len(tasks), execution):
+                    self.ledger.touch(batch.stage)
             if batch.device_was_free and self.overhead.observe(now - batch.granted_at - execution):
                 for stage in self._timers:
                     self.ledger.touch(stage)
@@ -225,6 +225,8 @@ class Scheduler:
             self._bisect(now, batch, detail)
         else:
             # What was never given to a worker has not been attempted.
+            if code == "worker_died":
+                batch.stage.trouble = detail
             self._retry(now, batch, detail or code, code == "worker_died", code != "unknown_model")
         return True
 
@@ -322,7 +324,7 @@ class Scheduler:
             fleet.offered = {}
             for group in offered.values():
                 while group.pending and group.lowest_free() is not None:
-                    stage = first_to_close(group.pending)
+                    stage = next_to_serve(group.pending)
                     self._leave_pending(stage)
                     self._consider(now, stage, grants, True)
         return grants
@@ -337,7 +339,7 @@ class Scheduler:
 
     def _consider(self, now: float, stage: Stage, grants: list[Batch], first: bool) -> None:
         """Look at a stage anew: prune, open its window or set its timer, grant while it is open. Devices that hold
-        other models too go to the stage that is ``first`` to close, once all have been looked at."""
+        other models too go to the stage that comes ``first``, once all have been looked at."""
         while True:
             self._prune(now, stage)
             if not stage.waiting():
@@ -402,7 +404,8 @@ class Scheduler:
         if task.stage.devices:
             self.ledger.expire(now, task.request, name)
         else:
-            detail = f"no agent holds the model of stage {name!r}: see laxity status"
+            trouble = f" (the last one: {task.stage.trouble})" if task.stage.trouble else ""
+            detail = f"no agent holds the model of stage {name!r} at present{trouble}: see laxity status"
             self.ledger.end(now, task.request, Outcome.UNAVAILABLE, name, detail)
 
     def _grant(self, now: float, stage: Stage, device: Device, grants: list[Batch]) -> None:
@@ -526,6 +529,8 @@ def _update_window(now: float, stage: Stage, delay: float) -> None:
         waiting = stage.target
     else:
         stage.opens = opens_at(table, waiting, earliest, stage.reserve, delay)
+        if stage.rate > 0.0:
+            stage.opens = min(stage.opens, patience_ends(stage.queue.lowest().queued_at, stage.target, stage.rate))
     stage.closes = closes_at(table, waiting, earliest, stage.remaining)
 
 

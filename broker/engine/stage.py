@@ -26,6 +26,10 @@ class Stage:
         self.variant = variant
         self.max_batch = max_batch
         self.max_queue = max_queue
+        self.pipeline = ""
+        """The pipeline that it belongs to, and its version."""
+        self.depth = 0
+        """Its number there, in topological order."""
         self.queue = BudgetQueue()
         self.alone: deque[list[Task]] = deque()
         """Batches to be run as they are, ahead of the queue: the halves of one that raised."""
@@ -41,6 +45,8 @@ class Stage:
         self.target = 1
         self.ceiling = 1
         """The target batch under full load: no batch is larger, however many wait."""
+        self.trouble = ""
+        """How a worker last died under one of its batches; for messages."""
         self.opens = NEVER
         self.closes = NEVER
         self.pending = False

@@ -11,6 +11,8 @@ from broker.engine.predictor import LatencyTable
 
 FULL_LOAD: Final = 1e18
 """A rate in requests per second that keeps any number of GPUs busy."""
+PATIENCE: Final = 2.0
+"""How many times as long as the target batch should take to fill, by the arrival rate, it is waited for at most."""
 
 
 def target_batch(table: LatencyTable, gpus: int, rate: float, budget: float, max_batch: int) -> int:
@@ -43,6 +45,12 @@ def target_batch(table: LatencyTable, gpus: int, rate: float, budget: float, max
             best = batch
             best_rate = throughput
     return best
+
+
+def patience_ends(queued_at: float, target: int, rate: float) -> float:
+    """When to stop waiting for a target batch that should have been full long ago: the rate is not what it was, or
+    its clients wait for this very batch before they send more."""
+    return queued_at + PATIENCE * target / rate
 
 
 def opens_at(table: LatencyTable, batch: int, earliest_deadline: float, reserve: float, delay: float) -> float:

@@ -17,8 +17,9 @@ LEAD: Final = 0.002
 MAX_TRIP: Final = 0.1
 """Seconds that a round trip is taken to be at most: a grant that lay in a frozen socket says nothing of the next."""
 HANG_FACTOR: Final = 10.0
-HANG_GRACE: Final = 5.0
-"""A batch that runs longer than HANG_FACTOR · expected + HANG_GRACE seconds hangs: its worker is killed."""
+HANG_GRACE: Final = 1.0
+"""A batch hangs that runs HANG_GRACE seconds longer than its pipeline's SLO and than HANG_FACTOR times what was
+expected: nobody waits for it any more. Its worker is killed."""
 BACK_OFF: Final = 0.25
 MAX_BACK_OFF: Final = 30.0
 """A worker that dies is started again after BACK_OFF seconds, doubled each time up to MAX_BACK_OFF."""
@@ -34,7 +35,9 @@ FAILED: Final = "failed"
 class Grant:
     """A batch for this device, to be started no earlier than ``earliest`` and no later than ``latest``."""
 
-    def __init__(self, batch: int, model: str, earliest: float, latest: float, expected: float, came: float) -> None:
+    def __init__(
+        self, batch: int, model: str, earliest: float, latest: float, expected: float, slo: float, came: float
+    ) -> None:
         self.batch = batch
         self.model = model
         self.earliest = earliest
@@ -44,8 +47,13 @@ class Grant:
         self.started = 0.0
         self.overran = False
         """It runs so long that the next batch had to be refused."""
+        self.slo = slo
         self.orphan = False
         """Its shard is gone: it runs to its end, and nobody is told."""
+
+    def hangs_at(self) -> float:
+        """From when on it is taken to hang, once started."""
+        return self.started + max(HANG_FACTOR * self.expected, self.slo) + HANG_GRACE
 
 
 class Model:
@@ -96,7 +104,7 @@ class DeviceEngine:
             wake = self._start_at
         running = self.running
         if running is not None and not self._killed_for:
-            wake = min(wake, running.started + HANG_FACTOR * running.expected + HANG_GRACE)
+            wake = min(wake, running.hangs_at())
             if self._wants_pull():
                 wake = min(wake, self._pull_time(running))
         waiting = self.waiting
@@ -110,14 +118,9 @@ class DeviceEngine:
             self._starting = True
             self._actions.append(StartWorker())
         running = self.running
-        if (
-            running is not None
-            and not self._killed_for
-            and now >= running.started + HANG_FACTOR * running.expected + HANG_GRACE
-        ):
-            self._killed_for = (
-                f"the model hung: {now - running.started:.1f} s where {running.expected * 1e3:.0f} ms were expected"
-            )
+        if running is not None and not self._killed_for and now >= running.hangs_at():
+            ran, expected = now - running.started, running.expected * 1e3
+            self._killed_for = f"the model {running.model} hung: {ran:.1f} s where {expected:.0f} ms were expected"
             self._actions.append(KillWorker())
         self._advance(now)
 
@@ -142,6 +145,7 @@ class DeviceEngine:
         opens: float,
         closes: float,
         expected: float,
+        slo: float,
     ) -> None:
         """A batch came. ``left_at`` is the earliest moment at which it can have left the shard on this clock (the
         pull's stamp and how long it dwelt there); the window counts from there, so that a grant that lay in a
@@ -150,7 +154,7 @@ class DeviceEngine:
             self._pulled = False
             trip = min(now - left_at, MAX_TRIP)
             self.round_trip += 0.2 * (trip - self.round_trip) if self.round_trip else trip
-        grant = Grant(batch, model, left_at + opens, left_at + closes, expected, now)
+        grant = Grant(batch, model, left_at + opens, left_at + closes, expected, slo, now)
         known = self.models.get(model)
         if known is None or known.state != READY:
             self._refuse(batch, "unknown_model", f"the model {model} is not loaded on this device")
@@ -178,8 +182,9 @@ class DeviceEngine:
         self._advance(now)
         return not running.orphan
 
-    def worker_died(self, now: float, why: str) -> None:
-        """The worker process ended: what it ran is lost, what it held must be loaded again."""
+    def worker_died(self, now: float, why: str) -> str:
+        """The worker process ended: what it ran is lost, what it held must be loaded again. Why it really was, where
+        it had to be killed."""
         if self._killed_for:
             why = self._killed_for
             self._killed_for = ""
@@ -206,6 +211,7 @@ class DeviceEngine:
             if model.state == READY:
                 model.state = QUEUED
         self._actions.append(Announce())
+        return why
 
     # ---- models ----------------------------------------------------------------------------
 
