@@ -13,6 +13,7 @@ from rich.table import Table
 
 from cli.rundir import RunDirectory, running_clusters
 from cluster.records import RecordError
+from cluster.store import sqlite_path
 from cluster.store.base import StoreError
 from pipelines.problems import SpecError
 
@@ -37,9 +38,26 @@ cluster_option = click.option(
     metavar="NAME",
     help="The cluster's name.",
 )
+
+
+def check_store(_context: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
+    """Refuse what no two processes could share."""
+    if value == "memory:":
+        raise click.BadParameter(
+            "memory: is one process's alone, and a cluster is several; write sqlite:///path/to/store.db"
+        )
+    if value is not None:
+        try:
+            sqlite_path(value)
+        except StoreError as error:
+            raise click.BadParameter(str(error)) from None
+    return value
+
+
 store_option = click.option(
     "--store",
     metavar="URL",
+    callback=check_store,
     help="The store, such as sqlite:///path/to/store.db (default: the one that `up` keeps for the cluster).",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")

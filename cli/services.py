@@ -8,10 +8,14 @@ import threading
 
 import click
 
-from cli.options import cluster_option, explain_errors
+from cli.options import check_store, cluster_option, explain_errors
 
 _store_option = click.option(
-    "--store", required=True, metavar="URL", help="The cluster's store, such as sqlite:///path/to/store.db."
+    "--store",
+    required=True,
+    metavar="URL",
+    callback=check_store,
+    help="The cluster's store, such as sqlite:///path/to/store.db.",
 )
 
 

@@ -292,5 +292,5 @@ def test_a_service_that_cannot_begin_says_why(tmp_path: Path, shell: Shell) -> N
     assert address in shard.stderr
     assert "in use" in shard.stderr
     node = shell("node", "run", "--store", "nowhere:", "--agent", "a")
-    assert node.returncode == 1
+    assert node.returncode == 2
     assert "unknown store" in node.stderr

@@ -669,7 +669,7 @@ def test_a_child_may_not_use_the_store_of_its_parent(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("url", "says"),
     [
-        ("etcd://localhost:2379", "known are memory: and sqlite:///"),
+        ("etcd://localhost:2379", "write sqlite:///"),
         ("memory", "unknown store"),
         ("", "unknown store"),
         ("sqlite://relative.db", "absolute path"),

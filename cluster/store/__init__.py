@@ -9,20 +9,25 @@ from cluster.store.base import Store, StoreError
 from cluster.store.memory import MemoryStore
 from cluster.store.sqlite import SqliteStore
 
-__all__ = ["open_store", "sqlite_url"]
+__all__ = ["open_store", "sqlite_path", "sqlite_url"]
 
 
 def open_store(url: str) -> Store:
     """Open ``memory:`` (a new, private one) or ``sqlite:///absolute/path`` (created where it is absent)."""
     if url == "memory:":
         return MemoryStore()
+    return SqliteStore(sqlite_path(url))
+
+
+def sqlite_path(url: str) -> Path:
+    """The file that ``sqlite:///absolute/path`` names; :class:`StoreError` for every other address."""
     scheme, separator, rest = url.partition("://")
-    if separator and scheme == "sqlite":
-        path = Path(unquote(rest))
-        if not path.is_absolute() or path == Path(path.anchor):
-            raise StoreError(f"the store {url!r} names no absolute path; write sqlite:///path/to/store.db")
-        return SqliteStore(path)
-    raise StoreError(f"unknown store {url!r}; known are memory: and sqlite:///path/to/store.db")
+    if not separator or scheme != "sqlite":
+        raise StoreError(f"unknown store {url!r}; write sqlite:///path/to/store.db")
+    path = Path(unquote(rest))
+    if not path.is_absolute() or path == Path(path.anchor):
+        raise StoreError(f"the store {url!r} names no absolute path; write sqlite:///path/to/store.db")
+    return path
 
 
 def sqlite_url(path: Path) -> str:
