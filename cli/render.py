@@ -34,7 +34,7 @@ def reply_as_json(reply: Reply) -> dict[str, Any]:
         "output": as_json(reply.value),
         "remaining_s": reply.remaining,
         "stage": reply.stage,
-        "detail": "" if reply.ok else reply.detail,
+        "detail": reply.detail,
         "short_by_s": reply.short_by,
         "request_id": reply.request_id,
         "timings": [

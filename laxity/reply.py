@@ -64,12 +64,13 @@ class Reply:
 
 def reply_of(answer: Answer, value: Any, request_id: str) -> Reply:
     """The :class:`Reply` that an answer's header and decoded payload make."""
+    unexplained = "" if answer.outcome is Outcome.OK else f"the shard gave no reason for {answer.outcome}"
     return Reply(
         outcome=answer.outcome,
         value=value,
         remaining=answer.remaining_us / 1e6,
         stage=answer.stage,
-        detail=answer.detail or f"the shard gave no reason for {answer.outcome}",
+        detail=answer.detail or unexplained,
         short_by=answer.short_us / 1e6,
         timings=tuple(
             Timing(t.stage, t.queued_us / 1e6, t.execution_us / 1e6, t.batch, t.items, t.remaining_us / 1e6)

@@ -144,6 +144,7 @@ def test_a_reply_tells_the_stages_times(client, peer):
     reply = future.reply(10)
     assert reply.ok
     assert reply.unwrap() == reply.value == "value"
+    assert reply.detail == ""
     assert reply.remaining == 0.25
     assert reply.timings == (laxity.Timing("detect", 0.001, 0.02, 4, 1, 0.3),)
 
