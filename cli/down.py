@@ -29,7 +29,7 @@ def down(cluster: str) -> None:
     directory = RunDirectory(cluster)
     running = directory.running()
     if running is None:
-        raise not_running(cluster)
+        raise not_running(cluster, to_start=False)
     os.kill(running.pid, signal.SIGTERM)
     if not directory.wait_ended(PATIENCE):
         # Its children are told by the kernel when it goes.

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import sys
 from importlib import import_module
+from typing import Any
 
 import click
 
@@ -20,6 +24,9 @@ COMMANDS = {
 """By command name: where it is, and what the list of commands says of it."""
 
 
+_UNWRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+
+
 class LazyGroup(click.Group):
     """A group whose commands are imported on demand."""
 
@@ -33,6 +40,16 @@ class LazyGroup(click.Group):
         command = getattr(import_module(module), name)
         assert isinstance(command, click.Command)
         return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except OSError as error:
+            if error.errno not in _UNWRITTEN:
+                raise
+            # What could not be written still lies in the buffer, and would fail once more at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise click.ClickException(f"the output cannot be written: {error.strerror}") from error
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -51,7 +68,7 @@ def main() -> None:
       laxity up lv --gpus 64             a pipeline on 64 emulated GPUs
       laxity COMMAND --help              what a command does, with examples
 
-    Exit status: 0 good, 1 failed, 2 wrong use.
+    Exit status: 0 good, 1 failed, 2 wrong use, 130 interrupted by Ctrl-C.
     """
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import json
+import shlex
+import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -11,7 +13,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from cli.rundir import RunDirectory, running_clusters
+from cli.rundir import RunDirectory, Unwritable, running_clusters
 from cluster.records import RecordError
 from cluster.store import sqlite_path
 from cluster.store.base import StoreError
@@ -64,14 +66,17 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON."
 
 
 def explain_errors(command: F) -> F:
-    """Let expected errors end the command with their text and exit status 1."""
+    """Let expected errors end the command with their text and exit status 1, and Ctrl-C with 130."""
 
     @functools.wraps(command)
     def explained(*args: Any, **kwargs: Any) -> Any:
         try:
             return command(*args, **kwargs)
-        except (StoreError, RecordError, SpecError) as error:
+        except (StoreError, RecordError, SpecError, Unwritable) as error:
             raise click.ClickException(str(error)) from error
+        except KeyboardInterrupt:
+            click.echo("Interrupted.", err=True)
+            sys.exit(130)
 
     return explained  # type: ignore[return-value]
 
@@ -86,11 +91,18 @@ def find_store(cluster: str, store: str | None) -> str:
     return running.store
 
 
-def not_running(cluster: str) -> click.ClickException:
-    """The error for a cluster that is not up, with what to do."""
+def not_running(cluster: str, *, to_start: bool = True) -> click.ClickException:
+    """The error for a cluster that is not up, with what to do (``to_start``: also how to start it)."""
     others = [name for name in running_clusters() if name != cluster]
-    hint = f"running are: {', '.join(others)} (choose with --cluster)" if others else "start it with `laxity up ocr`"
-    return click.ClickException(f"no cluster {cluster!r} is running here; {hint}")
+    hint = f"start it with `laxity up ocr{cluster_argument(cluster)}`" if to_start else ""
+    if others:
+        hint = f"running are: {', '.join(others)} (choose with --cluster)"
+    return click.ClickException("; ".join(filter(None, (f"no cluster {cluster!r} is running here", hint))))
+
+
+def cluster_argument(cluster: str) -> str:
+    """What a command line needs so as to mean this cluster: nothing for the default one."""
+    return "" if cluster == "local" else f" --cluster {shlex.quote(cluster)}"
 
 
 def print_json(value: Any) -> None:

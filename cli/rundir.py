@@ -27,6 +27,10 @@ class AlreadyRunning(Exception):
     """Another supervisor holds the cluster's lock."""
 
 
+class Unwritable(Exception):
+    """The run directory cannot be made; the text says what to do."""
+
+
 def base_directory() -> Path:
     """Where the run directories of all of this user's clusters lie: ``$XDG_RUNTIME_DIR/laxity``, or
     ``~/.local/state/laxity`` where there is no such directory."""
@@ -54,10 +58,17 @@ class RunDirectory:
         return sqlite_url(self.path / "store.db")
 
     def acquire(self, store: str) -> None:
-        """Take the lock and note the store's address; :class:`AlreadyRunning` where a supervisor has it."""
-        self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self.logs.mkdir(exist_ok=True)
-        descriptor = os.open(self._lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        """Take the lock and note the store's address; :class:`AlreadyRunning` where a supervisor has it,
+        :class:`Unwritable` where there can be no such directory."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self.logs.mkdir(exist_ok=True)
+            descriptor = os.open(self._lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise Unwritable(
+                f"cannot create {self.path}: {error.strerror}; "
+                "set XDG_RUNTIME_DIR or HOME to a directory that can be written"
+            ) from error
         deadline = time.monotonic() + TAKING
         while not _lock(descriptor, fcntl.LOCK_EX):
             running = self.running()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import signal
 import sys
 from collections.abc import Sequence
@@ -13,12 +12,13 @@ import click
 
 from cli.children import ChildDied
 from cli.local_cluster import ClusterError, Interrupted, LocalCluster
-from cli.options import cluster_option, explain_errors, store_option
+from cli.options import cluster_argument, cluster_option, explain_errors, store_option
 from cli.progress import LoadingDisplay
 from cli.rundir import AlreadyRunning, RunDirectory
 from cluster.layout import AgentLayout, Wish, lay_out
 from cluster.placement import PlacementError
 from pipelines import PipelineSpec, load_spec, shipped_pipelines
+from pipelines.problems import SpecNotFound
 
 
 class Signals:
@@ -87,7 +87,10 @@ def up(
             f"name at least one pipeline: a YAML file, or one of {', '.join(shipped_pipelines())}; "
             "for example `laxity up ocr`"
         )
-    loaded = [load_spec(name) for name in specs]
+    try:
+        loaded = [load_spec(name) for name in specs]
+    except SpecNotFound as error:
+        raise click.UsageError(str(error)) from None
     names = [spec.name for spec in loaded]
     for name in names:
         if names.count(name) > 1:
@@ -96,7 +99,7 @@ def up(
     try:
         layouts = lay_out(loaded, wish, *real_devices())
     except PlacementError as error:
-        raise click.ClickException(str(error)) from None
+        raise click.UsageError(str(error)) from None
     detached = Detached() if detach else None
     sys.exit(_serve(RunDirectory(cluster), store, loaded, layouts, port, detached))
 
@@ -143,7 +146,7 @@ def say(line: str) -> None:
 
 
 def _tell_how(address: str, cluster: str, specs: Sequence[PipelineSpec], detached: bool) -> None:
-    named = "" if cluster == "local" else f" --cluster {shlex.quote(cluster)}"
+    named = cluster_argument(cluster)
     click.echo(f"Serving {', '.join(spec.name for spec in specs)} at {address}")
     for spec in specs:
         what = "picture.png" if spec.name == "ocr" else "--text hello"

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 
 from pipelines.convert import convert_spec, nearest
-from pipelines.problems import Problem, SpecError
+from pipelines.problems import Problem, SpecError, SpecNotFound
 from pipelines.spec import PipelineSpec
 from pipelines.validate import missing_files, validate
 from pipelines.yamlfile import read_yaml
@@ -27,7 +27,7 @@ def load_spec(path_or_name: str) -> PipelineSpec:
     """The validated spec of a YAML file, or of a shipped pipeline by its name.
 
     A shipped pipeline's name goes before a file of that name: write './ocr' for the file. Raises
-    :class:`SpecError` with everything that is wrong.
+    :class:`SpecError` with everything that is wrong, :class:`SpecNotFound` where there is no such file.
     """
     if path_or_name in shipped_pipelines():
         file = _SHIPPED / f"{path_or_name}.yaml"
@@ -75,13 +75,13 @@ def _read(file: Path) -> str:
         raise error(f"not UTF-8 text (line {line})", "save the file as UTF-8") from cause
 
 
-def _not_there(name: str) -> SpecError:
+def _not_there(name: str) -> SpecNotFound:
     shipped = shipped_pipelines()
     if re.search(r"[/\\]|\.ya?ml$", name):
-        return SpecError([Problem((), "there is no such file", "check the path", name)])
+        return SpecNotFound([Problem((), "there is no such file", "check the path", name)])
     near = nearest(name, shipped)
     meant = f"write {near!r}, " if near else ""
-    return SpecError(
+    return SpecNotFound(
         [
             Problem(
                 (),

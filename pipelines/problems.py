@@ -41,3 +41,7 @@ class SpecError(Exception):
     def __init__(self, problems: Sequence[Problem]) -> None:
         super().__init__("\n".join(str(problem) for problem in problems))
         self.problems = list(problems)
+
+
+class SpecNotFound(SpecError):
+    """There is no such pipeline file, nor a shipped pipeline of that name."""

@@ -73,11 +73,12 @@ def test_the_list_of_commands_needs_none_of_them() -> None:
         (["up"], 2, "name at least one pipeline"),
         (["up", "echo", "echo"], 2, "serves each name once"),
         (["up", "echo", "--split", "1,x"], 2, "no list of numbers such as 40,6,5,7,6"),
-        (["up", "lv", "--split", "1,2"], 1, "the split has 2 numbers for 5 stages"),
-        (["up", "ecko"], 1, "write 'echo'"),
+        (["up", "lv", "--split", "1,2"], 2, "the split has 2 numbers for 5 stages"),
+        (["up", "ecko"], 2, "write 'echo'"),
         (["up", "echo", "--cluster", "a/b"], 2, "cannot name a cluster"),
-        (["up", "echo", "--gpus", "2", "--agents", "3"], 1, "2 devices cannot be dealt out to 3 agents"),
-        (["down"], 1, "no cluster 'local' is running here; start it with"),
+        (["up", "echo", "--gpus", "2", "--agents", "3"], 2, "2 devices cannot be dealt out to 3 agents"),
+        (["down"], 1, "no cluster 'local' is running here"),
+        (["status", "--cluster", "trial"], 1, "start it with `laxity up ocr --cluster trial`"),
         (["status"], 1, "no cluster 'local' is running here"),
         (["status", "--store", "memory:"], 2, "memory: is one process's alone"),
         (["up", "echo", "--store", "memory:"], 2, "memory: is one process's alone"),
@@ -115,6 +116,24 @@ def test_a_shard_that_is_not_there_leaves_the_request_unavailable(run: Any, tmp_
     answers = [json.loads(line) for line in result.stdout.splitlines()]
     assert [answer["outcome"] for answer in answers] == ["unavailable", "unavailable"]
     assert all(str(port) in answer["detail"] for answer in answers)
+
+
+def test_a_run_directory_that_cannot_be_is_told_in_a_line(run: Any, tmp_path: Path) -> None:
+    (tmp_path / "laxity").write_text("a file where the run directory should be")
+    command = [sys.executable, "-P", "-m", "cli.main", "up", "echo", "--detach"]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.returncode == 1
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith(f"Error: cannot create {tmp_path / 'laxity' / 'local'}: ")
+    assert "set XDG_RUNTIME_DIR or HOME to a directory that can be written" in line
+
+
+def test_output_that_cannot_be_written_is_told_in_a_line() -> None:
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-P", "-m", "cli.main", "doctor"]
+        ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert ended.returncode == 1
+    assert ended.stderr == "Error: the output cannot be written: No space left on device\n"
 
 
 # ---- doctor ---------------------------------------------------------------------------
