@@ -11,6 +11,9 @@ from broker.engine.predictor import LatencyTable
 
 FULL_LOAD: Final = 1e18
 """A rate in requests per second that keeps any number of GPUs busy."""
+EASY: Final = 0.5
+"""The part of one GPU that requests run one by one may take before batches are waited for. It also bounds how long
+clients that wait for their answers before they send more are made to wait: the longer, the fewer they send."""
 PATIENCE: Final = 2.0
 """How many times as long as the target batch should take to fill, by the arrival rate, it is waited for at most."""
 
@@ -21,11 +24,12 @@ def target_batch(table: LatencyTable, gpus: int, rate: float, budget: float, max
     N GPUs that start l(b)/N apart give a worst case of l(b)·(1 + 1/N), so with n = rate·l(b)/b GPUs busy
     (at most ``gpus``) b is feasible iff l(b)·(1 + 1/n) <= budget; that is l(b) + b/rate, the time in which the batch
     fills and runs, until all GPUs are busy. :data:`FULL_LOAD` asks for all GPUs busy. On a CPU a larger batch is often
-    worse, hence the maximum of b/l(b) and not of b. At least 1, and 1 while no rate is known: then nobody is expected
-    for whom it would pay to wait (Symphony takes half the SLO's worth instead, and a lone request waits for nothing).
+    worse, hence the maximum of b/l(b) and not of b. At least 1, and 1 as long as part of one GPU serves
+    all of them one by one (or no rate is known): then waiting for others would save nothing (Symphony assumes half the
+    SLO's worth of a batch without a rate, and a lone request waits for nothing).
     """
     best = 1
-    if rate <= 0.0:
+    if rate * table.upper(1) <= EASY and rate < FULL_LOAD:
         return best
     best_rate = 0.0
     for batch in range(1, max_batch + 1):
