@@ -4,7 +4,7 @@ Use it so::
 
     import laxity
 
-    with laxity.Client("tcp://localhost:7300") as client:
+    with laxity.Client("tcp://127.0.0.1:7100") as client:
         print(client.infer("ocr", open("picture.png", "rb").read()))
 """
 

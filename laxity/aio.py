@@ -86,6 +86,10 @@ class AsyncClient:
         self._channel = Channel(url, max_pending, self._delivery)
         self._finalizer = weakref.finalize(self, self._channel.close)
 
+    async def wait_ready(self, timeout: float = 5.0) -> None:
+        """Wait until a shard is connected; see :meth:`laxity.Client.wait_ready`."""
+        await asyncio.get_running_loop().run_in_executor(None, self._channel.wait_ready, timeout)
+
     async def infer(
         self,
         pipeline: str,

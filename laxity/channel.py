@@ -19,7 +19,7 @@ import msgspec
 
 from laxity import protocol
 from laxity.node import DictNode, ListNode, PayloadError
-from laxity.outcomes import Rejected
+from laxity.outcomes import Rejected, Unavailable
 from laxity.payload import encode
 from laxity.protocol import MAX_HEADER, MAX_NAME, Request
 from laxity.requests import UNKNOWN_SLO, Pending, above_limit
@@ -77,6 +77,12 @@ class Channel:
             self._check_name(pipeline)
         if slo is not None:
             slo = check_slo(slo)
+            longest = table.slos.get(pipeline, LONGEST_SLO)
+            if slo > longest + 1e-6:  # the shard counts whole microseconds
+                raise Rejected(
+                    f"an SLO of {slo:g} s is longer than the pipeline's {longest:g} s: ask for less, or none",
+                    request_id=self.request_id(id),
+                )
         if priority != 0:
             check_priority(priority)
         if traceparent:
@@ -123,6 +129,15 @@ class Channel:
         if transport.sleeping:
             transport.wake()
 
+    def wait_ready(self, timeout: float) -> None:
+        """Wait up to ``timeout`` seconds for a shard; :class:`Unavailable` says why there is none."""
+        transport = self._transport
+        ready = transport.ready.wait(timeout)
+        if transport.stopping:
+            raise RuntimeError("the client is closed; make a new one")
+        if not ready:
+            raise Unavailable(f"no shard could be reached within {timeout:g} s; {transport.trouble}")
+
     def cancel(self, id: int) -> None:
         """The caller has ended the request itself: forget it and tell the shard."""
         if self._process == os.getpid():
@@ -152,7 +167,9 @@ class Channel:
 
 
 def parse_url(url: str) -> list[str]:
-    """The endpoints in a client's url; ``ValueError`` says what is wrong with it."""
+    """The endpoints in a client's url; ``ValueError`` (or ``TypeError``) says what is wrong with it."""
+    if not isinstance(url, str):
+        raise TypeError(f"the shard's address must be a text such as 'tcp://HOST:PORT', not {url!r}")
     endpoints = [part.strip() for part in url.split(",")]
     for endpoint in endpoints:
         match = _ENDPOINT.fullmatch(endpoint)

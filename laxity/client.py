@@ -154,6 +154,14 @@ class Client:
         self._channel = Channel(url, max_pending, _deliver)
         self._finalizer = weakref.finalize(self, self._channel.close)
 
+    def wait_ready(self, timeout: float = 5.0) -> None:
+        """Wait until a shard is connected, so that connecting takes nothing from a request's latency budget.
+
+        Not needed before a request. Raises :class:`Unavailable` with the reason after ``timeout`` seconds; the client
+        keeps on trying.
+        """
+        self._channel.wait_ready(timeout)
+
     def infer(
         self,
         pipeline: str,

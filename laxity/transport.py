@@ -7,10 +7,12 @@ round share one SUBMIT; whatever has arrived is read before it sleeps again.
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 import math
 import socket
 import struct
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -73,6 +75,8 @@ class Transport:
         """Whether the I/O thread has to be woken to look into its inbox."""
         self.stopping = False
         """Whether it takes no more requests."""
+        self.ready = threading.Event()
+        """Whether a shard is connected and has said what it serves; also set once the thread has ended."""
         self._deliver = deliver
         self._link = Link(endpoints, jitter=int(client[:4], 16) / 0xFFFF, now=time.monotonic())
         self._cancels: list[int] = []
@@ -107,6 +111,11 @@ class Transport:
         self.stopping = True
         self.wake()
 
+    @property
+    def trouble(self) -> str:
+        """Why no shard is connected; '' while one is."""
+        return self._link.trouble
+
     # ---- the I/O thread ------------------------------------------------------------------
 
     def run(self) -> None:
@@ -123,6 +132,7 @@ class Transport:
             detail = f"the client's I/O thread failed: {error!r}; make a new client"
         finally:
             self.stopping = True
+            self.ready.set()
             self._close_sockets()
             # A request that comes too late to be seen here is ended by the thread that brought it.
             self._last_words = (outcome, detail)
@@ -264,6 +274,8 @@ class Transport:
             link.welcome(now, message)
             self.table.learn(link.heartbeat, message.max_payload, message.pipelines)
             self._ended += [(pending, answer, None) for pending, answer in self.table.too_large()]
+            if link.is_open:
+                self.ready.set()
         elif type(message) is protocol.Goodbye:
             link.goodbye(now, message.reason, message.retry)
 
@@ -305,12 +317,16 @@ class Transport:
                 self._link.handshaked(time.monotonic())
             elif kind in LOST:
                 self._receive_all()
-                self._link.lost(time.monotonic(), LOST[kind])
+                reason = LOST[kind]
+                if kind == zmq.EVENT_CONNECT_RETRIED and _is_named(self._link.endpoint):
+                    reason += ", or the name does not resolve"  # libzmq does not tell the two apart
+                self._link.lost(time.monotonic(), reason)
                 return
 
     def _take_step(self, step: Step, now: float) -> None:
         if step is Step.CLOSE:
             log.info("left a shard: %s", self._link.trouble)
+            self.ready.clear()
             self._disconnect(0)
         elif step is Step.CONNECT:
             self._connect()
@@ -368,3 +384,14 @@ class Transport:
         self._context.term()
         self._wake_read.close()
         self._wake_write.close()
+
+
+def _is_named(endpoint: str) -> bool:
+    """Whether an endpoint is a host's name, and not a numeric address or a file."""
+    scheme, _, rest = endpoint.partition("://")
+    host = rest.rpartition(":")[0].strip("[]").partition("%")[0]
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return scheme == "tcp"
+    return False

@@ -8,6 +8,7 @@ import gc
 import itertools
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -546,3 +547,47 @@ def test_a_forked_child_is_told(client):
         client.close()
         os._exit(status)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+# ---- readiness ---------------------------------------------------------------------------
+
+
+def test_a_client_is_ready_once_a_shard_has_welcomed_it(client, peer):
+    with pytest.raises(laxity.Unavailable, match=r"no shard could be reached within 0\.05 s"):
+        client.wait_ready(0.05)
+    peer.welcome(pipelines=[("p", 3_000_000)])
+    client.wait_ready(30)
+    with pytest.raises(laxity.Rejected, match=r"an SLO of 100 s is longer than the pipeline's 3 s: ask for less"):
+        client.submit("p", b"", slo=100)
+    client.submit("p", b"", slo=3)
+    assert peer.request().request.budget_us <= 3_000_000
+    client.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        client.wait_ready(30)
+
+
+def test_a_client_of_asyncio_waits_for_a_shard_too(peer):
+    async def main():
+        async with laxity.AsyncClient(peer.url) as client:
+            with pytest.raises(laxity.Unavailable):
+                await client.wait_ready(0.05)
+            peer.welcome()
+            await client.wait_ready(30)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(("host", "named"), [("127.0.0.1", False), ("localhost", True)])
+def test_only_a_name_may_not_resolve(host, named):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"tcp://{host}:{free.getsockname()[1]}"
+        with laxity.Client(url) as client, pytest.raises(laxity.Unavailable) as caught:
+            client.infer("p", b"", slo=1.0)
+    assert "nobody listens there" in caught.value.detail
+    assert ("the name does not resolve" in caught.value.detail) == named
+
+
+def test_an_address_is_a_text():
+    with pytest.raises(TypeError, match="must be a text such as 'tcp://HOST:PORT', not None"):
+        laxity.Client(None)
