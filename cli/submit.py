@@ -13,11 +13,16 @@ from rich.table import Table
 from rich.text import Text
 
 from cli.options import cluster_option, explain_errors, find_store, json_option, not_running, print_table, store_option
-from cli.render import TIMING_HEAD, as_text, reply_as_json, timing_cells
+from cli.render import TIMING_HEAD, as_text, reply_as_json, text_lines, timing_cells
 from cluster.records import BrokerRecord, Paths, decode
 from cluster.store import open_store
+from laxity import Client
+from laxity.outcomes import Outcome, Unavailable
 from laxity.reply import Reply
 from pipelines import format_duration, parse_duration
+
+PATIENCE = (1.0, 4.0)
+"""Seconds to wait for a shard before telling that there is none, and after that before giving up."""
 
 
 def _duration(_context: click.Context, _parameter: click.Parameter, value: str | None) -> float | None:
@@ -34,6 +39,14 @@ def _duration(_context: click.Context, _parameter: click.Parameter, value: str |
 @click.argument("files", metavar="[FILE]...", nargs=-1, type=click.Path(exists=True, dir_okay=False, allow_dash=True))
 @click.option("--text", help="Send this text instead of a file.")
 @click.option("--slo", callback=_duration, metavar="TIME", help="Latency budget, as in 800ms or 2s (default: the SLO).")
+@click.option(
+    "--in-flight",
+    type=click.IntRange(min=1),
+    default=4,
+    show_default=True,
+    metavar="N",
+    help="How many requests may be under way at once.",
+)
 @click.option("--timings", is_flag=True, help="Show how long each stage took.")
 @click.option("--shard", metavar="URL", help="The shard, as in tcp://127.0.0.1:7100 (default: the cluster's).")
 @cluster_option
@@ -45,6 +58,7 @@ def submit(
     files: tuple[str, ...],
     text: str | None,
     slo: float | None,
+    in_flight: int,
     timings: bool,
     shard: str | None,
     cluster: str,
@@ -53,21 +67,23 @@ def submit(
 ) -> None:
     """Send files (or a text) to a pipeline, one request each, and print the answers.
 
-    The requests are under way together; answers come in the order of the files. '-' is standard input. With --json
-    each answer is one line: an object with the outcome, the output (arrays as lists, bytes in base64), what was left
-    of the latency budget, and the stages' times. Exit status 1 if any request did not end `ok`.
+    Up to --in-flight requests are under way at once: more keep many GPUs busy, but compete with one another for the
+    SLO; answers come in the order of the files. '-' is standard input. With --json each answer is one line: an object
+    with the outcome, the output (arrays as lists, bytes in base64), what was left of the latency budget, and the
+    stages' times. The budget begins when a request is sent, not while a shard is being connected.
+
+    Exit status: 0 if every request ended `ok`, 1 if one did not, 2 wrong use, 130 interrupted by Ctrl-C.
 
     \b
     Examples:
       laxity submit ocr receipt.png
       laxity submit ocr *.png --slo 2s --timings
+      laxity submit ocr scans/*.jpg --in-flight 1
       laxity submit lv --text hello --json
       cat receipt.png | laxity submit ocr -
     """
     if (text is None) == (not files):
         raise click.UsageError("give either files to send ('-' for standard input) or --text TEXT")
-    from laxity import Client
-
     sources = files or ("text",)
     url = shard if shard is not None else find_shards(cluster, store)
     payloads: Iterator[Any] = iter([text]) if text is not None else (_content(file) for file in files)
@@ -77,7 +93,12 @@ def submit(
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     with client:
-        for source, reply in zip(sources, client.map(pipeline, payloads, slo, replies=True), strict=True):
+        missing = _connect(client)
+        if missing is None:
+            replies = client.map(pipeline, payloads, slo, max_in_flight=in_flight, replies=True)
+        else:
+            replies = (_unreached(missing) for _ in sources)
+        for source, reply in zip(sources, replies, strict=True):
             good &= reply.ok
             if as_json:
                 click.echo(json.dumps({"file": source, "pipeline": pipeline, **reply_as_json(reply)}))
@@ -85,6 +106,25 @@ def submit(
                 _print(source, reply, len(sources) > 1, timings)
     if not good:
         sys.exit(1)
+
+
+def _connect(client: Client) -> Unavailable | None:
+    """Wait for a shard; why there is none."""
+    first, more = PATIENCE
+    try:
+        client.wait_ready(first)
+    except Unavailable as error:
+        click.echo(f"{error.detail}; trying for {more:g} s more", err=True)
+        try:
+            client.wait_ready(more)
+        except Unavailable as still:
+            return still
+    return None
+
+
+def _unreached(error: Unavailable) -> Reply:
+    """The end of a request that could not even be sent."""
+    return Reply(Outcome.UNAVAILABLE, None, 0.0, "", error.detail, 0.0, (), "")
 
 
 def find_shards(cluster: str, store: str | None) -> str:
@@ -110,7 +150,8 @@ def _print(source: str, reply: Reply, several: bool, timings: bool) -> None:
     if several:
         click.echo(f"== {source}")
     if reply.ok:
-        click.echo(as_text(reply.value))
+        if text_lines(reply.value) != []:  # a picture without text prints nothing, not an empty line
+            click.echo(as_text(reply.value))
         click.echo(f"{source}: ok, {format_duration(reply.remaining)} of the budget left", err=True)
     else:
         click.echo(f"{source}: {reply.error()}", err=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import socket
 import subprocess
 import sys
@@ -18,7 +19,9 @@ from cli.main import COMMANDS, main
 from cli.render import as_json, as_text, text_lines
 from cli.restarts import FIRST, LONGEST, SETTLED, Restarts
 from cli.rundir import AlreadyRunning, RunDirectory
+from cli.submit import _print
 from cluster.records import RecordError
+from laxity import Outcome, Reply
 from nodes.agent import DeviceConfig
 from nodes.discovery import NoSuchDevices, parse_devices, visible_devices
 
@@ -116,6 +119,7 @@ def test_a_shard_that_is_not_there_leaves_the_request_unavailable(run: Any, tmp_
     answers = [json.loads(line) for line in result.stdout.splitlines()]
     assert [answer["outcome"] for answer in answers] == ["unavailable", "unavailable"]
     assert all(str(port) in answer["detail"] for answer in answers)
+    assert "nobody listens there; trying for 4 s more" in result.stderr
 
 
 def test_a_run_directory_that_cannot_be_is_told_in_a_line(run: Any, tmp_path: Path) -> None:
@@ -134,6 +138,19 @@ def test_output_that_cannot_be_written_is_told_in_a_line() -> None:
         ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
     assert ended.returncode == 1
     assert ended.stderr == "Error: the output cannot be written: No space left on device\n"
+
+
+def test_ctrl_c_is_told_from_failure(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        shard = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+        command = [sys.executable, "-P", "-m", "cli.main", "submit", "echo", "--text", "x", "--shard", shard]
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        assert process.stderr is not None
+        assert "nobody listens there" in process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        assert process.communicate()[1] == "Interrupted.\n"
+    assert process.returncode == 130
 
 
 # ---- doctor ---------------------------------------------------------------------------
@@ -175,6 +192,11 @@ def test_the_doctor_says_what_keeps_laxity_from_working(run: Any, tmp_path: Path
 def test_answers_become_json() -> None:
     value = {"a": np.arange(4, dtype=np.float32).reshape(2, 2), "b": [b"\xff", None, True], "c": np.int64(3)}
     assert json.loads(json.dumps(as_json(value))) == {"a": [[0.0, 1.0], [2.0, 3.0]], "b": ["/w==", None, True], "c": 3}
+
+
+def test_a_picture_without_text_prints_no_line(capsys: pytest.CaptureFixture[str]) -> None:
+    _print("blank.png", Reply(Outcome.OK, {"lines": []}, 1.0, "", "", 0.0, (), "r"), several=False, timings=False)
+    assert capsys.readouterr().out == ""
 
 
 def test_answers_become_text() -> None:

@@ -112,8 +112,10 @@ def test_a_detached_cluster_from_start_to_end(shell: Shell, tmp_path: Path) -> N
     assert "unknown pipeline 'nope'" in unknown.stderr
     late = shell("submit", "lv", "--text", "x", "--slo", "20ms", "--json")
     assert late.returncode == 1
-    # 'unavailable' where connecting alone took that long.
-    assert json.loads(late.stdout)["outcome"] in ("dropped", "expired", "unavailable")
+    assert json.loads(late.stdout)["outcome"] in ("dropped", "expired")
+    long = shell("submit", "lv", "--text", "x", "--slo", "100s")
+    assert long.returncode == 1
+    assert "an SLO of 100 s is longer than the pipeline's" in long.stderr
 
     again = shell("up", "echo")
     assert again.returncode == 1
