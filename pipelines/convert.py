@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import msgspec
 
@@ -157,7 +157,9 @@ def _problems(value: Any, kind: Any, path: SpecPath, field: Field) -> Iterable[P
             shown = part[key] if isinstance(part, dict) else part[0]
             yield Problem((*path, key), _told(shown, wrong), _write(field))
     if not told:
-        yield Problem(path, _told(value, message), _write(field))
+        choices = get_args(kind) if get_origin(kind) is Literal else ()
+        near = nearest(value, choices) if isinstance(value, str) else None
+        yield Problem(path, _told(value, message), f"write {near!r}" if near else _write(field))
 
 
 def _problem_with(value: Any, kind: Any) -> str | None:

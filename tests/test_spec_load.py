@@ -261,6 +261,11 @@ def test_independent_problems_are_told_at_once() -> None:
     }
 
 
+def test_a_misspelt_executor_is_guessed() -> None:
+    (problem,) = problems("name: a\nslo: 1s\nstages: {b: {executor: pyhton, model: 'json:loads'}}\noutput: b\n")
+    assert str(problem).endswith("stages.b.executor: 'pyhton' does not fit here; write 'python'")
+
+
 # ---- files --------------------------------------------------------------------------------
 
 
