@@ -31,7 +31,6 @@ FREE_BYTES = 256 * 1024**2
 _EXTRAS = {
     "onnx": ("onnxruntime",),
     "torch": ("torch",),
-    "triton": ("tritonclient",),
     "ocr": ("onnxruntime", "rapidocr", "PIL"),
 }
 _DISTRIBUTIONS = {"PIL": "Pillow"}
@@ -88,7 +87,8 @@ def _extras() -> Iterator[Finding]:
         missing = [module for module in modules if importlib.util.find_spec(module) is None]
         if missing:
             names = ", ".join(_DISTRIBUTIONS.get(module, module) for module in missing)
-            yield Finding(f"extra {extra}", "note", f"{names} not installed", f"pip install 'laxity[{extra}]'")
+            advice = f"pip install 'laxity[{extra}]', or in a checkout '.[{extra}]'"
+            yield Finding(f"extra {extra}", "note", f"{names} not installed", advice)
         else:
             yield Finding(f"extra {extra}", "ok", ", ".join(_with_version(module) for module in modules))
 
