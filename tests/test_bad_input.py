@@ -624,8 +624,10 @@ def test_a_service_that_never_reads_large_answers(cluster, bystander, service):
 
     numbers = iter(range(1_000_000))
     cluster.eventually(full, "answers are given up")
-    # The answers that libzmq and the shard hold: 256 MiB each, in 4 MB answers, and what the sockets' buffers take.
-    assert cluster.status().submitted < 2 * 256 * 1024**2 / len(part) + 30
+    # libzmq and the shard hold 256 MiB each of its answers, and the sockets' buffers some.
+    status = cluster.status()
+    held = status.ended["ok"] - status.undeliverable
+    assert held < 2 * 256 * 1024**2 / len(part) + 10
     assert bystander.infer("echo", "meanwhile") == "meanwhile"
     stranger.close()
 

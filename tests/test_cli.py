@@ -145,7 +145,13 @@ def test_ctrl_c_is_told_from_failure(tmp_path: Path) -> None:
         free.bind(("127.0.0.1", 0))
         shard = f"tcp://127.0.0.1:{free.getsockname()[1]}"
         command = [sys.executable, "-P", "-m", "cli.main", "submit", "echo", "--text", "x", "--shard", shard]
-        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        # A shell's background jobs are started with SIGINT ignored, and so would be what they start.
+        process = subprocess.Popen(
+            command,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )
         assert process.stderr is not None
         assert "nobody listens there" in process.stderr.readline()
         process.send_signal(signal.SIGINT)
