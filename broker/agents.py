@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Final
 
 from broker.endpoint import Endpoint, Sent, connection_of
@@ -56,7 +57,12 @@ class Agents:
 
     # ---- in --------------------------------------------------------------------------
 
-    def receive(self, now: float) -> bool:
+    def drain(self, clock: Callable[[], float], most: int) -> bool:
+        """Take in up to ``most`` messages; whether there may be more. Each is stamped as it is taken: a stamp from
+        before would make a PULL seem to have dwelt here longer than it did."""
+        return all(self._receive(clock()) for _ in range(most))
+
+    def _receive(self, now: float) -> bool:
         """Take in one message; False where there is none."""
         endpoint = self._endpoint
         received = endpoint.receive()

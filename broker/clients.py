@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
+from collections.abc import Callable
 from typing import Final
 
 from broker.endpoint import Endpoint, Sent, Unsent
@@ -96,7 +97,12 @@ class Clients:
 
     # ---- in --------------------------------------------------------------------------
 
-    def receive(self, now: float) -> bool:
+    def drain(self, clock: Callable[[], float], most: int) -> bool:
+        """Take in up to ``most`` messages; whether there may be more. Each is stamped as it is taken: a stamp from
+        before would make a PULL seem to have dwelt here longer than it did."""
+        return all(self._receive(clock()) for _ in range(most))
+
+    def _receive(self, now: float) -> bool:
         """Take in one message; False where there is none."""
         endpoint = self._endpoint
         received = endpoint.receive()

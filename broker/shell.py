@@ -217,13 +217,8 @@ class Shard:
 
     def _drain(self, clock: Callable[[], float]) -> bool:
         """Take in what has come; whether there may be more."""
-        more = False
-        for receive in (self._agents.receive, self._clients.receive):
-            left = DRAIN
-            while left and receive(clock()):
-                left -= 1
-            more = more or not left
-        return more
+        more = self._agents.drain(clock, DRAIN)
+        return self._clients.drain(clock, DRAIN) or more
 
     def _act(self, clock: Callable[[], float]) -> None:
         """Let the engine decide, and carry it out."""
