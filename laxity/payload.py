@@ -20,7 +20,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -40,14 +40,8 @@ MAX_DIMENSIONS = 32
 _DTYPE = re.compile(r"[<>|][biufcSU][1-9][0-9]{0,8}")
 
 
-class Buffer(Protocol):
-    """Bytes, a memoryview or a ``zmq.Frame``: anything with a length and the buffer protocol."""
-
-    def __len__(self) -> int: ...
-
-
 Part = Any
-"""A bytes-like object (see :class:`Buffer`); ``zmq.Frame`` has no usable static type here."""
+"""Bytes, a memoryview of bytes or a ``zmq.Frame``: what has a length and the buffer protocol."""
 
 
 class Payload:

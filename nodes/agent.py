@@ -63,8 +63,6 @@ class DeviceState(msgspec.Struct, frozen=True):
     type: str
     models: dict[str, str]
     progress: str
-    batches: int
-    late: int
     worker_restarts: int
 
 
@@ -329,8 +327,6 @@ class Agent:
                     for model in device.engine.models.values()
                 },
                 progress=device.progress,
-                batches=device.batches_run,
-                late=device.engine.late,
                 worker_restarts=device.engine.restarts,
             )
             for device in self._devices

@@ -31,7 +31,7 @@ class Fleet:
         self._groups: dict[tuple[str, str], DeviceGroup] = {}
         self._next_index = 0
 
-    def report(self, agent: str, number: int, type: str, models: list[HeldModel], stages: dict[str, Stage]) -> None:
+    def report(self, agent: str, number: int, type: str, models: list[HeldModel]) -> None:
         """A device, new or with another set of models than before."""
         device = self.devices.get((agent, number))
         if device is None:
@@ -49,10 +49,8 @@ class Fleet:
             slot = (model.key, model.variant, model.share, type)
             table = self.tables.get(slot)
             if table is None:
-                stage = stages.get(model.key)
-                largest = (
-                    stage.max_batch if stage is not None else max([batch for batch, _ in model.profile], default=1)
-                )
+                # As long as the profile; regroup() extends it to the stage's largest batch.
+                largest = max([batch for batch, _ in model.profile], default=1)
                 table = LatencyTable(largest, model.profile)
                 self.tables[slot] = table
             tables[model.key] = table

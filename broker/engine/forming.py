@@ -40,8 +40,7 @@ def form(
         task = queue.pop_lowest()
         formed.dropped.append(task)
         formed.short.append(lone - task.key)
-    waiting = len(queue)
-    if not waiting:
+    if not len(queue):
         return formed
 
     passed: list[Task] = []

@@ -95,7 +95,7 @@ class Scheduler:
 
     def report(self, agent: str, number: int, type: str, models: list[HeldModel]) -> None:
         """A device of an agent, new or with another set of models than before."""
-        self.fleet.report(agent, number, type, models, self.stages)
+        self.fleet.report(agent, number, type, models)
 
     def pull(self, agent: str, number: int, free_at: float) -> bool:
         """A device would take a batch and can start it at ``free_at``; False for an unknown one."""
