@@ -63,6 +63,8 @@ class DeviceState(msgspec.Struct, frozen=True):
     type: str
     models: dict[str, str]
     progress: str
+    batches: int
+    late: int
     worker_restarts: int
 
 
@@ -327,6 +329,8 @@ class Agent:
                     for model in device.engine.models.values()
                 },
                 progress=device.progress,
+                batches=device.batches_run,
+                late=device.engine.late,
                 worker_restarts=device.engine.restarts,
             )
             for device in self._devices

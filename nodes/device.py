@@ -29,6 +29,7 @@ class Device:
         self.engine = DeviceEngine()
         self.progress = ""
         """What loading is at, for people."""
+        self.batches_run = 0
         self._send = send
         self._changed = changed
         self._specs: dict[str, tuple[PipelineSpec, str]] = {}
@@ -91,6 +92,7 @@ class Device:
         if isinstance(event, wire.Finished):
             grant = self._grants.pop(event.batch, None)
             if engine.finished(now, event.batch):
+                self.batches_run += 1
                 queued = (now - grant[2]) * 1e6 - event.execution_us if grant is not None else 0.0
                 self._send(
                     Done(
