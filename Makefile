@@ -59,7 +59,7 @@ $(VENV)/.dev: pyproject.toml setup.py
 	touch $@ $(VENV)/.demo
 
 # The wheel alone is installed here; its dependencies are those of the other environment.
-$(COMPILED)/.wheel: $(VENV)/.dev setup.py pyproject.toml $(shell find laxity pipelines cluster broker nodes cli -name '*.py' -o -name '*.yaml')
+$(COMPILED)/.wheel: $(VENV)/.dev setup.py pyproject.toml $(shell find laxity pipelines cluster broker nodes simulation cli -name '*.py' -o -name '*.yaml')
 	rm -rf $(COMPILED) build/wheel build/lib* build/bdist* && mkdir -p build/wheel
 	LAXITY_COMPILE=1 $(VENV)/bin/python -m pip wheel -q --no-deps --no-build-isolation -w build/wheel .
 	$(VENV)/bin/python -m venv --without-pip $(COMPILED)
