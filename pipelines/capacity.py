@@ -18,7 +18,8 @@ def profiles_of(spec: PipelineSpec) -> dict[str, LatencyProfile]:
     for name, stage in spec.stages.items():
         if stage.profile is None:
             raise ValueError(
-                f"stage {name!r} of pipeline {spec.name!r} has no profile; write profile: {{alpha_ms: ..., beta_ms: ...}}"
+                f"stage {name!r} of pipeline {spec.name!r} has no profile; "
+                "write profile: {alpha_ms: ..., beta_ms: ...}"
             )
         profiles[name] = LatencyProfile.from_spec(stage.profile)
     return profiles
