@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
+from broker.plans import build_pipeline
+from laxity.payload import encode
+from nodes.emulated import EmulatedModel
+from pipelines.capacity import capacity, planned_costs, pool_capacity, profiles_of
+from pipelines.graph import Graph
 from pipelines.spec import PipelineSpec
-from simulation.results import RunResult
+from simulation.machine import Delays, Gpu, Machine
+from simulation.record import PipelineRecord, Record
+from simulation.results import Latency, RunResult, Series, StageSeries
 
 
 class Network(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,4 +79,131 @@ def simulate(
     The same arguments give the same results. ``progress`` is called now and then with the part (0 to 1) that is done.
     Raises ValueError for a stage without a profile and :class:`pipelines.policies.PolicyError`.
     """
-    raise NotImplementedError
+    started = time.perf_counter()
+    whole = max(math.ceil(seconds), 1)
+    pipelines, records, answers, places = [], [], {}, {}
+    for which, workload in enumerate(workloads):
+        spec = workload.spec
+        pipelines.append(build_pipeline(spec))
+        records.append(PipelineRecord(list(Graph(spec).order), whole))
+        for name in spec.stages:
+            answers[spec.model_key(name)] = EmulatedModel(spec, name).answer(encode(None))
+            places[spec.model_key(name)] = (which, name)
+    record = Record(records, places, whole)
+    network = cluster.network
+    machine = Machine(
+        pipelines,
+        _gpus(workloads, cluster),
+        answers,
+        Delays(network.control, network.per_request, network.response, network.jitter),
+        cluster.jitter,
+        cluster.stragglers,
+        cluster.straggler_factor,
+        seed,
+        record,
+    )
+    for fault in cluster.faults:
+        machine.lose(f"agent-{fault.agent}", fault.at, fault.back)
+    times = np.concatenate([workload.arrivals for workload in workloads])
+    which_of = np.repeat(np.arange(len(workloads)), [len(workload.arrivals) for workload in workloads])
+    order = np.argsort(times, kind="stable")
+    arrivals, which_of = times[order].tolist(), which_of[order].tolist()
+    payload = encode(None)
+    for second in range(whole):
+        machine.run(arrivals, which_of, payload, float(second + 1))
+        if progress is not None:
+            progress((second + 1) / whole)
+    machine.run(arrivals, which_of, payload, math.inf)
+    wall = time.perf_counter() - started
+    return [
+        _result(workload, pipeline, cluster, seconds, seed, trace, wall)
+        for workload, pipeline in zip(workloads, records, strict=True)
+    ]
+
+
+def _gpus(workloads: Sequence[Workload], cluster: Cluster) -> list[Gpu]:
+    seconds: dict[str, list[float]] = {}
+    for workload in workloads:
+        for name, profile in profiles_of(workload.spec).items():
+            largest = workload.spec.stages[name].max_batch
+            seconds[workload.spec.model_key(name)] = [0.0, *(profile.latency(b) for b in range(1, largest + 1))]
+    each = cluster.gpus_per_agent
+    return [
+        Gpu(f"agent-{index // each}", index % each, {key: seconds[key] for key in keys})
+        for index, keys in enumerate(cluster.held)
+    ]
+
+
+def _result(
+    workload: Workload,
+    record: PipelineRecord,
+    cluster: Cluster,
+    seconds: float,
+    seed: int,
+    trace: str,
+    wall: float,
+) -> RunResult:
+    spec = workload.spec
+    names = list(record.stages)
+    gpus = [sum(spec.model_key(name) in held for held in cluster.held) for name in names]
+    pooled = any(len(held) > 1 for held in cluster.held)
+    most = pool_capacity([spec], [1.0], len(cluster.held)) if pooled else capacity(spec, dict(zip(names, gpus, strict=True)))
+    submitted = sum(record.offered)
+    good = sum(record.good)
+    offered = np.array(record.offered, dtype=float)
+    bound = np.minimum(offered, most)
+    lost = submitted - good
+    unavoidable = submitted - float(bound.sum())
+    elements = {name: sum(stage.elements) for name, stage in record.stages.items()}
+    batches = {name: sum(stage.batches) for name, stage in record.stages.items()}
+    latencies = np.array(record.latencies) * 1e3
+    histogram = np.bincount(latencies.astype(int)) if good else np.zeros(0, dtype=int)
+    p50, p99, p999 = np.percentile(latencies, [50, 99, 99.9]).tolist() if good else (0.0, 0.0, 0.0)
+    return RunResult(
+        policy=workload.policy,
+        pipeline=spec.name,
+        trace=trace,
+        seed=seed,
+        gpus=len(cluster.held),
+        split=[] if pooled else gpus,
+        seconds=seconds,
+        capacity_rps=most,
+        offered_rps=submitted / seconds,
+        submitted=submitted,
+        outcomes=record.outcomes,
+        goodput_rps=good / seconds,
+        bound_rps=float(bound.sum()) / seconds,
+        bound_ratio=_ratio(good, float(bound.sum())),
+        drop_rate=_ratio(lost, submitted),
+        avoidable_drop_rate=_ratio(max(lost - unavoidable, 0.0), submitted),
+        invalid_rate=_ratio(record.invalid, record.busy),
+        gpu_seconds_busy=record.busy,
+        gpu_seconds_allocated=len(cluster.held) * seconds,
+        gpu_seconds_floor=good * sum(planned_costs(spec).values()),
+        mean_batch=_ratio(sum(elements.values()), sum(batches.values())),
+        mean_batch_by_stage={name: _ratio(elements[name], batches[name]) for name in names},
+        latency_ms=Latency(p50, p99, p999),
+        drops_by_stage={name: sum(stage.dropped) for name, stage in record.stages.items()},
+        latencies_ms=histogram.tolist(),
+        series=Series(
+            offered=record.offered,
+            good=record.good,
+            bound=bound.tolist(),
+            stages=[
+                StageSeries(
+                    name=name,
+                    dropped=stage.dropped,
+                    queued_ms=[1e3 * _ratio(w, n) for w, n in zip(stage.waited, stage.elements, strict=True)],
+                    batch=[_ratio(n, b) for n, b in zip(stage.elements, stage.batches, strict=True)],
+                    busy=stage.busy,
+                )
+                for name, stage in record.stages.items()
+            ],
+        ),
+        wall_seconds=wall,
+        stage_visits=sum(elements.values()),
+    )
+
+
+def _ratio(part: float, whole: float) -> float:
+    return part / whole if whole else 0.0

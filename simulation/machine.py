@@ -1,0 +1,334 @@
+"""The virtual-time loop: one shard's engine, the engines of all its devices, and the messages between them.
+
+Nothing here decides anything about requests: :class:`~broker.engine.scheduler.Scheduler` and
+:class:`~nodes.engine.device.DeviceEngine` do, as in production. This module moves their messages with the network's
+delays and lets GPUs take the time of their profiles. Compiled with mypyc, like the engines.
+"""
+
+from heapq import heappop, heappush
+from random import Random
+from typing import Final
+
+from broker.engine.devices import Batch
+from broker.engine.fleet import HeldModel
+from broker.engine.limits import Limits
+from broker.engine.plan import Pipeline
+from broker.engine.request import Client
+from broker.engine.scheduler import Scheduler
+from laxity.payload import Payload
+from nodes.engine.actions import Action, Announce, Load, Refuse, SendPull, Start, StartWorker
+from nodes.engine.device import READY, DeviceEngine
+from simulation.record import Record
+
+FOREVER: Final = 1e17
+
+PULL: Final = 0
+GRANT: Final = 1
+FINISH: Final = 2
+DONE: Final = 3
+WAKE: Final = 4
+LOSE: Final = 5
+RETURN: Final = 6
+
+REPORT_EVERY: Final = 20_000
+"""Steps between two calls of ``progress``."""
+
+
+class Event:
+    """Something that happens to one GPU (or agent) at a time to come."""
+
+    def __init__(self, kind: int, gpu: "Gpu", epoch: int) -> None:
+        self.kind = kind
+        self.gpu = gpu
+        self.epoch = epoch
+        """The life of the GPU's agent that it belongs to."""
+        self.batch: Batch | None = None
+        self.number = 0
+        self.when = 0.0
+        self.code = ""
+        self.free_in = 0.0
+
+
+class Gpu:
+    """One simulated device: its engine, and what it is in the middle of."""
+
+    def __init__(self, agent: str, number: int, models: dict[str, list[float]]) -> None:
+        self.agent = agent
+        self.number = number
+        self.models = models
+        """Seconds by batch size, by model key."""
+        self.engine = DeviceEngine()
+        self.epoch = 0
+        self.up = False
+        self.wake_at = FOREVER
+        self.pull_sent = 0.0
+        self.pull_came = 0.0
+        self.pull_seq = 0
+        self.granted: dict[int, Batch] = {}
+        self.last_up = 0.0
+        """When the last message to the shard arrives; later ones do not overtake it."""
+        self.last_down = 0.0
+
+
+class Delays:
+    """The network's delays in seconds, as in :class:`simulation.run.Network`."""
+
+    def __init__(self, control: float, per_request: float, response: float, jitter: float) -> None:
+        self.control = control
+        self.per_request = per_request
+        self.response = response
+        self.jitter = jitter
+
+
+class Machine:
+    """A cluster in virtual time. ``answers`` has what each stage answers, by model key; ``max_batch`` likewise."""
+
+    def __init__(
+        self,
+        pipelines: list[Pipeline],
+        gpus: list[Gpu],
+        answers: dict[str, Payload],
+        delays: Delays,
+        jitter: float,
+        stragglers: float,
+        straggler_factor: float,
+        seed: int,
+        record: Record,
+    ) -> None:
+        self._scheduler = Scheduler(Limits(1 << 60, 1 << 60, 1 << 60))
+        self._pipelines = pipelines
+        self._slos = {plan.stage.key: pipeline.slo for pipeline in pipelines for plan in pipeline.stages}
+        self._gpus = gpus
+        self._by_device = {(gpu.agent, gpu.number): gpu for gpu in gpus}
+        self._answers = answers
+        self._delays = delays
+        self._jitter = jitter
+        self._stragglers = stragglers
+        self._straggler_factor = straggler_factor
+        self._random = Random(seed)
+        self._record = record
+        self._events: list[tuple[float, int, Event]] = []
+        self._number = 0
+        self._now = 0.0
+        for pipeline in pipelines:
+            self._scheduler.apply(pipeline)
+        for gpu in gpus:
+            self._start(gpu)
+
+    def lose(self, agent: str, at: float, back: float) -> None:
+        """The agent's host dies at ``at`` and is back at ``back``."""
+        for gpu in self._gpus:
+            if gpu.agent == agent:
+                self._push(at, Event(LOSE, gpu, 0))
+                if back < FOREVER:
+                    self._push(back, Event(RETURN, gpu, 0))
+
+    def run(self, times: list[float], workloads: list[int], payload: Payload, until: float) -> float:
+        """Submit request i to pipeline ``workloads[i]`` at ``times[i]`` (ascending), for the times before ``until``.
+        Where it is at then: call again with a later ``until``; infinity runs to the end of all requests."""
+        scheduler = self._scheduler
+        record = self._record
+        clients = [Client(pipeline.name) for pipeline in self._pipelines]
+        names = [pipeline.name for pipeline in self._pipelines]
+        events = self._events
+        count = len(times)
+        at = record.submitted
+        while True:
+            now = times[at] if at < count else FOREVER
+            arrives = True
+            wake = scheduler.next_wake()
+            if events and events[0][0] < now:
+                now = events[0][0]
+                arrives = False
+            if wake < now:
+                if at >= count and scheduler.ledger.in_flight == 0:
+                    break
+                now = wake if wake > self._now else self._now
+                if now >= until:
+                    break
+                self._now = now
+                self._dispatch(now)
+                continue
+            if now >= until or now >= FOREVER:
+                break
+            self._now = now
+            if arrives:
+                which = workloads[at]
+                scheduler.submit(now, clients[which], at, names[which], now, -1.0, 0, payload, False)
+                record.arrive(now, which)
+                at += 1
+            else:
+                _, _, event = heappop(events)
+                if not self._happen(now, event):
+                    continue
+            self._dispatch(now)
+            if at >= count and scheduler.ledger.in_flight == 0:
+                break
+        return self._now
+
+    # ---- the shard ---------------------------------------------------------------------------
+
+    def _dispatch(self, now: float) -> None:
+        scheduler = self._scheduler
+        delays = self._delays
+        for batch in scheduler.dispatch(now):
+            device = batch.device
+            gpu = self._by_device[(device.agent, device.number)]
+            self._record.grant(now, batch)
+            gpu.granted[batch.number] = batch
+            event = Event(GRANT, gpu, gpu.epoch)
+            event.batch = batch
+            event.when = gpu.pull_sent + (now - gpu.pull_came)
+            event.number = gpu.pull_seq
+            arrives = now + delays.control + delays.per_request * len(batch.tasks) + self._wobble()
+            if arrives < gpu.last_down:
+                arrives = gpu.last_down
+            gpu.last_down = arrives
+            self._push(arrives, event)
+        ended = scheduler.take_ended()
+        if ended:
+            self._record.end(ended)
+
+    # ---- what happens --------------------------------------------------------------------------
+
+    def _happen(self, now: float, event: Event) -> bool:
+        """Carry out an event; whether the shard has to look at it."""
+        gpu = event.gpu
+        kind = event.kind
+        if kind == LOSE:
+            return self._lose(now, gpu)
+        if kind == RETURN:
+            self._start(gpu)
+            return True
+        if event.epoch != gpu.epoch:
+            return False
+        engine = gpu.engine
+        if kind == PULL:
+            gpu.pull_sent = event.when
+            gpu.pull_came = now
+            gpu.pull_seq = event.number
+            self._scheduler.pull(gpu.agent, gpu.number, now + event.free_in)
+            return True
+        if kind == DONE:
+            batch = event.batch
+            assert batch is not None
+            results: list[Payload] = []
+            if event.code == "ok":
+                results = [self._answers[batch.stage.key]] * len(batch.tasks)
+            self._scheduler.done(now, gpu.agent, batch.number, event.code, event.when, results, {}, event.code)
+            return True
+        if kind == GRANT:
+            batch = event.batch
+            assert batch is not None
+            closes = event.when + (batch.closes - batch.granted_at)
+            engine.grant(
+                now, batch.number, event.number, batch.stage.key, event.when, 0.0, closes - event.when,
+                batch.expected, self._slos[batch.stage.key],
+            )  # fmt: skip
+        elif kind == FINISH:
+            batch = event.batch
+            assert batch is not None
+            self._record.ran(now, batch, event.when)
+            del gpu.granted[batch.number]
+            if engine.finished(now, batch.number):
+                self._done(now, gpu, batch, "ok", event.when, self._delays.response)
+        elif now < gpu.wake_at:
+            return False
+        else:
+            gpu.wake_at = FOREVER
+            engine.tick(now)
+        self._act(now, gpu)
+        return False
+
+    def _act(self, now: float, gpu: Gpu) -> None:
+        """Do what the device's engine wants done."""
+        engine = gpu.engine
+        todo = engine.take_actions()
+        while todo:
+            for action in todo:
+                self._do(now, gpu, action)
+            todo = engine.take_actions()
+        wake = engine.next_wake()
+        if wake < gpu.wake_at:
+            gpu.wake_at = wake
+            self._push(wake if wake > now else now, Event(WAKE, gpu, gpu.epoch))
+
+    def _do(self, now: float, gpu: Gpu, action: Action) -> None:
+        engine = gpu.engine
+        if isinstance(action, Start):
+            batch = gpu.granted[action.batch]
+            seconds = gpu.models[batch.stage.key][len(batch.tasks)]
+            if self._jitter > 0.0:
+                seconds *= self._random.lognormvariate(0.0, self._jitter)
+            if self._stragglers > 0.0 and self._random.random() < self._stragglers:
+                seconds *= self._straggler_factor
+            event = Event(FINISH, gpu, gpu.epoch)
+            event.batch = batch
+            event.when = seconds
+            self._push(now + seconds, event)
+        elif isinstance(action, SendPull):
+            event = Event(PULL, gpu, gpu.epoch)
+            event.when = now
+            event.number = action.seq
+            event.free_in = action.free_in
+            self._send_up(now, gpu, event, self._delays.control)
+        elif isinstance(action, Refuse):
+            refused = gpu.granted.pop(action.batch)
+            self._done(now, gpu, refused, action.code, 0.0, self._delays.control)
+        elif isinstance(action, StartWorker):
+            engine.worker_started(now)
+        elif isinstance(action, Load):
+            seconds_by_batch = gpu.models[action.model]
+            engine.loaded(now, action.model, [(b, s) for b, s in enumerate(seconds_by_batch) if b > 0])
+        elif isinstance(action, Announce):
+            held = [
+                HeldModel(model.key, "", 100, model.profile)
+                for model in engine.models.values()
+                if model.state == READY
+            ]
+            self._scheduler.report(gpu.agent, gpu.number, "emulated", held)
+
+    def _done(self, now: float, gpu: Gpu, batch: Batch, code: str, seconds: float, delay: float) -> None:
+        event = Event(DONE, gpu, gpu.epoch)
+        event.batch = batch
+        event.code = code
+        event.when = seconds
+        self._send_up(now, gpu, event, delay)
+
+    def _send_up(self, now: float, gpu: Gpu, event: Event, delay: float) -> None:
+        arrives = now + delay + self._wobble()
+        if arrives < gpu.last_up:
+            arrives = gpu.last_up
+        gpu.last_up = arrives
+        self._push(arrives, event)
+
+    def _wobble(self) -> float:
+        jitter = self._delays.jitter
+        return jitter * self._random.random() if jitter > 0.0 else 0.0
+
+    def _push(self, when: float, event: Event) -> None:
+        self._number += 1
+        heappush(self._events, (when, self._number, event))
+
+    # ---- hosts come and go -----------------------------------------------------------------------
+
+    def _start(self, gpu: Gpu) -> None:
+        now = self._now
+        gpu.engine = DeviceEngine()
+        gpu.up = True
+        gpu.wake_at = FOREVER
+        gpu.engine.place(now, list(gpu.models))
+        gpu.engine.session(now, True)
+        gpu.engine.tick(now)
+        self._act(now, gpu)
+
+    def _lose(self, now: float, gpu: Gpu) -> bool:
+        if not gpu.up:
+            return False
+        gpu.up = False
+        gpu.epoch += 1
+        for batch in gpu.granted.values():
+            self._record.lost(now, batch)
+        gpu.granted.clear()
+        self._scheduler.agent_lost(now, gpu.agent, "the host was lost")
+        return True
