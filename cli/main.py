@@ -15,6 +15,8 @@ COMMANDS = {
     "down": ("cli.down:down", "End a cluster that `up` started."),
     "status": ("cli.status:status", "Show shards, agents, devices and models."),
     "submit": ("cli.submit:submit", "Send requests to a pipeline and print the answers."),
+    "load": ("cli.load:load", "Send requests at a rate, and tell how they ended."),
+    "simulate": ("cli.simulate:simulate", "Simulate pipelines on many GPUs, and compare policies."),
     "pipeline": ("cli.pipeline:pipeline", "Check and show pipelines."),
     "demo": ("cli.demo:demo", "Read the text of sample pictures, from start to end."),
     "doctor": ("cli.doctor:doctor", "Look for what is wrong with this installation."),

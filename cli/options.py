@@ -17,6 +17,7 @@ from cli.rundir import RunDirectory, Unwritable, running_clusters
 from cluster.records import RecordError
 from cluster.store import sqlite_path
 from cluster.store.base import StoreError
+from pipelines.duration import parse_duration
 from pipelines.problems import SpecError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -62,6 +63,18 @@ store_option = click.option(
     callback=check_store,
     help="The store, such as sqlite:///path/to/store.db (default: the one that `up` keeps for the cluster).",
 )
+
+
+def check_duration(_context: click.Context, _parameter: click.Parameter, value: str | None) -> float | None:
+    """A text such as 800ms as seconds."""
+    if value is None:
+        return None
+    try:
+        return parse_duration(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 

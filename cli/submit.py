@@ -12,33 +12,35 @@ import click
 from rich.table import Table
 from rich.text import Text
 
-from cli.options import cluster_option, explain_errors, find_store, json_option, not_running, print_table, store_option
+from cli.options import (
+    check_duration,
+    cluster_option,
+    explain_errors,
+    find_store,
+    json_option,
+    not_running,
+    print_table,
+    store_option,
+)
 from cli.render import TIMING_HEAD, as_text, reply_as_json, text_lines, timing_cells
 from cluster.records import BrokerRecord, Paths, decode
 from cluster.store import open_store
 from laxity import Client
 from laxity.outcomes import Outcome, Unavailable
 from laxity.reply import Reply
-from pipelines import format_duration, parse_duration
+from pipelines import format_duration
 
 PATIENCE = (1.0, 4.0)
 """Seconds to wait for a shard before telling that there is none, and after that before giving up."""
-
-
-def _duration(_context: click.Context, _parameter: click.Parameter, value: str | None) -> float | None:
-    if value is None:
-        return None
-    try:
-        return parse_duration(value)
-    except ValueError as error:
-        raise click.BadParameter(str(error)) from None
 
 
 @click.command()
 @click.argument("pipeline", metavar="PIPELINE")
 @click.argument("files", metavar="[FILE]...", nargs=-1, type=click.Path(exists=True, dir_okay=False, allow_dash=True))
 @click.option("--text", help="Send this text instead of a file.")
-@click.option("--slo", callback=_duration, metavar="TIME", help="Latency budget, as in 800ms or 2s (default: the SLO).")
+@click.option(
+    "--slo", callback=check_duration, metavar="TIME", help="Latency budget, as in 800ms or 2s (default: the SLO)."
+)
 @click.option(
     "--in-flight",
     type=click.IntRange(min=1),
@@ -93,7 +95,7 @@ def submit(
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     with client:
-        missing = _connect(client)
+        missing = connect(client)
         if missing is None:
             replies = client.map(pipeline, payloads, slo, max_in_flight=in_flight, replies=True)
         else:
@@ -108,7 +110,7 @@ def submit(
         sys.exit(1)
 
 
-def _connect(client: Client) -> Unavailable | None:
+def connect(client: Client) -> Unavailable | None:
     """Wait for a shard; why there is none."""
     first, more = PATIENCE
     try:
