@@ -1,12 +1,14 @@
-"""What people see while a cluster starts."""
+"""What people see while a cluster starts, and while runs are simulated."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
 from rich.console import Console, Group
 from rich.live import Live
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
@@ -57,6 +59,36 @@ class LoadingDisplay:
         for model in loading.models:
             table.add_row(Text(model.model), f"{model.ready}/{model.devices} ready", Text(_doing(model)))
         return Group(self._spinner, table)
+
+
+class RunsDisplay:
+    """Shows how far simulated runs are, a bar each, on stderr where that is a terminal."""
+
+    def __init__(self, labels: Sequence[str]) -> None:
+        console = Console(stderr=True)
+        self._progress = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            TaskProgressColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._tasks = [self._progress.add_task(label, total=1.0) for label in labels]
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def show(self, run: int, part: float) -> None:
+        """``part`` (0 to 1) of the run of that number is done."""
+        self._progress.update(self._tasks[run], completed=part)
 
 
 def _doing(model: ModelLoading) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 
 
@@ -89,3 +91,12 @@ def public(result: RunResult) -> dict[str, object]:
     plain: dict[str, object] = msgspec.to_builtins(result)
     del plain["series"], plain["latencies_ms"]
     return plain
+
+
+def alike(results: Sequence[RunResult]) -> list[list[RunResult]]:
+    """The runs that can be compared with one another, together: those of one pipeline, load and division of GPUs."""
+    groups: dict[tuple[object, ...], list[RunResult]] = {}
+    for result in results:
+        same = (result.pipeline, result.trace, result.seed, result.submitted, result.gpus, *result.split)
+        groups.setdefault(same, []).append(result)
+    return list(groups.values())
