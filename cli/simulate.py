@@ -287,7 +287,9 @@ def simulate(
     if as_json:
         print_json([public(result) for result in results])
     else:
-        for group in alike(results):
+        for number, group in enumerate(alike(results)):
+            if number:
+                click.echo()
             print_results(group, objectives[group[0].pipeline])
     if html is not None:
         _write(html, render(results, objectives, shlex.join(["laxity", *sys.argv[1:]])))

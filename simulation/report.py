@@ -137,7 +137,7 @@ def _section(group: Sequence[RunResult], policies: Sequence[str], slos: Mapping[
     styles = [f"p{policies.index(result.policy)}" for result in group]
     return element(
         "section",
-        element("h2", f"{first.pipeline} under {first.trace}"),
+        element("h2", f"{first.pipeline} under {first.trace} at load {_load(first):.2f}"),
         _facts(first, slos[first.pipeline]),
         element("div", _table(group, styles), class_="card wide"),
         _figure(
@@ -176,17 +176,20 @@ def _section(group: Sequence[RunResult], policies: Sequence[str], slos: Mapping[
     )
 
 
+def _load(result: RunResult) -> float:
+    return result.offered_rps / result.capacity_rps if result.capacity_rps else 0.0
+
+
 def _facts(result: RunResult, slo: float) -> Element:
     split = " + ".join(map(str, result.split)) if result.split else "each serves every stage"
     over = sum(offered > bound + 0.5 for offered, bound in zip(result.series.offered, result.series.bound, strict=True))
     peak = max(result.series.offered, default=0)
-    load = result.offered_rps / result.capacity_rps if result.capacity_rps else 0.0
     facts = [
         ("SLO", f"{number(slo * 1e3)} ms", ""),
         ("GPUs", number(result.gpus), split),
         ("duration", f"{number(result.seconds)} s", f"{number(result.submitted)} requests, seed {result.seed}"),
         ("offered", f"{number(result.offered_rps)} req/s", f"peak {number(peak)}"),
-        ("capacity", f"{number(result.capacity_rps)} req/s", f"load {load:.2f}"),
+        ("capacity", f"{number(result.capacity_rps)} req/s", f"load {_load(result):.2f}"),
         ("fluid bound", f"{number(result.bound_rps)} req/s", f"overloaded in {over} of {len(result.series.offered)} s"),
     ]
     return element(
@@ -287,7 +290,7 @@ def _drops(group: Sequence[RunResult], styles: Sequence[str]) -> Element:
             segments.append(Segment(f"g{index}", count / whole, title))
         other = result.drop_rate - sum(segment.value for segment in segments)
         if other > 1e-9:
-            title = f"{result.policy}: {percent(other)} of all requests rejected, failed or unavailable"
+            title = f"{result.policy}: {percent(other)} of all requests ended at no stage: rejected or unavailable"
             segments.append(Segment("other", other, title))
         bars.append(Bar(result.policy, style, segments, percent(result.drop_rate)))
     high = top_of((result.drop_rate for result in group), 0.01)
@@ -296,7 +299,7 @@ def _drops(group: Sequence[RunResult], styles: Sequence[str]) -> Element:
     ] + [element("span", element("span", class_="square other"), "elsewhere")]
     return _figure(
         "Drops by stage",
-        "Where requests were dropped or expired, as a part of all requests. The later, the more GPU time was wasted.",
+        "Where requests ended that were not good, as a part of all requests. The later, the more GPU time was wasted.",
         element("div", *keys, class_="stages"),
         bar_chart("drops by stage", bars, Axis(label="part of all requests", high=high, format=whole_percent), WIDE),
     )
