@@ -69,10 +69,8 @@ _POSITIVE = click.FloatRange(0, min_open=True)
     "--process",
     "traces",
     multiple=True,
-    default=("poisson",),
-    show_default="poisson",
     metavar="FILE|PROCESS",
-    help=f"When requests come: a trace file, or one of {PROCESSES}.",
+    help=f"When requests come: a trace file, or one of {PROCESSES} (default: poisson).",
 )
 @click.option("--as-seconds", is_flag=True, help="Read each row of the traces as one second.")
 @click.option(

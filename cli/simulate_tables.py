@@ -16,14 +16,13 @@ from simulation.results import RunResult
 def print_results(group: Sequence[RunResult], slo: float) -> None:
     """The runs of one pipeline under one load: what they have in common, their figures, and where they dropped."""
     first = group[0]
-    divided = "".join(
-        f" {count} {stage}{',' if place + 1 < len(first.split) else ''}"
-        for place, (stage, count) in enumerate(zip(first.drops_by_stage, first.split, strict=False))
-    )
+    own = ", ".join(f"{count} {stage}" for stage, count in zip(first.drops_by_stage, first.split, strict=False))
+    others = first.gpus - sum(first.split)
+    divided = f"{own}, {others} for others" if own and others else own or "each serves every stage"
     load = first.offered_rps / first.capacity_rps if first.capacity_rps else 0.0
     click.echo(f"{first.pipeline} under {first.trace}, {first.seconds:g} s, seed {first.seed}")
     click.echo(
-        f"{first.gpus} GPUs:{divided or ' each serves every stage'}; SLO {format_duration(slo)}\n"
+        f"{first.gpus} GPUs: {divided}; SLO {format_duration(slo)}\n"
         f"offered {first.offered_rps:,.1f} req/s, load {load:.2f} of {first.capacity_rps:,.1f} req/s; "
         f"fluid bound {first.bound_rps:,.1f} req/s"
     )

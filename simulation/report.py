@@ -79,7 +79,7 @@ COLUMNS: tuple[Column, ...] = (
         lambda r: r.gpu_seconds_busy / r.gpu_seconds_allocated if r.gpu_seconds_allocated else 0.0,
         percent,
         None,
-        "the same as a part of the GPU-seconds allocated",
+        "the same as a part of all GPU-seconds of the cluster",
     ),
     Column(
         "busy / floor",
@@ -182,11 +182,14 @@ def _load(result: RunResult) -> float:
 
 def _facts(result: RunResult, slo: float) -> Element:
     split = " + ".join(map(str, result.split)) if result.split else "each serves every stage"
+    own = sum(result.split) or result.gpus
+    if own < result.gpus:
+        split += f", of {number(result.gpus)}"
     over = sum(offered > bound + 0.5 for offered, bound in zip(result.series.offered, result.series.bound, strict=True))
     peak = max(result.series.offered, default=0)
     facts = [
         ("SLO", f"{number(slo * 1e3)} ms", ""),
-        ("GPUs", number(result.gpus), split),
+        ("GPUs", number(own), split),
         ("duration", f"{number(result.seconds)} s", f"{number(result.submitted)} requests, seed {result.seed}"),
         ("offered", f"{number(result.offered_rps)} req/s", f"peak {number(peak)}"),
         ("capacity", f"{number(result.capacity_rps)} req/s", f"load {_load(result):.2f}"),

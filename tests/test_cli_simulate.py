@@ -113,7 +113,10 @@ def test_several_pipelines_share_a_cluster(trace: str) -> None:
     ]
     assert [one["trace"] for one in found[:2]] == ["busy 0:2", "constant 0:2"]
     assert found[1]["submitted"] == 400
-    assert sum(found[0]["split"]) + sum(found[1]["split"]) == 12
+    own, others = sum(found[0]["split"]), sum(found[1]["split"])
+    assert own + others == 12
+    text = run("lv", "tm", "--gpus", "12", *traces, "--rate", "100", "--rate", "200").stdout
+    assert f", {others} for others; SLO 500ms" in text
 
 
 def test_a_single_pipeline_is_run_once_for_each_load() -> None:

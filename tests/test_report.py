@@ -177,6 +177,11 @@ def test_gpus_in_a_pool() -> None:
     checked(html)
 
 
+def test_gpus_beside_those_of_other_pipelines() -> None:
+    texts = checked(render([result("laxity", gpus=9)], {"video": 0.1})).texts
+    assert "2 + 2, of 9" in texts
+
+
 def test_long_series_are_binned() -> None:
     html = render([result("laxity", 5000)], {"video": 0.1})
     (curve,) = [node for node in svgs(html)[0].iter(f"{SVG}path") if node.get("class") == "curve p0"]
