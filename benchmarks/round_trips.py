@@ -4,9 +4,9 @@ Beside them, in the same run, libzmq's own ``zmq_proxy`` on the same work (a bar
 worker), because these machines are noisy: what counts is the ratio. Each case is run several times, all in turn, and
 the medians are told. ``--engine`` names the interpreter of another installation (compiled, say) to compare with.
 
-    python benchmarks/broker.py
-    python benchmarks/broker.py --engine .venv-compiled/bin/python --rounds 5 --json
-    python benchmarks/broker.py --profile single     # where the shard's time goes
+    python benchmarks/round_trips.py
+    python benchmarks/round_trips.py --engine .venv-compiled/bin/python --rounds 5 --json
+    python benchmarks/round_trips.py --profile single     # where the shard's time goes
 """
 
 from __future__ import annotations
