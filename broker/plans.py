@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from broker.engine.plan import FROM_REQUEST, Pipeline, StagePlan
+from broker.engine.policy import make_policy
 from broker.engine.stage import Stage
 from pipelines.graph import Graph
+from pipelines.policies import parse_policy
 from pipelines.spec import REQUEST, PipelineSpec
 
 
-def build_pipeline(spec: PipelineSpec) -> Pipeline:
-    """The engine's pipeline of a validated spec."""
+def build_pipeline(spec: PipelineSpec, policy: str = "") -> Pipeline:
+    """The engine's pipeline of a validated spec, under its own policy or another one. Raises
+    :class:`~pipelines.policies.PolicyError`."""
+    policy_name, parameters = parse_policy(policy or spec.policy)
     order = Graph(spec).order
     numbers = {name: number for number, name in enumerate(order)}
     numbers[REQUEST] = FROM_REQUEST
@@ -26,4 +30,4 @@ def build_pipeline(spec: PipelineSpec) -> Pipeline:
             )
         )
     outputs = [(name, numbers[source], field) for name, (source, field) in spec.outputs().items()]
-    return Pipeline(spec.name, spec.slo, stages, outputs)
+    return Pipeline(spec.name, spec.slo, stages, outputs, make_policy(policy_name, parameters))

@@ -10,7 +10,7 @@ import msgspec
 
 from cluster.placement import PlacementError, check_split, dedicate, split_gpus
 from pipelines import PipelineSpec
-from pipelines.capacity import capacity, planned_costs, pool_capacity
+from pipelines.capacity import all_profiles, capacity, planned_costs, pool_capacity
 from pipelines.policies import POLICIES, parse_policy
 from simulation.arrivals import Source, TraceError
 from simulation.metrics import Floats
@@ -94,6 +94,7 @@ def _divide(demands: Sequence[Demand], hardware: Hardware) -> dict[str, int]:
     costs: dict[str, float] = {}
     stages: list[str] = []
     for demand in demands:
+        all_profiles(demand.spec)
         for stage, cost in planned_costs(demand.spec).items():
             costs[demand.spec.model_key(stage)] = cost * (demand.rate if demand.rate is not None else 1.0)
             stages.append(stage if len(demands) == 1 else f"{demand.spec.name}.{stage}")

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from types import FrameType
 
 import click
+import msgspec
 
 from cli.children import ChildDied
 from cli.local_cluster import ClusterError, Interrupted, LocalCluster
@@ -18,6 +19,7 @@ from cli.rundir import AlreadyRunning, RunDirectory
 from cluster.layout import AgentLayout, Wish, lay_out
 from cluster.placement import PlacementError
 from pipelines import PipelineSpec, load_spec, shipped_pipelines
+from pipelines.policies import PolicyError, parse_policy
 from pipelines.problems import SpecNotFound
 
 
@@ -51,6 +53,7 @@ def _numbers(_context: click.Context, _parameter: click.Parameter, value: str | 
 @click.option("--executor", type=click.Choice(["emulated"]), help="Emulate every stage from its profile.")
 @click.option("--split", callback=_numbers, metavar="N,N,...", help="Emulated GPUs of each emulated stage, in order.")
 @click.option("--agents", type=click.IntRange(1, 1000), help="Agents that play the emulated GPUs (default: 16 each).")
+@click.option("--policy", metavar="NAME", help="Schedule every pipeline by this policy instead of its own.")
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=0, help="Where services connect (default: any free one)."
 )
@@ -64,6 +67,7 @@ def up(
     executor: str | None,
     split: list[int] | None,
     agents: int | None,
+    policy: str | None,
     port: int,
     detach: bool,
     cluster: str,
@@ -81,6 +85,7 @@ def up(
       laxity up ./mine.yaml ocr --port 7100 --detach
       laxity up lv --gpus 64
       laxity up lv --split 40,6,5,7,6 --agents 8
+      laxity up lv --gpus 16 --policy pard
     """
     if not specs:
         raise click.UsageError(
@@ -91,6 +96,12 @@ def up(
         loaded = [load_spec(name) for name in specs]
     except SpecNotFound as error:
         raise click.UsageError(str(error)) from None
+    if policy is not None:
+        try:
+            parse_policy(policy)
+        except PolicyError as error:
+            raise click.UsageError(str(error)) from None
+        loaded = [msgspec.structs.replace(spec, policy=policy) for spec in loaded]
     names = [spec.name for spec in loaded]
     for name in names:
         if names.count(name) > 1:

@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from cluster.placement import PlacementError, check_split, deal, dedicate, share, split_gpus
-from pipelines.graph import Graph
-from pipelines.profile import LatencyProfile
+from pipelines.capacity import planned_costs
 from pipelines.spec import PipelineSpec
 
 DEVICES_PER_AGENT = 16
@@ -47,7 +46,7 @@ def lay_out(specs: Sequence[PipelineSpec], wish: Wish, real: str, real_devices: 
     others: list[str] = []
     for spec in specs:
         emulated = {name for name, stage in spec.stages.items() if wish.emulate or stage.executor == "emulated"}
-        seconds = stage_costs(spec) if emulated else {}
+        seconds = planned_costs(spec) if emulated else {}
         for name in spec.stages:
             key = spec.model_key(name)
             if name not in emulated:
@@ -81,30 +80,3 @@ def _hold(costs: Mapping[str, float], wish: Wish) -> list[list[str]]:
         return dedicate(check_split(list(costs), wish.split, gpus))
     gpus = wish.gpus if wish.gpus is not None else len(costs)
     return dedicate(split_gpus(costs, gpus)) if gpus >= len(costs) else share(costs, gpus)
-
-
-def stage_costs(spec: PipelineSpec) -> dict[str, float]:
-    """GPU-seconds per element of each stage that has a profile, at the batch that uses the GPU best.
-
-    That batch must leave time: with one GPU an element waits for up to one batch before its own, so twice the
-    batch's latency has to fit the stage's part of the SLO, its part of the longest path through it in batches of 1.
-    """
-    profiles = {
-        name: LatencyProfile.from_spec(stage.profile)
-        for name, stage in spec.stages.items()
-        if stage.profile is not None
-    }
-    graph = Graph(spec)
-    alone = {name: profile.latency(1) for name, profile in profiles.items()}
-    after = graph.longest_after(alone)
-    until: dict[str, float] = {}
-    for name in graph.order:
-        until[name] = alone.get(name, 0.0) + max((until[parent] for parent in graph.parents[name]), default=0.0)
-    costs = {}
-    for name, profile in profiles.items():
-        path = until[name] + after[name]
-        part = spec.slo * alone[name] / path if path > 0 else spec.slo
-        feasible = [b for b in range(1, spec.stages[name].max_batch + 1) if 2 * profile.latency(b) <= part]
-        # A stage of zero latency still takes a GPU; a small cost keeps the division defined.
-        costs[name] = max(1e-6, min(profile.latency(b) / b for b in feasible or [1]))
-    return costs

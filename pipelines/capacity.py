@@ -13,16 +13,23 @@ from pipelines.spec import PipelineSpec
 
 
 def profiles_of(spec: PipelineSpec) -> dict[str, LatencyProfile]:
+    """The profiles of the stages that have one."""
+    return {
+        name: LatencyProfile.from_spec(stage.profile)
+        for name, stage in spec.stages.items()
+        if stage.profile is not None
+    }
+
+
+def all_profiles(spec: PipelineSpec) -> dict[str, LatencyProfile]:
     """The profile of each stage. Raises ValueError for a stage without one."""
-    profiles = {}
     for name, stage in spec.stages.items():
         if stage.profile is None:
             raise ValueError(
                 f"stage {name!r} of pipeline {spec.name!r} has no profile; "
                 "write profile: {alpha_ms: ..., beta_ms: ...}"
             )
-        profiles[name] = LatencyProfile.from_spec(stage.profile)
-    return profiles
+    return profiles_of(spec)
 
 
 def planned_batch(spec: PipelineSpec) -> int:
@@ -35,7 +42,7 @@ def planned_batch(spec: PipelineSpec) -> int:
         middle = (low + high + 1) // 2
         times = {name: profile.latency(min(middle, spec.stages[name].max_batch)) for name, profile in profiles.items()}
         after = graph.longest_after(times)
-        if 2.0 * max(times[name] + after[name] for name in graph.roots) <= spec.slo:
+        if 2.0 * max(times.get(name, 0.0) + after[name] for name in graph.roots) <= spec.slo:
             low = middle
         else:
             high = middle - 1
@@ -43,7 +50,7 @@ def planned_batch(spec: PipelineSpec) -> int:
 
 
 def planned_costs(spec: PipelineSpec) -> dict[str, float]:
-    """GPU-seconds that each stage takes per request in planned batches."""
+    """GPU-seconds that each stage with a profile takes per element in planned batches."""
     batch = planned_batch(spec)
     costs = {}
     for name, profile in profiles_of(spec).items():
@@ -53,7 +60,9 @@ def planned_costs(spec: PipelineSpec) -> dict[str, float]:
 
 
 def capacity(spec: PipelineSpec, gpus: Mapping[str, int]) -> float:
-    """Requests per second that the bottleneck stage can run in planned batches, ``gpus`` being each stage's own."""
+    """Requests per second that the bottleneck stage can run in planned batches, ``gpus`` being each stage's own. Raises
+    ValueError for a stage without a profile."""
+    all_profiles(spec)
     return min(gpus[name] / cost for name, cost in planned_costs(spec).items())
 
 

@@ -99,6 +99,8 @@ class PipelineSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     output: str | dict[str, Reference]
     """What the answer is: one reference, or a dict of them. (Not typed ``Reference | dict``: msgspec 0.22 frees a
     text's pattern once too often where the text is in a union with a list or dict, and crashes.)"""
+    policy: str = "laxity"
+    """The scheduling policy: NAME or NAME:parameter=value,... (see ``pipelines/policies.py``)."""
     description: str = ""
     root: str = ""
     """The directory of the file, where user code and model files are looked for; set when it is read."""
@@ -106,7 +108,7 @@ class PipelineSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     @property
     def version(self) -> str:
         """A short digest of what the spec says."""
-        plain = msgspec.to_builtins(self, str_keys=True)
+        plain = msgspec.to_builtins(_every_field(self), str_keys=True)
         return hashlib.sha256(msgspec.json.encode(plain, order="sorted")).hexdigest()[:10]
 
     def model_key(self, stage: str) -> str:
@@ -118,6 +120,16 @@ class PipelineSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
         if isinstance(self.output, str):
             return {"": split_reference(self.output)}
         return {name: split_reference(ref) for name, ref in self.output.items()}
+
+
+def _every_field(value: Any) -> Any:
+    """Structs as dicts with all their fields: ``omit_defaults`` leaves out what is *identical* to a default, so that an
+    equal spec may look different once it was copied."""
+    if isinstance(value, msgspec.Struct):
+        return {name: _every_field(getattr(value, name)) for name in value.__struct_fields__}
+    if isinstance(value, dict):
+        return {key: _every_field(item) for key, item in value.items()}
+    return value
 
 
 def split_reference(reference: str) -> tuple[str, str]:

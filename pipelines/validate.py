@@ -10,6 +10,7 @@ from pipelines.convert import nearest
 from pipelines.duration import format_duration
 from pipelines.graph import Graph, stage_parents
 from pipelines.models import ModelNotFoundError, is_model_file, resolve_model_file
+from pipelines.policies import PolicyError, parse_policy
 from pipelines.problems import Problem, SpecPath
 from pipelines.profile import LatencyProfile
 from pipelines.spec import REQUEST, PipelineSpec, Profile, StageSpec, split_reference
@@ -27,6 +28,8 @@ def validate(spec: PipelineSpec, bad: Collection[SpecPath] = ()) -> list[Problem
     cycles = list(_cycles(spec))
     profiles = [problem for stage in spec.stages for problem in _stage(spec, stage, bad)]
     problems += cycles + profiles
+    if ("policy",) not in bad:
+        problems += _policy(spec)
     if graph_known and not cycles:
         problems += _unreachable(spec)
         if not profiles and not any("slo" in path or "profile" in path for path in bad):
@@ -70,6 +73,13 @@ def _shapes_graph(path: SpecPath) -> bool:
 def _names(spec: PipelineSpec) -> Iterator[Problem]:
     if REQUEST in spec.stages:
         yield Problem(("stages", REQUEST), "'request' stands for the request's own payload", "rename the stage")
+
+
+def _policy(spec: PipelineSpec) -> Iterator[Problem]:
+    try:
+        parse_policy(spec.policy)
+    except PolicyError as error:
+        yield Problem(("policy",), str(error), "write for example `policy: laxity`, or leave it out")
 
 
 def _input_references(spec: PipelineSpec) -> Iterator[tuple[SpecPath, str, StageSpec]]:

@@ -29,9 +29,7 @@ DONE: Final = 3
 WAKE: Final = 4
 LOSE: Final = 5
 RETURN: Final = 6
-
-REPORT_EVERY: Final = 20_000
-"""Steps between two calls of ``progress``."""
+PREEMPT: Final = 7
 
 
 class Event:
@@ -95,7 +93,7 @@ class Machine:
         seed: int,
         record: Record,
     ) -> None:
-        self._scheduler = Scheduler(Limits(1 << 60, 1 << 60, 1 << 60))
+        self._scheduler = Scheduler(Limits(1 << 60, 1 << 60, 1 << 60), preemption=True)
         self._pipelines = pipelines
         self._slos = {plan.stage.key: pipeline.slo for pipeline in pipelines for plan in pipeline.stages}
         self._gpus = gpus
@@ -155,7 +153,7 @@ class Machine:
             if arrives:
                 which = workloads[at]
                 scheduler.submit(now, clients[which], at, names[which], now, -1.0, 0, payload, False)
-                record.arrive(now, which)
+                record.arrive(which)
                 at += 1
             else:
                 _, _, event = heappop(events)
@@ -185,6 +183,11 @@ class Machine:
                 arrives = gpu.last_down
             gpu.last_down = arrives
             self._push(arrives, event)
+        for batch in scheduler.take_preempted():
+            gpu = self._by_device[(batch.device.agent, batch.device.number)]
+            event = Event(PREEMPT, gpu, gpu.epoch)
+            event.batch = batch
+            self._push(now + delays.control, event)
         ended = scheduler.take_ended()
         if ended:
             self._record.end(ended)
@@ -225,9 +228,19 @@ class Machine:
                 now, batch.number, event.number, batch.stage.key, event.when, 0.0, closes - event.when,
                 batch.expected, self._slos[batch.stage.key],
             )  # fmt: skip
+        elif kind == PREEMPT:
+            batch = event.batch
+            assert batch is not None
+            if batch.number in gpu.granted:
+                del gpu.granted[batch.number]
+                self._record.lost(now, batch)
+                if not engine.finished(now, batch.number):
+                    engine.waiting = None
         elif kind == FINISH:
             batch = event.batch
             assert batch is not None
+            if batch.number not in gpu.granted:
+                return False  # stopped before its end
             self._record.ran(now, batch, event.when)
             del gpu.granted[batch.number]
             if engine.finished(now, batch.number):
@@ -282,9 +295,7 @@ class Machine:
             engine.loaded(now, action.model, [(b, s) for b, s in enumerate(seconds_by_batch) if b > 0])
         elif isinstance(action, Announce):
             held = [
-                HeldModel(model.key, "", 100, model.profile)
-                for model in engine.models.values()
-                if model.state == READY
+                HeldModel(model.key, "", 100, model.profile) for model in engine.models.values() if model.state == READY
             ]
             self._scheduler.report(gpu.agent, gpu.number, "emulated", held)
 

@@ -1,4 +1,4 @@
-"""What is noted of a simulated run while it goes on: plain counters and arrays, cheap enough for millions of requests."""
+"""What is noted of a simulated run while it goes on: plain counters, cheap enough for millions of requests."""
 
 from broker.engine.devices import Batch
 from broker.engine.request import Request
@@ -21,7 +21,6 @@ class PipelineRecord:
 
     def __init__(self, stages: list[str], seconds: int) -> None:
         self.stages = {name: StageRecord(seconds) for name in stages}
-        self.offered = [0] * seconds
         self.good = [0] * seconds
         self.outcomes: dict[str, int] = {outcome.value: 0 for outcome in Outcome}
         self.latencies: list[float] = []
@@ -44,11 +43,10 @@ class Record:
         """GPU-seconds by request."""
         self._which: list[int] = []
 
-    def arrive(self, now: float, which: int) -> None:
+    def arrive(self, which: int) -> None:
         self.submitted += 1
         self._spent.append(0.0)
         self._which.append(which)
-        self.pipelines[which].offered[self._second(now)] += 1
 
     def grant(self, now: float, batch: Batch) -> None:
         which, name = self._places[batch.stage.key]
@@ -94,7 +92,7 @@ class Record:
                 pipeline.latencies.append(request.ended_at - request.arrival)
             else:
                 pipeline.invalid += self._spent[request.id]
-                if request.end_stage:
+                if outcome in (Outcome.DROPPED, Outcome.EXPIRED) and request.end_stage:
                     pipeline.stages[request.end_stage].dropped[self._second(request.ended_at)] += 1
 
     def _second(self, now: float) -> int:

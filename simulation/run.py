@@ -13,12 +13,13 @@ import numpy as np
 from broker.plans import build_pipeline
 from laxity.payload import encode
 from nodes.emulated import EmulatedModel
-from pipelines.capacity import capacity, planned_costs, pool_capacity, profiles_of
+from pipelines.capacity import all_profiles, capacity, planned_costs, pool_capacity
 from pipelines.graph import Graph
 from pipelines.spec import PipelineSpec
 from simulation.machine import Delays, Gpu, Machine
+from simulation.metrics import fluid_bound, latency, rates
 from simulation.record import PipelineRecord, Record
-from simulation.results import Latency, RunResult, Series, StageSeries
+from simulation.results import RunResult, Series, StageSeries
 
 
 class Network(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,7 +85,7 @@ def simulate(
     pipelines, records, answers, places = [], [], {}, {}
     for which, workload in enumerate(workloads):
         spec = workload.spec
-        pipelines.append(build_pipeline(spec))
+        pipelines.append(build_pipeline(spec, workload.policy))
         records.append(PipelineRecord(list(Graph(spec).order), whole))
         for name in spec.stages:
             answers[spec.model_key(name)] = EmulatedModel(spec, name).answer(encode(None))
@@ -115,16 +116,33 @@ def simulate(
             progress((second + 1) / whole)
     machine.run(arrivals, which_of, payload, math.inf)
     wall = time.perf_counter() - started
+    capacities = _capacities(workloads, cluster)
     return [
-        _result(workload, pipeline, cluster, seconds, seed, trace, wall)
-        for workload, pipeline in zip(workloads, records, strict=True)
+        _result(workload, pipeline, cluster, most, seconds, seed, trace, wall)
+        for workload, pipeline, most in zip(workloads, records, capacities, strict=True)
     ]
+
+
+def _capacities(workloads: Sequence[Workload], cluster: Cluster) -> list[float]:
+    """What each pipeline's GPUs carry in planned batches; of GPUs that serve several stages a pipeline has the part
+    that is its part of the requests."""
+    if not any(len(held) > 1 for held in cluster.held):
+        return [capacity(workload.spec, _gpus_by_stage(workload, cluster)) for workload in workloads]
+    total = sum(len(workload.arrivals) for workload in workloads)
+    shares = [len(workload.arrivals) / total if total else 1.0 / len(workloads) for workload in workloads]
+    pooled = pool_capacity([workload.spec for workload in workloads], shares, len(cluster.held))
+    return [pooled * share for share in shares]
+
+
+def _gpus_by_stage(workload: Workload, cluster: Cluster) -> dict[str, int]:
+    spec = workload.spec
+    return {name: sum(spec.model_key(name) in held for held in cluster.held) for name in Graph(spec).order}
 
 
 def _gpus(workloads: Sequence[Workload], cluster: Cluster) -> list[Gpu]:
     seconds: dict[str, list[float]] = {}
     for workload in workloads:
-        for name, profile in profiles_of(workload.spec).items():
+        for name, profile in all_profiles(workload.spec).items():
             largest = workload.spec.stages[name].max_batch
             seconds[workload.spec.model_key(name)] = [0.0, *(profile.latency(b) for b in range(1, largest + 1))]
     each = cluster.gpus_per_agent
@@ -138,6 +156,7 @@ def _result(
     workload: Workload,
     record: PipelineRecord,
     cluster: Cluster,
+    most: float,
     seconds: float,
     seed: int,
     trace: str,
@@ -145,48 +164,37 @@ def _result(
 ) -> RunResult:
     spec = workload.spec
     names = list(record.stages)
-    gpus = [sum(spec.model_key(name) in held for held in cluster.held) for name in names]
     pooled = any(len(held) > 1 for held in cluster.held)
-    most = pool_capacity([spec], [1.0], len(cluster.held)) if pooled else capacity(spec, dict(zip(names, gpus, strict=True)))
-    submitted = sum(record.offered)
-    good = sum(record.good)
-    offered = np.array(record.offered, dtype=float)
-    bound = np.minimum(offered, most)
-    lost = submitted - good
-    unavoidable = submitted - float(bound.sum())
+    offered, bound = fluid_bound(workload.arrivals, seconds, most)
+    submitted, good = int(offered.sum()), sum(record.good)
+    figures = rates(submitted, good, float(bound.sum()), seconds)
     elements = {name: sum(stage.elements) for name, stage in record.stages.items()}
     batches = {name: sum(stage.batches) for name, stage in record.stages.items()}
-    latencies = np.array(record.latencies) * 1e3
-    histogram = np.bincount(latencies.astype(int)) if good else np.zeros(0, dtype=int)
-    p50, p99, p999 = np.percentile(latencies, [50, 99, 99.9]).tolist() if good else (0.0, 0.0, 0.0)
+    latencies = np.array(record.latencies)
+    histogram = np.bincount((latencies * 1e3).astype(int)) if good else np.zeros(0, dtype=int)
     return RunResult(
         policy=workload.policy,
         pipeline=spec.name,
         trace=trace,
         seed=seed,
         gpus=len(cluster.held),
-        split=[] if pooled else gpus,
+        split=[] if pooled else list(_gpus_by_stage(workload, cluster).values()),
         seconds=seconds,
         capacity_rps=most,
-        offered_rps=submitted / seconds,
         submitted=submitted,
+        **figures._asdict(),
         outcomes=record.outcomes,
-        goodput_rps=good / seconds,
-        bound_rps=float(bound.sum()) / seconds,
-        bound_ratio=_ratio(good, float(bound.sum())),
-        drop_rate=_ratio(lost, submitted),
-        avoidable_drop_rate=_ratio(max(lost - unavoidable, 0.0), submitted),
         invalid_rate=_ratio(record.invalid, record.busy),
         gpu_seconds_busy=record.busy,
         gpu_seconds_allocated=len(cluster.held) * seconds,
         gpu_seconds_floor=good * sum(planned_costs(spec).values()),
         mean_batch=_ratio(sum(elements.values()), sum(batches.values())),
         mean_batch_by_stage={name: _ratio(elements[name], batches[name]) for name in names},
-        latency_ms=Latency(p50, p99, p999),
+        latency_ms=latency(latencies),
         drops_by_stage={name: sum(stage.dropped) for name, stage in record.stages.items()},
         latencies_ms=histogram.tolist(),
         series=Series(
-            offered=record.offered,
+            offered=offered.tolist(),
             good=record.good,
             bound=bound.tolist(),
             stages=[

@@ -2,9 +2,10 @@
 
 import pytest
 
-from cluster.layout import Wish, lay_out, stage_costs
+from cluster.layout import Wish, lay_out
 from cluster.placement import PlacementError
 from pipelines import load_spec
+from pipelines.capacity import planned_costs
 from pipelines.spec import PipelineSpec, Profile, StageSpec
 
 LV = load_spec("lv")
@@ -25,7 +26,7 @@ def test_64_gpus_are_divided_by_cost() -> None:
     held = [models for layout in layouts for _, models in sorted(layout.placement.items())]
     counts = [held.count([LV.model_key(stage)]) for stage in LV.stages]
     assert sum(counts) == 64
-    costs = list(stage_costs(LV).values())
+    costs = list(planned_costs(LV).values())
     # Detection is by far the slowest stage and gets by far the most.
     assert counts[0] > 32
     assert max(range(5), key=lambda k: counts[k]) == max(range(5), key=lambda k: costs[k])
@@ -76,5 +77,5 @@ def test_costs_take_the_best_batch_that_leaves_time() -> None:
     stage = StageSpec(executor="emulated", profile=Profile(alpha_ms=1.0, beta_ms=9.0), max_batch=64)
     spec = PipelineSpec(name="one", slo=0.1, stages={"a": stage}, output="a")
     # 2 * (b + 9) ms <= 100 ms: b = 41, 50 ms.
-    assert stage_costs(spec)["a"] == pytest.approx(0.050 / 41)
-    assert stage_costs(ECHO)["echo"] > 0
+    assert planned_costs(spec)["a"] == pytest.approx(0.050 / 41)
+    assert planned_costs(ECHO)["echo"] > 0

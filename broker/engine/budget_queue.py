@@ -89,6 +89,38 @@ class BudgetQueue:
             self._drop_bucket(last)
         return task
 
+    def count_from(self, key: float) -> int:
+        """How many tasks have this key or a higher one."""
+        index = bisect_left(self._highest, key)
+        if index >= len(self._highest):
+            return 0
+        count = len(self._keys[index]) - bisect_left(self._keys[index], key)
+        for keys in self._keys[index + 1 :]:
+            count += len(keys)
+        return count
+
+    def peek_from(self, key: float) -> Task | None:
+        """The task with the lowest key that is not below this one."""
+        index = bisect_left(self._highest, key)
+        if index >= len(self._highest):
+            return None
+        return self._tasks[index][bisect_left(self._keys[index], key)]
+
+    def pop_from(self, key: float) -> Task:
+        """Take the task with the lowest key that is not below this one; IndexError if there is none."""
+        index = bisect_left(self._highest, key)
+        keys = self._keys[index]
+        at = bisect_left(keys, key)
+        task = self._tasks[index][at]
+        del keys[at]
+        del self._tasks[index][at]
+        self._size -= 1
+        if keys:
+            self._highest[index] = keys[-1]
+        else:
+            self._drop_bucket(index)
+        return task
+
     def remove(self, task: Task) -> bool:
         """Take a task out, wherever it stands; whether it was there."""
         key = task.key

@@ -2,6 +2,7 @@
 
 from heapq import heappop, heappush
 
+from broker.engine.pending import Pending
 from broker.engine.predictor import LatencyTable
 from broker.engine.request import Task
 from broker.engine.stage import Stage
@@ -55,6 +56,11 @@ class Device:
         self.pulled = False
         self.free_at = 0.0
         self.batches: dict[int, Batch] = {}
+        self.busy_until = 0.0
+        """When what it has been granted should have ended."""
+        self.collects_for: Stage | None = None
+        """The stage that its next batch is collected for, where the policy collects."""
+        self.collected: list[Task] = []
 
     def shared(self) -> bool:
         """Whether several models may want it."""
@@ -69,9 +75,14 @@ class DeviceGroup:
         self.tables = tables
         """The latency table of each model held, by model key."""
         self.members: dict[int, Device] = {}
-        self.pending: dict[str, Stage] = {}
-        """Stages with an open window that wait for one of these devices, by model key."""
+        self.pending = Pending()
+        """Stages with an open window that wait for one of these devices."""
+        self.demand = 0.0
+        """Device seconds a second that its stages' arrivals ask of it."""
         self._free: list[int] = []
+        self._coming: list[tuple[float, int]] = []
+        """(free at, index); also of devices that have got a batch since."""
+        self._busy: list[tuple[float, int]] = []
 
     def add(self, device: Device) -> None:
         device.group = self
@@ -84,22 +95,58 @@ class DeviceGroup:
 
     def offer(self, device: Device) -> None:
         """The device has pulled."""
-        if not device.pulled:
-            device.pulled = True
-            heappush(self._free, device.index)
+        device.pulled = True
+        heappush(self._coming, (device.free_at, device.index))
 
-    def lowest_free(self) -> Device | None:
-        """The lowest-numbered device that has pulled."""
+    def best(self, now: float) -> Device | None:
+        """Of the devices that have pulled the lowest-numbered that is free at ``now``, so that load consolidates and
+        the rest can be released; else the one that is free first."""
+        coming = self._coming
+        while coming and coming[0][0] <= now:
+            _, index = heappop(coming)
+            heappush(self._free, index)
         free = self._free
         while free:
             device = self.members.get(free[0])
-            if device is not None and device.pulled:
+            if device is not None and device.pulled and device.free_at <= now:
                 return device
             heappop(free)
+        while coming:
+            free_at, index = coming[0]
+            device = self.members.get(index)
+            if device is not None and device.pulled and device.free_at == free_at:
+                return device
+            heappop(coming)
         return None
 
-    def take(self, device: Device) -> None:
+    def take(self, device: Device, busy_until: float) -> None:
         """The device gets a batch: its pull is used up."""
         device.pulled = False
-        if self._free and self._free[0] == device.index:
-            heappop(self._free)
+        device.busy_until = busy_until
+
+    # ---- batches collected while their device is busy (PARD) -------------------------------
+
+    def busy(self, device: Device) -> None:
+        """The device can have a batch collected for it."""
+        heappush(self._busy, (device.busy_until, device.index))
+
+    def first_to_end(self, stage: Stage) -> Device | None:
+        """The device that ends first of those for which ``stage`` may still collect."""
+        heap = self._busy
+        passed: list[tuple[float, int]] = []
+        found: Device | None = None
+        while heap:
+            until, index = heap[0]
+            device = self.members.get(index)
+            if device is None or device.pulled or device.busy_until != until or not device.batches:
+                heappop(heap)
+            elif device.collects_for is None or (device.collects_for is stage and len(device.collected) < stage.target):
+                found = device
+                break
+            elif device.collects_for is stage:
+                heappop(heap)  # full
+            else:
+                passed.append(heappop(heap))
+        for entry in passed:
+            heappush(heap, entry)
+        return found

@@ -1,10 +1,9 @@
 """The devices of all agents, in groups that do as well as one another, and the stages they serve."""
 
-from collections.abc import Iterable
-
-from broker.engine.devices import Batch, Device, DeviceGroup
+from broker.engine.devices import Device, DeviceGroup
+from broker.engine.pending import Pending
 from broker.engine.predictor import LatencyTable
-from broker.engine.stage import Stage
+from broker.engine.stage import NEVER, Stage
 
 
 class HeldModel:
@@ -26,10 +25,16 @@ class Fleet:
         """By (model, variant, share, device type)."""
         self.offered: dict[int, DeviceGroup] = {}
         """Groups with a new offer since they were last looked at, by identity."""
+        self.collected: list[Device] = []
+        """Devices that have pulled since, for which a batch was collected."""
         self.stale = False
         """Whether pipelines or devices changed since :meth:`regroup`."""
         self._groups: dict[tuple[str, str], DeviceGroup] = {}
         self._next_index = 0
+
+    def groups(self) -> list[DeviceGroup]:
+        """Those that have devices."""
+        return list(self._groups.values())
 
     def report(self, agent: str, number: int, type: str, models: list[HeldModel]) -> None:
         """A device, new or with another set of models than before."""
@@ -71,6 +76,8 @@ class Fleet:
             return False
         device.free_at = free_at
         if len(device.batches) < 2:
+            if device.collects_for is not None:
+                self.collected.append(device)
             self._offer(device)
         return True
 
@@ -86,16 +93,22 @@ class Fleet:
         assert group is not None
         self.offered[id(group)] = group
 
-    def remove(self, agent: str) -> list[Batch]:
-        """An agent is gone; the batches that its devices had."""
-        lost: list[Batch] = []
+    def remove(self, agent: str) -> list[Device]:
+        """An agent is gone; the devices that it had."""
+        gone: list[Device] = []
         for slot in [slot for slot in self.devices if slot[0] == agent]:
             device = self.devices.pop(slot)
             if device.group is not None:
                 device.group.remove(device)
-            lost.extend(device.batches.values())
+            gone.append(device)
         self.stale = True
-        return lost
+        return gone
+
+    def take_collected(self) -> list[Device]:
+        """Those of ``collected``, and begin anew."""
+        collected = self.collected
+        self.collected = []
+        return collected
 
     def regroup(self, stages: dict[str, Stage]) -> None:
         """Bring the stages' groups in line with who is there (rare)."""
@@ -108,7 +121,7 @@ class Fleet:
             stage.pending = False
         used: set[int] = set()
         for group in self._groups.values():
-            group.pending = {}
+            group.pending = Pending()
             for model, table in group.tables.items():
                 used.add(id(table))
                 served = stages.get(model)
@@ -119,34 +132,34 @@ class Fleet:
         self.tables = {slot: table for slot, table in self.tables.items() if id(table) in used or slot[0] in stages}
 
 
-def lowest_free(groups: Iterable[DeviceGroup]) -> Device | None:
-    """The lowest-numbered device that has pulled, so that load consolidates and the rest can be released."""
+def best_device(stage: Stage, now: float) -> Device | None:
+    """The device that a stage's batch goes to: of those free at ``now`` the lowest-numbered whose type can still meet
+    the most urgent request, so that load consolidates on low numbers and the rest can be released; else the one that
+    comes free first."""
+    groups = stage.groups
+    if len(groups) == 1:
+        return groups[0].best(now)
     best: Device | None = None
+    best_meets = False
+    due = stage.queue.lowest().due if len(stage.queue) else NEVER
     for group in groups:
-        device = group.lowest_free()
-        if device is not None and (best is None or device.index < best.index):
+        device = group.best(now)
+        if device is None:
+            continue
+        start = device.free_at if device.free_at > now else now
+        meets = start + group.tables[stage.key].upper(1) + stage.remaining <= due
+        if best is None or (meets and not best_meets):
+            better = True
+        elif meets != best_meets:
+            better = False
+        elif device.free_at > now or best.free_at > now:
+            better = device.free_at < best.free_at
+        else:
+            better = device.index < best.index
+        if better:
             best = device
+            best_meets = meets
     return best
-
-
-def next_to_serve(pending: dict[str, Stage]) -> Stage:
-    """Which of the stages that want the same device gets it: of each pipeline the one furthest on, among the
-    pipelines the one whose window closes first.
-
-    What is furthest on needs the least GPU time for its goodput. Taken in the order of their windows alone, all
-    requests of a burst would pass the first stage before any of them passes the second, and all of them miss.
-    """
-    furthest: dict[str, Stage] = {}
-    for stage in pending.values():
-        rival = furthest.get(stage.pipeline)
-        if rival is None or stage.depth > rival.depth:
-            furthest[stage.pipeline] = stage
-    first: Stage | None = None
-    for stage in furthest.values():
-        if first is None or stage.closes < first.closes:
-            first = stage
-    assert first is not None
-    return first
 
 
 def _model_key(model: HeldModel) -> str:

@@ -70,10 +70,15 @@ class Flow:
             why = f"queue full: {stage.waiting()} of {stage.max_queue} elements wait at stage {plan.name!r}"
             ledger.end(now, request, Outcome.REJECTED, plan.name, why)
             return
+        stage.arrivals += count
+        if not stage.lets_in():
+            why = f"overload control: stage {plan.name!r} admits {stage.admits:.0%} at present"
+            ledger.end(now, request, Outcome.DROPPED, plan.name, why)
+            return
         if not plan.is_map:
             task = Task(request, stage, number, -1, None, inputs, now)
             request.tasks.append(task)
-            stage.queue.push(task)
+            stage.push(task)
         elif count == 0:
             self._finish_stage(now, request, number, as_list([]))
             return
@@ -83,8 +88,7 @@ class Flow:
             for index in range(count):
                 task = Task(request, stage, number, index, group, [items[index]], now)
                 request.tasks.append(task)
-                stage.queue.push(task)
-        stage.arrivals += count
+                stage.push(task)
         ledger.touch(stage)
 
     def _finish_stage(self, now: float, request: Request, number: int, value: Payload) -> None:

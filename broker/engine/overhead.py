@@ -2,7 +2,7 @@
 
 from typing import Final
 
-LEAST: Final = 0.0003
+LEAST: Final = 0.0001
 MOST: Final = 0.05
 """Bounds of the estimate in seconds: less is not credible on a network, more is a fault and no overhead."""
 DECAY: Final = 0.02
@@ -10,14 +10,14 @@ DECAY: Final = 0.02
 
 
 class Overhead:
-    """A slowly falling maximum of the measured overheads, in seconds: rises at once, forgets within about fifty
-    batches. Symphony uses constants here (100 µs of jitter, 2 ms of response), which hold on one network only."""
+    """A slowly falling maximum of measured times in seconds: rises at once, forgets within about fifty batches.
+    Symphony uses constants here (100 µs of jitter, 2 ms of response), which hold on one network only."""
 
     def __init__(self, initial: float) -> None:
         self.seconds = initial
 
     def observe(self, seconds: float) -> bool:
-        """Take in the overhead of one batch; whether the estimate rose, so that windows open earlier."""
+        """Take in one measurement; whether the estimate rose, so that windows open earlier."""
         if seconds > MOST:
             seconds = MOST
         if seconds > self.seconds:

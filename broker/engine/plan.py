@@ -1,8 +1,12 @@
 """What the engine has to know of a pipeline: its graph as numbers, ready for the hot path."""
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
+from broker.engine.policy import LAXITY, Policy
 from broker.engine.stage import Stage
+
+if TYPE_CHECKING:
+    from broker.engine.batch_plan import BatchPlan
 
 FROM_REQUEST: Final = -1
 """The source number that stands for the request's own payload."""
@@ -41,6 +45,10 @@ class StagePlan:
         """A request brought so many items."""
         self.items += SMOOTHING_ITEMS * (count - self.items) if self.items else count
 
+    def items_or_one(self) -> float:
+        """How many elements a request brings here on average."""
+        return self.items if self.is_map and self.items > 1.0 else 1.0
+
     def rounds(self, batch: int) -> float:
         """How many batches of ``batch`` one request needs here one behind another; 1 but for map stages."""
         if not self.is_map or self.items <= 0.0:
@@ -57,8 +65,16 @@ class Pipeline:
     answer is that value itself. ``slo`` is in seconds.
     """
 
-    def __init__(self, name: str, slo: float, stages: list[StagePlan], outputs: list[tuple[str, int, str]]) -> None:
+    def __init__(
+        self,
+        name: str,
+        slo: float,
+        stages: list[StagePlan],
+        outputs: list[tuple[str, int, str]],
+        policy: Policy = LAXITY,
+    ) -> None:
         self.name = name
+        self.policy = policy
         self.slo = slo
         self.stages = stages
         self.outputs = outputs
@@ -68,12 +84,16 @@ class Pipeline:
             self.whole_answer = outputs[0][1]
         self.parent_counts: list[int] = [len(stage.parents) for stage in stages]
         self.roots: list[int] = [index for index, stage in enumerate(stages) if not stage.parents]
+        self.batch_plan: BatchPlan | None = None
+        """What the batches were planned to be, for the inputs in ``planned_for``."""
+        self.planned_for: list[int] = []
         self.retired = False
         """No longer takes new requests; those in flight finish."""
         self.in_flight = 0
         for index, stage in enumerate(stages):
             stage.stage.pipeline = stage.stage.key.rpartition("/")[0]
             stage.stage.depth = index
+            stage.stage.adopt(policy)
             for parent in stage.parents:
                 if parent >= index:
                     raise ValueError(f"stage {stage.name!r} stands before its input {stages[parent].name!r}")

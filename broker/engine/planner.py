@@ -1,26 +1,107 @@
-"""What each stage may take: its share of the SLO, its target batch, and what it leaves to the stages behind it.
+"""What each stage may take: its part of the SLO, its target batch, and what it leaves to the stages behind it.
 
-Planned execution times d come from one common batch size: the largest with which the longest path, run at
-twice its latency (one batch running while the next one fills: Nexus' rule), fits into the SLO. A stage's
-budget is its share of the SLO in proportion to d along the longest path through it.
+The peers' batches come from one common size: the largest with which the longest path, run at twice its latency (one
+batch running while the next one fills: Nexus' rule), fits into the SLO; their parts of the SLO are in proportion to
+the stages' latencies at that size. ``laxity`` plans batches and parts together (batch_plan.py).
 """
 
+from math import log
 from typing import Final
 
+from broker.engine.batch_plan import plan_batches
+from broker.engine.downstream import downstream
 from broker.engine.plan import Pipeline
+from broker.engine.policy import COMMON, PLANNED, UNBOUNDED, WORST_CASE
 from broker.engine.predictor import LatencyTable
 from broker.engine.window import FULL_LOAD, target_batch
 
-MARGIN: Final = 0.02
-"""The part of the SLO that a window leaves unused, for what the predictions do not see: a process that gets the
+MARGIN: Final = 0.01
+"""The part of the SLO that the plan leaves unused, for what the predictions do not see: a process that gets the
 processor late, a message on its way."""
+LEAST: Final = 0.5
+"""The part of the SLO that is planned with at least, however long the messages take."""
+COARSE: Final = 0.05
+"""Rates that differ by less than this part are planned for alike: plans need not be made anew each second."""
 
 
-def replan(pipeline: Pipeline) -> None:
-    """Bring budget, target, remaining and reserve of a pipeline's stages up to date with rates and predictions."""
-    stages = pipeline.stages
+def replan(pipeline: Pipeline, travel: float, response: float) -> None:
+    """Bring parts, targets, remaining and reserve of a pipeline's stages up to date with rates and predictions.
+    ``travel`` and ``response`` are the seconds that a batch takes to its device and its results take back."""
+    tables = slowest_tables(pipeline)
+    behind = downstream(pipeline, tables, travel + response)
+    for number, plan in enumerate(pipeline.stages):
+        plan.stage.remaining = behind[number] + response
+        plan.stage.reserve = plan.stage.remaining
+    if pipeline.policy.targets == PLANNED:
+        _plan_together(pipeline, tables, travel, response)
+    else:
+        _plan_by_common_batch(pipeline, tables)
+
+
+def _plan_together(pipeline: Pipeline, tables: list[LatencyTable | None], travel: float, response: float) -> None:
+    hop = travel + response
+    hops = pipeline.downstream([hop] * len(pipeline.stages))
+    slo = pipeline.slo
+    budget = slo * (1.0 - MARGIN) - hop - max([hops[number] for number in pipeline.roots], default=0.0)
+    if budget < LEAST * slo:
+        budget = LEAST * slo
+    inputs = _inputs(pipeline, tables, budget)
+    batch_plan = pipeline.batch_plan
+    if batch_plan is None or inputs != pipeline.planned_for:
+        batch_plan = plan_batches(pipeline, tables, budget)
+        pipeline.batch_plan = batch_plan
+        pipeline.planned_for = inputs
+    after = pipeline.downstream(batch_plan.times)
+    for number, plan in enumerate(pipeline.stages):
+        stage = plan.stage
+        stage.target = batch_plan.targets[number]
+        stage.ceiling = batch_plan.ceilings[number]
+        planned = after[number] + hops[number] + response
+        stage.reserve = MARGIN * slo + (planned if planned > stage.remaining else stage.remaining)
+
+
+def _inputs(pipeline: Pipeline, tables: list[LatencyTable | None], budget: float) -> list[int]:
+    """What a plan depends on, coarsely."""
+    inputs = [round(1e3 * budget / pipeline.slo)]
+    for number, plan in enumerate(pipeline.stages):
+        table = tables[number]
+        stage = plan.stage
+        inputs.append(table.version if table is not None else -1)
+        inputs.append(stage.devices)
+        inputs.append(round(log(stage.rate) / COARSE) if stage.rate > 0.0 else -(1 << 30))
+        inputs.append(round(log(plan.items_or_one()) / COARSE))
+    return inputs
+
+
+def _plan_by_common_batch(pipeline: Pipeline, tables: list[LatencyTable | None]) -> None:
+    common = common_batch(pipeline, tables)
+    times = _times(pipeline, tables, common)
+    if pipeline.policy.budget == WORST_CASE:
+        times = [
+            plan.stage.waits.longest if plan.stage.waits.longest > 0.0 else time
+            for plan, time in zip(pipeline.stages, times, strict=True)
+        ]
+    before, after = pipeline.upstream(times), pipeline.downstream(times)
+    for number, plan in enumerate(pipeline.stages):
+        stage = plan.stage
+        table = tables[number]
+        path = before[number] + times[number] + after[number]
+        stage.due_share = (before[number] + times[number]) / path if path > 0.0 else 1.0
+        budget = pipeline.slo * (times[number] / path if path > 0.0 else 1.0)
+        largest = stage.max_batch
+        if pipeline.policy.targets == COMMON:
+            stage.target = stage.ceiling = common if common < largest else largest
+        elif pipeline.policy.targets == UNBOUNDED:
+            stage.target = stage.ceiling = largest
+        elif table is not None:
+            stage.target = target_batch(table, stage.devices, stage.rate, budget, largest)
+            stage.ceiling = max(stage.target, target_batch(table, stage.devices, FULL_LOAD, budget, largest))
+
+
+def slowest_tables(pipeline: Pipeline) -> list[LatencyTable | None]:
+    """Each stage's predictions for the slowest of its device types; sets them as the stages' tables."""
     tables: list[LatencyTable | None] = []
-    for plan in stages:
+    for plan in pipeline.stages:
         stage = plan.stage
         slowest: LatencyTable | None = None
         for group in stage.groups:
@@ -29,32 +110,7 @@ def replan(pipeline: Pipeline) -> None:
                 slowest = table
         stage.table = slowest
         tables.append(slowest)
-    common = common_batch(pipeline, tables)
-    times = _times(pipeline, tables, common)
-    after = pipeline.downstream(times)
-    before = pipeline.upstream(times)
-    for number, plan in enumerate(stages):
-        stage = plan.stage
-        known = tables[number]
-        if known is None:
-            continue
-        path = before[number] + times[number] + after[number]
-        share = times[number] / path if path > 0.0 else 1.0
-        stage.budget = pipeline.slo * share
-        gpus = stage.devices
-        stage.target = target_batch(known, gpus, stage.rate, stage.budget, stage.max_batch)
-        stage.ceiling = max(stage.target, target_batch(known, gpus, FULL_LOAD, stage.budget, stage.max_batch))
-    means = [
-        plan.rounds(plan.stage.typical_batch()) * table.mean(plan.stage.typical_batch()) if table is not None else 0.0
-        for plan, table in zip(stages, tables, strict=True)
-    ]
-    remaining = pipeline.downstream(means)
-    for number, plan in enumerate(stages):
-        stage = plan.stage
-        stage.remaining = remaining[number]
-        path = before[number] + times[number] + after[number]
-        share = after[number] / path if path > 0.0 else 0.0
-        stage.reserve = max(stage.remaining, pipeline.slo * share) + MARGIN * pipeline.slo
+    return tables
 
 
 def common_batch(pipeline: Pipeline, tables: list[LatencyTable | None]) -> int:

@@ -31,6 +31,8 @@ class LatencyTable:
         self._mean: list[float] = list(self._profile)
         self._seen: dict[int, list[tuple[float, float]]] = {}
         self._stale_at = 1e18
+        self.version = 0
+        """Counts the changes of the bounds."""
 
     def extend(self, max_batch: int) -> None:
         """Predict batches up to ``max_batch`` from now on, if the table ends below it."""
@@ -100,6 +102,7 @@ class LatencyTable:
     def _rebuild(self) -> None:
         """Bring the predictions in line with the measurements, the bounds monotone. A size without measurements is
         the profile's, scaled by how far the nearest measured smaller size is off its own profile."""
+        self.version += 1
         scale = 1.0
         mean_scale = 1.0
         measured = 0

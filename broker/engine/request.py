@@ -74,8 +74,15 @@ class Task:
         self.item = item
         self.group = group
         self.inputs = inputs
-        self.key = request.deadline
+        self.due = stage.due(request)
+        """By when this stage must have finished it, the work behind the stage not counted."""
+        self.key = self.due if stage.by_deadline else queued_at
+        """Where it stands in the queue."""
         self.queued_at = queued_at
+        self.blocked = stage.blocked_for(queued_at)
+        """For how long the stage had lacked a free device when it came."""
+        self.taken_at = 0.0
+        """When it left the queue for a batch."""
         self.attempts = 0
         self.is_probe = False
         self.state = QUEUED

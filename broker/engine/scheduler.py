@@ -11,32 +11,22 @@ them running; no batch is granted with a window that has closed.
 from typing import Final
 
 from broker.engine.admission import refusal
-from broker.engine.devices import Batch, Device
-from broker.engine.fleet import Fleet, HeldModel, lowest_free, next_to_serve
+from broker.engine.devices import Batch
+from broker.engine.dispatcher import Dispatcher
+from broker.engine.fleet import Fleet, HeldModel
 from broker.engine.flow import Flow
-from broker.engine.forming import form
 from broker.engine.ledger import Ledger
 from broker.engine.limits import Limits
-from broker.engine.overhead import Overhead
 from broker.engine.plan import Pipeline
-from broker.engine.planner import replan
-from broker.engine.request import GRANTED, QUEUED, Client, Request, Task
-from broker.engine.stage import NEVER, Stage
-from broker.engine.window import closes_at, opens_at, patience_ends
+from broker.engine.policy import WORST_CASE
+from broker.engine.request import QUEUED, Client, Request, Task
+from broker.engine.stage import Stage
+from broker.engine.upkeep import Upkeep
 from laxity.outcomes import Outcome
 from laxity.payload import Payload
 
 MAX_ATTEMPTS: Final = 2
 """How often a task is given to a device, where the device is lost or too late, before it ends ``unavailable``."""
-SWEEP: Final = 0.005
-"""The least time between two looks for requests whose deadline passed while a batch of theirs runs."""
-REFRESH: Final = 1.0
-"""How often rates, predictions and windows' reserves are brought up to date, in seconds."""
-TICK: Final = 1e-6
-"""Seconds by which moments that were computed in two ways may differ."""
-PROBE: Final = 1.0
-"""Seconds after which a stage that drops everything runs one request in spite of its predictions: one outlier, or a
-profile from a bad moment, must not close it for ever."""
 
 
 class Scheduler:
@@ -44,24 +34,20 @@ class Scheduler:
 
     ``first_batch`` numbers the first batch: an agent may still answer one of a shard that ran before this one, so
     shells choose it anew each time. ``overhead`` is a first guess of the seconds that a batch takes beside its
-    execution.
+    execution. ``preemption`` says that the shell can stop a running batch (:meth:`take_preempted`).
     """
 
-    def __init__(self, limits: Limits, first_batch: int = 0, overhead: float = 0.001) -> None:
+    def __init__(self, limits: Limits, first_batch: int = 0, overhead: float = 0.001, preemption: bool = False) -> None:
         self.ledger = Ledger(limits)
         self.fleet = Fleet()
-        self.overhead = Overhead(overhead)
         self.pipelines: dict[str, Pipeline] = {}
         self.stages: dict[str, Stage] = {}
         """By model key, those of retiring pipelines included."""
-        self.batches: dict[int, Batch] = {}
+        self._dispatcher = Dispatcher(self.ledger, self.fleet, first_batch, overhead, preemption)
+        self._upkeep = Upkeep(self.ledger, self.fleet, self._dispatcher)
+        self.batches = self._dispatcher.batches
         self._flow = Flow(self.ledger)
         self._retiring: list[Pipeline] = []
-        self._batch_number = first_batch
-        self._next_sweep = NEVER
-        self._next_refresh = 0.0
-        self._rated_at = -1.0
-        self._timers: list[Stage] = []
 
     # ---- pipelines and devices ---------------------------------------------------------
 
@@ -95,6 +81,9 @@ class Scheduler:
 
     def report(self, agent: str, number: int, type: str, models: list[HeldModel]) -> None:
         """A device of an agent, new or with another set of models than before."""
+        device = self.fleet.devices.get((agent, number))
+        if device is not None:
+            self._dispatcher.uncollect(device)
         self.fleet.report(agent, number, type, models)
 
     def pull(self, agent: str, number: int, free_at: float) -> bool:
@@ -103,11 +92,14 @@ class Scheduler:
 
     def agent_lost(self, now: float, agent: str, why: str) -> int:
         """An agent is gone: its batches are queued again while budget and attempts last. How many there were."""
-        lost = self.fleet.remove(agent)
-        for batch in lost:
-            del self.batches[batch.number]
-            self._retry(now, batch, why, False, True)
-        return len(lost)
+        count = 0
+        for device in self.fleet.remove(agent):
+            self._dispatcher.uncollect(device)
+            for batch in device.batches.values():
+                del self.batches[batch.number]
+                self._retry(now, batch, why, False, True)
+                count += 1
+        return count
 
     # ---- requests ------------------------------------------------------------------------
 
@@ -171,6 +163,8 @@ class Scheduler:
             waiting.extend(stage.queue)
             for alone in stage.alone:
                 waiting.extend(alone)
+            for device in stage.collecting.values():
+                waiting.extend(device.collected)
         for batch in self.batches.values():
             waiting.extend(batch.tasks)
         for task in waiting:
@@ -211,9 +205,10 @@ class Scheduler:
                     table.forget(len(tasks))
                 if table.observe(now, len(tasks), execution):
                     self.ledger.touch(batch.stage)
-            if batch.device_was_free and self.overhead.observe(now - batch.granted_at - execution):
-                for stage in self._timers:
-                    self.ledger.touch(stage)
+            self._note_overhead(now, batch, execution)
+            if batch.stage.policy.budget == WORST_CASE:
+                for task in tasks:
+                    batch.stage.waits.took(now - task.queued_at)
             for index, task in enumerate(tasks):
                 if task.request.outcome is not None:
                     continue
@@ -252,7 +247,7 @@ class Scheduler:
         stage = batch.stage
         for task in tasks:
             task.state = QUEUED
-            stage.queue.push(task)
+            stage.push(task)
         self.ledger.touch(stage)
 
     def _run_alone(self, tasks: list[Task]) -> None:
@@ -299,209 +294,53 @@ class Scheduler:
 
     def dispatch(self, now: float) -> list[Batch]:
         """Everything that is due at ``now``; the batches to grant."""
-        grants: list[Batch] = []
         ledger = self.ledger
         fleet = self.fleet
+        upkeep = self._upkeep
         if ledger.drained:
-            self._forget_drained()
+            self._forget_drained(now)
         if fleet.stale:
             fleet.regroup(self.stages)
-            self._next_refresh = 0.0
-        if now >= self._next_refresh:
-            self._refresh(now)
-        if now >= self._next_sweep:
-            self._sweep(now)
-        for stage in self._timers:
-            if stage.timer <= now:
-                ledger.touch(stage)
-        while ledger.touched or fleet.offered:
-            touched = ledger.touched
-            ledger.touched = []
-            for stage in touched:
-                stage.dirty = False
-                self._consider(now, stage, grants, False)
-            offered = fleet.offered
-            fleet.offered = {}
-            for group in offered.values():
-                while group.pending and group.lowest_free() is not None:
-                    stage = next_to_serve(group.pending)
-                    self._leave_pending(stage)
-                    self._consider(now, stage, grants, True)
-        return grants
+            upkeep.next_refresh = 0.0
+        if now >= upkeep.next_refresh:
+            upkeep.refresh(now, self.stages, [*self.pipelines.values(), *self._retiring])
+        if now >= self._dispatcher.next_sweep:
+            upkeep.sweep(now)
+        if fleet.collected:
+            for device in fleet.take_collected():
+                self._dispatcher.give_collected(now, device)
+        return self._dispatcher.dispatch(now)
 
     def next_wake(self) -> float:
         """When ``dispatch`` has something to do again if nothing happens until then."""
-        wake = self._next_sweep if self._next_sweep < self._next_refresh else self._next_refresh
-        for stage in self._timers:
-            if stage.timer < wake:
-                wake = stage.timer
-        return wake
+        wake = self._dispatcher.next_wake()
+        sweep = self._dispatcher.next_sweep
+        if sweep < wake:
+            wake = sweep
+        refresh = self._upkeep.next_refresh
+        return wake if wake < refresh else refresh
 
-    def _consider(self, now: float, stage: Stage, grants: list[Batch], first: bool) -> None:
-        """Look at a stage anew: prune, open its window or set its timer, grant while it is open. Devices that hold
-        other models too go to the stage that comes ``first``, once all have been looked at."""
-        while True:
-            self._prune(now, stage)
-            if not stage.waiting():
-                self._leave_pending(stage)
-                self._set_timer(stage, NEVER)
-                return
-            if not stage.devices:
-                self._leave_pending(stage)
-                self._set_timer(stage, stage.hopeless_at() + TICK)
-                return
-            _update_window(now, stage, self.overhead.seconds)
-            if stage.opens > now:
-                self._leave_pending(stage)
-                self._set_timer(stage, stage.opens)
-                return
-            device = lowest_free(stage.groups)
-            contested = device is not None and not first and device.shared()
-            if device is None or contested:
-                if not stage.pending:
-                    stage.pending = True
-                    for group in stage.groups:
-                        group.pending[stage.key] = stage
-                self._set_timer(stage, stage.hopeless_at() + TICK)
-                if device is not None:
-                    self.fleet.offer_again(device)
-                return
-            self._grant(now, stage, device, grants)
-            first = False
+    def take_preempted(self) -> list[Batch]:
+        """The batches that are to be stopped since the last call; their tasks wait again already."""
+        preempted = self._dispatcher.preempted
+        if preempted:
+            self._dispatcher.preempted = []
+        return preempted
 
-    def _prune(self, now: float, stage: Stage) -> None:
-        """End what waits here and can no longer make it, not even alone."""
-        queue = stage.queue
-        table = stage.table
-        least = table.upper(1) + stage.remaining if table is not None else 0.0
-        while len(queue):
-            task = queue.lowest()
-            if now >= task.key:
-                self._end_waiting(now, task)
-            elif stage.devices and now >= stage.probe_at and now + self.overhead.seconds + least > task.key:
-                stage.probe_at = NEVER
-                task.is_probe = True
-            elif stage.devices and now + least > task.key and not task.settled():
-                self._drop(now, task, now + least - task.key)
-            else:
-                break
-        if stage.alone:
-            for batch in list(stage.alone):
-                for task in list(batch):
-                    if now >= task.key:
-                        self._end_waiting(now, task)
-            while stage.alone and not stage.alone[0]:
-                stage.alone.popleft()
-
-    def _drop(self, now: float, task: Task, short: float) -> None:
-        if task.stage.probe_at >= NEVER:
-            task.stage.probe_at = now + PROBE
-        self.ledger.drop(now, task, short)
-
-    def _end_waiting(self, now: float, task: Task) -> None:
-        """The deadline passed in the queue: nobody's fault, unless there was nobody to run it."""
-        name = task.stage_name()
-        if task.stage.devices:
-            self.ledger.expire(now, task.request, name)
+    def _note_overhead(self, now: float, batch: Batch, execution: float) -> None:
+        """Learn from a batch what it took beside its execution: all of it where its device was free, the way of its
+        results alone where it was not."""
+        dispatcher = self._dispatcher
+        if batch.device_was_free:
+            total = now - batch.granted_at - execution
+            rose = dispatcher.travel.observe(total - dispatcher.response.seconds)
         else:
-            trouble = f" (the last one: {task.stage.trouble})" if task.stage.trouble else ""
-            detail = f"no agent holds the model of stage {name!r} at present{trouble}: see laxity status"
-            self.ledger.end(now, task.request, Outcome.UNAVAILABLE, name, detail)
+            rose = dispatcher.response.observe(now - batch.start - execution)
+        if rose:
+            self.ledger.touch(batch.stage)
+            self._upkeep.tell_rise(self.stages)
 
-    def _grant(self, now: float, stage: Stage, device: Device, grants: list[Batch]) -> None:
-        group = device.group
-        assert group is not None
-        table = group.tables[stage.key]
-        start = now + self.overhead.seconds
-        device_was_free = device.free_at <= now and not device.batches
-        if device.free_at > start:
-            start = device.free_at
-        alone = bool(stage.alone)
-        if alone:
-            tasks = stage.take_alone()
-        else:
-            formed = form(stage.queue, table, start, stage.remaining, stage.target, stage.ceiling, stage.devices)
-            for index, task in enumerate(formed.dropped):
-                self._drop(now, task, formed.short[index])
-            tasks = formed.batch
-        if not tasks:
-            return
-        earliest = tasks[0].key
-        for task in tasks:
-            task.state = GRANTED
-            if task.key < earliest:
-                earliest = task.key
-        closes = closes_at(table, len(tasks), earliest, stage.remaining)
-        if closes < start:
-            # By rounding only; or a settled map request, or the second try of one: run while there is any budget.
-            closes = start if closes > start - TICK else earliest
-        number = self._batch_number
-        self._batch_number = number + 1
-        batch = Batch(
-            number, device, stage, tasks, now, device_was_free, start, closes, table.mean(len(tasks)), earliest, alone
-        )
-        stage.granted(len(tasks))
-        stage.probe_at = NEVER
-        group.take(device)
-        device.batches[number] = batch
-        self.batches[number] = batch
-        if earliest < self._next_sweep:
-            self._next_sweep = earliest
-        grants.append(batch)
-
-    def _leave_pending(self, stage: Stage) -> None:
-        if stage.pending:
-            stage.pending = False
-            for group in stage.groups:
-                group.pending.pop(stage.key, None)
-
-    def _set_timer(self, stage: Stage, when: float) -> None:
-        if stage.timer >= NEVER:
-            if when < NEVER:
-                self._timers.append(stage)
-        elif when >= NEVER:
-            self._timers.remove(stage)
-        stage.timer = when
-
-    # ---- now and then ------------------------------------------------------------------------
-
-    def _sweep(self, now: float) -> None:
-        """End the requests whose deadline passed while a batch of theirs runs."""
-        next_sweep = NEVER
-        for batch in self.batches.values():
-            if batch.next_deadline <= now:
-                nearest = NEVER
-                for task in batch.tasks:
-                    request = task.request
-                    if request.outcome is None:
-                        if request.deadline <= now:
-                            self.ledger.expire(now, request, task.stage_name())
-                        elif request.deadline < nearest:
-                            nearest = request.deadline
-                batch.next_deadline = nearest
-            if batch.next_deadline < next_sweep:
-                next_sweep = batch.next_deadline
-        self._next_sweep = NEVER if next_sweep >= NEVER else max(next_sweep, now + SWEEP)
-
-    def _refresh(self, now: float) -> None:
-        """Bring rates, predictions, targets and reserves up to date."""
-        self._next_refresh = now + REFRESH
-        elapsed = now - self._rated_at
-        if self._rated_at < 0.0:
-            self._rated_at = now
-        elif elapsed >= REFRESH:
-            self._rated_at = now
-            for stage in self.stages.values():
-                stage.measure_rate(elapsed)
-        for table in self.fleet.tables.values():
-            table.expire(now)
-        for pipeline in [*self.pipelines.values(), *self._retiring]:
-            replan(pipeline)
-        for stage in self.stages.values():
-            if stage.waiting():
-                self.ledger.touch(stage)
-
-    def _forget_drained(self) -> None:
+    def _forget_drained(self, now: float) -> None:
         """Let go of the retired pipelines that have nothing in flight any more."""
         self.ledger.drained = False
         for pipeline in self._retiring:
@@ -510,28 +349,9 @@ class Scheduler:
                     stage = plan.stage
                     if self.stages.get(stage.key) is stage:
                         del self.stages[stage.key]
-                    self._leave_pending(stage)
-                    self._set_timer(stage, NEVER)
+                    self._dispatcher.forget(now, stage)
         self._retiring = [pipeline for pipeline in self._retiring if pipeline.in_flight > 0]
         self.fleet.stale = True
-
-
-def _update_window(now: float, stage: Stage, delay: float) -> None:
-    table = stage.table
-    waiting = len(stage.queue)
-    if stage.alone or table is None or not waiting:
-        stage.opens = now
-        stage.closes = now
-        return
-    earliest = stage.queue.lowest().key
-    if waiting >= stage.target:
-        stage.opens = now
-        waiting = stage.target
-    else:
-        stage.opens = opens_at(table, waiting, earliest, stage.reserve, delay)
-        if stage.rate > 0.0:
-            stage.opens = min(stage.opens, patience_ends(stage.queue.lowest().queued_at, stage.target, stage.rate))
-    stage.closes = closes_at(table, waiting, earliest, stage.remaining)
 
 
 NO_PIPELINE: Final = Pipeline("", 0.0, [], [])

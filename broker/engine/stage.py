@@ -4,11 +4,13 @@ from collections import deque
 from typing import TYPE_CHECKING, Final
 
 from broker.engine.budget_queue import BudgetQueue
+from broker.engine.policy import END_TO_END, FCFS, LAXITY, Policy
 from broker.engine.predictor import LatencyTable
-from broker.engine.request import Task
+from broker.engine.request import QUEUED, Request, Task
+from broker.engine.waits import Waits
 
 if TYPE_CHECKING:
-    from broker.engine.devices import DeviceGroup
+    from broker.engine.devices import Device, DeviceGroup
 
 NEVER: Final = 1e18
 SMOOTHING: Final = 0.5
@@ -30,7 +32,25 @@ class Stage:
         """The pipeline that it belongs to, and its version."""
         self.depth = 0
         """Its number there, in topological order."""
+        self.policy = LAXITY
+        self.order = LAXITY.new_order()
+        self.waits = Waits(LAXITY.history)
+        self.by_deadline = True
+        """Whether the queue is kept by deadlines; else by arrival."""
+        self.due_share = 1.0
+        """The part of the SLO by which it must have finished a request, where the SLO is split."""
         self.queue = BudgetQueue()
+        self._prior = BudgetQueue()
+        """Those of priority 1 once more; some may have left the queue."""
+        self.collecting: dict[int, Device] = {}
+        """Devices for which a batch of this stage is being collected, by index."""
+        self.collected = 0
+        """How many elements the batch has so far that is being formed."""
+        self.admits = 1.0
+        """The part of the arrivals that is let in (overload control)."""
+        self._credit = 0.0
+        self._blocked = 0.0
+        self._blocked_since = NEVER
         self.alone: deque[list[Task]] = deque()
         """Batches to be run as they are, ahead of the queue: the halves of one that raised."""
         self.alone_count = 0
@@ -40,8 +60,6 @@ class Stage:
         """The slowest device type's predictions: windows open early enough for any of them."""
         self.remaining = 0.0
         self.reserve = 0.0
-        self.budget = 0.0
-        """The stage's share of the SLO."""
         self.target = 1
         self.ceiling = 1
         """The target batch under full load: no batch is larger, however many wait."""
@@ -49,17 +67,71 @@ class Stage:
         """How a worker last died under one of its batches; for messages."""
         self.opens = NEVER
         self.closes = NEVER
+        self.behind_turn = False
+        """Whether those go next who are behind the plan (form_planned.py)."""
         self.pending = False
         self.dirty = False
         self.timer = NEVER
+        self.timer_queued = NEVER
+        """The moment of its valid entry among the timers."""
         self.rate = 0.0
         """Mean arrival rate in elements per second."""
+        self.arrived = 0.0
+        """The rate of the last period alone."""
         self.probe_at = NEVER
         """From when on a request is run although it is predicted to miss; set by the first drop after a grant."""
         self.batch_size = 0.0
         """Moving mean of the sizes of its batches; 0 before the first."""
         self.arrivals = 0
         """Elements arrived since ``rate`` was last brought up to date."""
+
+    def adopt(self, policy: Policy) -> None:
+        """Schedule by this policy from now on; nothing may wait here yet."""
+        self.policy = policy
+        self.order = policy.new_order()
+        self.waits = Waits(policy.history)
+        self.by_deadline = policy.order != FCFS
+
+    def due(self, request: Request) -> float:
+        """By when a request that comes here now must have passed this stage."""
+        if self.policy.budget == END_TO_END:
+            return request.deadline
+        due = request.arrival + request.pipeline.slo * self.due_share
+        return due if due < request.deadline else request.deadline
+
+    # ---- who waits -------------------------------------------------------------------------
+
+    def push(self, task: Task) -> None:
+        """Queue a task."""
+        self.queue.push(task)
+        if task.request.priority > 0:
+            self._prior.push(task)
+
+    def take_prior(self, most: int) -> list[Task]:
+        """Take those of priority 1 off the queue, up to ``most``, highest budget first."""
+        taken: list[Task] = []
+        prior = self._prior
+        while len(prior) and len(taken) < most:
+            task = prior.pop_highest()
+            if task.state == QUEUED and self.queue.remove(task):
+                taken.append(task)
+        return taken
+
+    def tidy(self) -> None:
+        """Forget of the prior ones who have left."""
+        prior = self._prior
+        while len(prior) and (prior.lowest().state != QUEUED or prior.lowest().request.outcome is not None):
+            prior.pop_lowest()
+
+    def lets_in(self) -> bool:
+        """Overload control: whether the next arrival is let in (evenly thinned)."""
+        if self.admits >= 1.0:
+            return True
+        self._credit += self.admits
+        if self._credit >= 1.0:
+            self._credit -= 1.0
+            return True
+        return False
 
     def take_out(self, task: Task) -> None:
         """Take a waiting task away."""
@@ -70,6 +142,30 @@ class Stage:
                 batch.remove(task)
                 self.alone_count -= 1
                 return
+        for device in self.collecting.values():
+            if task in device.collected:
+                device.collected.remove(task)
+                return
+
+    # ---- forced waiting --------------------------------------------------------------------
+
+    def block(self, now: float) -> None:
+        """Its window is open and no device is free: from now on whoever waits has to."""
+        if self._blocked_since >= NEVER:
+            self._blocked_since = now
+
+    def unblock(self, now: float) -> None:
+        """It got a device, or wants none."""
+        if self._blocked_since < NEVER:
+            self._blocked += now - self._blocked_since
+            self._blocked_since = NEVER
+
+    def blocked_for(self, now: float) -> float:
+        """B(t): for how long it has lacked a free device by now; a request's forced waiting is the difference between
+        its grant and its arrival. Waiting that a deferral chose is not in it."""
+        if self._blocked_since < NEVER:
+            return self._blocked + now - self._blocked_since
+        return self._blocked
 
     def put_alone(self, tasks: list[Task]) -> None:
         """Have these tasks run as one batch, without others and ahead of the queue."""
@@ -87,13 +183,16 @@ class Stage:
         wake = NEVER
         if len(self.queue):
             task = self.queue.lowest()
-            wake = task.key
-            if self.table is not None and self.devices and not task.settled():
-                wake -= self.table.upper(1) + self.remaining
+            if not self.devices:
+                wake = task.request.deadline
+            elif not self.policy.runs_late:
+                wake = task.request.deadline
+                if self.policy.prunes and self.table is not None and not task.settled():
+                    wake = task.due - self.table.upper(1) - self.remaining
         for batch in self.alone:
             for task in batch:
-                if task.key < wake:
-                    wake = task.key
+                if task.request.deadline < wake:
+                    wake = task.request.deadline
         return wake
 
     def granted(self, size: int) -> None:
@@ -106,10 +205,15 @@ class Stage:
 
     def measure_rate(self, elapsed: float) -> None:
         """Take the arrivals counted over the last ``elapsed`` seconds into the rate."""
+        self.waits.end_period()
         measured = self.arrivals / elapsed
+        self.arrived = measured
         self.rate = measured if self.rate == 0.0 else self.rate + SMOOTHING * (measured - self.rate)
         self.arrivals = 0
 
     def waiting(self) -> int:
         """Elements that wait here."""
-        return len(self.queue) + self.alone_count
+        count = len(self.queue) + self.alone_count
+        for device in self.collecting.values():
+            count += len(device.collected)
+        return count

@@ -5,9 +5,12 @@ deadline, after ``closes`` this one cannot. Starting at ``opens`` (Symphony's *f
 nothing and makes batches as large as the deadlines allow.
 """
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from broker.engine.predictor import LatencyTable
+
+if TYPE_CHECKING:
+    from broker.engine.stage import Stage
 
 FULL_LOAD: Final = 1e18
 """A rate in requests per second that keeps any number of GPUs busy."""
@@ -66,3 +69,70 @@ def opens_at(table: LatencyTable, batch: int, earliest_deadline: float, reserve:
 def closes_at(table: LatencyTable, batch: int, earliest_deadline: float, remaining: float) -> float:
     """The latest start with which the earliest deadline can still be met: deadline − sub − l(b)."""
     return earliest_deadline - remaining - table.upper(batch)
+
+
+class Window:
+    """When a stage's window opens and closes: one of the four parts of a policy. It has no state of its own."""
+
+    def update(self, now: float, stage: "Stage", table: LatencyTable, travel: float) -> None:
+        """Set ``stage.opens`` and ``stage.closes`` for its queue, which is not empty. ``travel`` is how long a grant
+        takes to a device."""
+        raise NotImplementedError
+
+
+class EagerWindow(Window):
+    """Open as soon as anybody waits."""
+
+    def update(self, now: float, stage: "Stage", table: LatencyTable, travel: float) -> None:
+        size = len(stage.queue) if len(stage.queue) < stage.target else stage.target
+        stage.opens = now
+        stage.closes = closes_at(table, size, stage.queue.lowest().due, stage.remaining)
+
+
+class DeferredWindow(Window):
+    """Opens with the target batch, or when no larger one could meet the earliest deadline (Symphony)."""
+
+    def update(self, now: float, stage: "Stage", table: LatencyTable, travel: float) -> None:
+        head = stage.queue.lowest()
+        size = len(stage.queue)
+        stage.opens = now
+        if size >= stage.target:
+            size = stage.target
+        else:
+            stage.opens = opens_at(table, size, head.due, stage.reserve, travel)
+            if stage.rate > 0.0:
+                stage.opens = min(stage.opens, patience_ends(head.queued_at, stage.target, stage.rate))
+        stage.closes = closes_at(table, size, head.due, stage.remaining)
+
+
+class PlannedWindow(Window):
+    """As :class:`DeferredWindow` for those within the plan (form_planned.py). While they may still wait, it is the turn
+    of those behind it, whose window is open."""
+
+    def update(self, now: float, stage: "Stage", table: LatencyTable, travel: float) -> None:
+        queue = stage.queue
+        stage.behind_turn = False
+        stage.opens = now
+        if queue.lowest().settled():
+            stage.closes = closes_at(table, 1, queue.lowest().due, stage.remaining)
+            return
+        boundary = now + travel + table.upper(1) + stage.reserve
+        within = queue.count_from(boundary)
+        head = queue.peek_from(boundary)
+        if head is not None:
+            size = within
+            if within >= stage.target:
+                size = stage.target
+            else:
+                stage.opens = opens_at(table, size, head.due, stage.reserve, travel)
+                if stage.rate > 0.0:
+                    stage.opens = min(stage.opens, patience_ends(head.queued_at, stage.target, stage.rate))
+            stage.closes = closes_at(table, size, head.due, stage.remaining)
+            if stage.opens <= now:
+                return
+        behind = len(queue) - within
+        if behind > 0:
+            stage.behind_turn = True
+            stage.opens = now
+            size = behind if behind < stage.target else stage.target
+            stage.closes = closes_at(table, size, queue.lowest().due, stage.remaining)

@@ -1,0 +1,145 @@
+"""How large the batches of a pipeline's stages are to be, so that requests take the least GPU time within their SLO.
+
+Symphony and Nexus divide an SLO over stages in proportion to their latencies, and then take the largest batch that
+fits each stage's part. But a stage whose l(b)/b hardly falls any more gains nothing from a larger batch, and spends
+budget that another stage would turn into throughput, or into slack for the queueing that no plan foresees. So batches
+are chosen together: the sum over stages of weight · l(b)/b is made as small as can be, the time along the longest path
+being bounded; with a price on time (a Lagrange multiplier, found by bisection) each stage's batch is a choice of its
+own.
+
+A stage's planned time is its execution and the wait for it: for a device of n that run staggered, l(b)/n
+(Symphony, arXiv 2308.07470, section 4), or until b have arrived, if that takes longer. Behind the first stages requests
+come in whole batches, and not evenly: :data:`BURSTS` more times l(b)/n.
+
+The weights put the stage first that limits the throughput: (use of its devices / the largest)^:data:`EMPHASIS`.
+"""
+
+from typing import Final
+
+from broker.engine.plan import Pipeline
+from broker.engine.predictor import LatencyTable
+from broker.engine.window import EASY, FULL_LOAD
+
+BURSTS: Final = 2.0
+EMPHASIS: Final = 4.0
+ROUNDS: Final = 2
+"""How often the weights are brought in line with the batches that they lead to."""
+STEPS: Final = 24
+"""Bisections of the price."""
+
+
+class BatchPlan:
+    """By stage: the batch to wait for at the present rates (``targets``), the largest worth forming when many wait
+    (``ceilings``), and the seconds that a request is to take there (``times``)."""
+
+    def __init__(self, stages: int) -> None:
+        self.targets = [1] * stages
+        self.ceilings = [1] * stages
+        self.times = [0.0] * stages
+
+
+def plan_batches(pipeline: Pipeline, tables: list[LatencyTable | None], budget: float) -> BatchPlan:
+    """Plan the stages' batches for paths of ``budget`` seconds at most; batches of 1 where even those do not fit."""
+    count = len(pipeline.stages)
+    plan = BatchPlan(count)
+    full = [FULL_LOAD] * count
+    weights = [1.0] * count
+    for _ in range(ROUNDS):
+        _least_work(pipeline, tables, full, weights, budget, plan.ceilings, plan.times)
+        _reweigh(pipeline, tables, plan.ceilings, weights)
+    _least_work(pipeline, tables, full, weights, budget, plan.ceilings, plan.times)
+    rates = [stage.stage.rate for stage in pipeline.stages]
+    _least_work(pipeline, tables, rates, weights, budget, plan.targets, plan.times)
+    for number in range(count):
+        table = tables[number]
+        if table is not None and rates[number] * table.upper(1) <= EASY:
+            # One by one they take part of one GPU: waiting for others would save nothing.
+            plan.targets[number] = 1
+            plan.times[number] = pipeline.stages[number].rounds(1) * table.upper(1)
+        if plan.ceilings[number] < plan.targets[number]:
+            plan.ceilings[number] = plan.targets[number]
+    return plan
+
+
+def planned_time(table: LatencyTable, batch: int, gpus: int, rate: float, rounds: float, first: bool) -> float:
+    """Seconds that a request takes at a stage in batches of ``batch``: execution, and the wait for it."""
+    execution = rounds * table.upper(batch)
+    stagger = execution / gpus * (1.0 if first else 1.0 + BURSTS)
+    fill = batch / rate if rate > 0.0 else FULL_LOAD
+    if batch == 1:
+        fill = 0.0
+    return execution + (stagger if stagger > fill else fill)
+
+
+def _reweigh(pipeline: Pipeline, tables: list[LatencyTable | None], batches: list[int], weights: list[float]) -> None:
+    count = len(pipeline.stages)
+    uses = [0.0] * count
+    most = 0.0
+    for number in range(count):
+        stage = pipeline.stages[number]
+        table = tables[number]
+        if table is not None and stage.stage.devices:
+            batch = batches[number]
+            uses[number] = stage.items_or_one() * table.upper(batch) / batch / stage.stage.devices
+            if uses[number] > most:
+                most = uses[number]
+    for number in range(count):
+        weights[number] = (uses[number] / most) ** EMPHASIS if most > 0.0 else 1.0
+
+
+def _least_work(
+    pipeline: Pipeline,
+    tables: list[LatencyTable | None],
+    rates: list[float],
+    weights: list[float],
+    budget: float,
+    batches: list[int],
+    times: list[float],
+) -> None:
+    """Choose ``batches`` (and set their ``times``)."""
+    low, high = 0.0, 1.0
+    if _choose(pipeline, tables, rates, weights, low, batches, times) <= budget:
+        return
+    while _choose(pipeline, tables, rates, weights, high, batches, times) > budget:
+        low = high
+        high *= 8.0
+        if high > 1e9:
+            return
+    for _ in range(STEPS):
+        middle = 0.5 * (low + high)
+        if _choose(pipeline, tables, rates, weights, middle, batches, times) <= budget:
+            high = middle
+        else:
+            low = middle
+    _choose(pipeline, tables, rates, weights, high, batches, times)
+
+
+def _choose(
+    pipeline: Pipeline,
+    tables: list[LatencyTable | None],
+    rates: list[float],
+    weights: list[float],
+    price: float,
+    batches: list[int],
+    times: list[float],
+) -> float:
+    """Each stage's cheapest batch if a second costs ``price``; how long the longest path takes then."""
+    for number in range(len(pipeline.stages)):
+        stage = pipeline.stages[number]
+        table = tables[number]
+        batches[number] = 1
+        times[number] = 0.0
+        if table is None or not stage.stage.devices:
+            continue
+        work = weights[number] * stage.items_or_one()
+        least = FULL_LOAD
+        first = not stage.parents
+        for batch in range(1, stage.stage.max_batch + 1):
+            time = planned_time(table, batch, stage.stage.devices, rates[number], stage.rounds(batch), first)
+            cost = work * table.upper(batch) / batch + price * time
+            if cost < least * (1.0 - 1e-9):
+                least = cost
+                batches[number] = batch
+                times[number] = time
+    after = pipeline.downstream(times)
+    return max([times[number] + after[number] for number in pipeline.roots], default=0.0)

@@ -1,0 +1,57 @@
+"""What forming a batch comes out as, and what all ways of forming one have in common."""
+
+from typing import TYPE_CHECKING
+
+from broker.engine.predictor import LatencyTable
+from broker.engine.request import Task
+
+if TYPE_CHECKING:
+    from broker.engine.stage import Stage
+
+
+class Formed:
+    """``batch`` is what to run; ``dropped`` cannot make it, each short by the seconds in ``short``."""
+
+    def __init__(self) -> None:
+        self.batch: list[Task] = []
+        self.dropped: list[Task] = []
+        self.short: list[float] = []
+
+    def drop(self, task: Task, short: float) -> None:
+        """Leave a task out for good."""
+        self.dropped.append(task)
+        self.short.append(short)
+
+    def take(self, task: Task, stage: "Stage", table: LatencyTable, start: float) -> None:
+        """Take a task that makes it into the batch; drop it if it is the first item of a map request that does not
+        make it as a whole (a map stage is all or nothing)."""
+        group = task.group
+        if group is not None and not group.admitted:
+            short = makespan_short(task, stage, table, start)
+            if short > 0.0:
+                self.drop(task, short)
+                return
+            group.admitted = True
+        self.batch.append(task)
+
+
+class Form:
+    """A way of forming batches: one of the four parts of a policy. It has no state of its own."""
+
+    def form(self, stage: "Stage", table: LatencyTable, start: float) -> Formed:
+        """Take a batch off the stage's queue that would start at ``start`` on a device with ``table``. The queue keeps
+        everybody else."""
+        raise NotImplementedError
+
+
+def makespan_short(task: Task, stage: "Stage", table: LatencyTable, start: float) -> float:
+    """By how many seconds the request of a map stage's first item would miss, run in rounds of the target batch on
+    each of the stage's devices (not positive: it makes it)."""
+    group = task.group
+    assert group is not None
+    items = group.left
+    target = stage.target
+    gpus = stage.devices
+    each = items if items < target else target
+    rounds = -(-items // (each * gpus)) if gpus > 0 else items
+    return start + rounds * table.upper(each) + stage.remaining - task.due
