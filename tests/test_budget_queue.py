@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -40,6 +41,20 @@ class Model:
             assert self.queue.lowest() is self.tasks[0]
             assert self.queue.highest() is self.tasks[-1]
 
+    def pop_from(self, key: float) -> None:
+        """Take some that stand at a key or behind it."""
+        for _ in range(5):
+            rest = [task for task in self.tasks if task.key >= key]
+            assert self.queue.count_from(key) == len(rest)
+            if not rest:
+                assert self.queue.peek_from(key) is None
+                with pytest.raises(IndexError):
+                    self.queue.pop_from(key)
+                return
+            assert self.queue.peek_from(key) is rest[0]
+            assert self.queue.pop_from(key) is rest[0]
+            self.tasks.remove(rest[0])
+
     def check_order(self) -> None:
         found = list(self.queue)
         assert len(found) == len(self.tasks)
@@ -56,6 +71,7 @@ STEPS = st.lists(
         st.tuples(st.just("highest"), st.integers(1, 400)),
         st.tuples(st.just("remove"), st.integers(0, 10_000)),
         st.tuples(st.just("remove every second"), st.just(0)),
+        st.tuples(st.just("from"), st.integers(0, 26)),
     ),
     max_size=25,
 )
@@ -88,6 +104,8 @@ def test_does_what_a_sorted_list_does(steps: list[tuple[str, int]]) -> None:
             for task in model.tasks[::2]:
                 assert model.queue.remove(task)
             model.tasks = model.tasks[1::2]
+        elif step == "from":
+            model.pop_from(number / 2)
         model.check()
     model.check_order()
 

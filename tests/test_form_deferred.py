@@ -1,4 +1,4 @@
-"""Forming batches from hand-made queues. l(b) = 10 b ms throughout, unless a test says otherwise."""
+"""Forming deferred batches from hand-made queues. l(b) = 10 b ms throughout, unless a test says otherwise."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker.engine.budget_queue import BudgetQueue
-from broker.engine.forming import Formed, form
+from broker.engine.form_deferred import FormDeferred
+from broker.engine.formed import Formed
 from broker.engine.plan import Pipeline, StagePlan
 from broker.engine.predictor import LatencyTable
 from broker.engine.request import Client, MapGroup, Request, Task
@@ -52,7 +53,11 @@ def run(
     queue: BudgetQueue, *, target: int, ceiling: int = 0, table: LatencyTable = TABLE, start: float = 0.0,
     remaining: float = 0.0, gpus: int = 1,
 ) -> Formed:  # fmt: skip
-    return form(queue, table, start, remaining, target, ceiling or target, gpus)
+    stage = Stage("p@1/s", "", 32, 10_000)
+    stage.queue = queue
+    stage.target, stage.ceiling = target, ceiling or target
+    stage.remaining, stage.devices = remaining, gpus
+    return FormDeferred().form(stage, table, start)
 
 
 def test_nothing_waits() -> None:
@@ -216,7 +221,7 @@ def test_every_request_is_taken_dropped_or_waits_and_who_is_taken_makes_it(
     table = linear(alpha, beta)
     queue, tasks = make_queue(*deadlines)
     start, remaining = start_ms * MS, remaining_ms * MS
-    formed = form(queue, table, start, remaining, target, target + more, 1)
+    formed = run(queue, target=target, ceiling=target + more, table=table, start=start, remaining=remaining)
     assert sorted(map(id, [*formed.batch, *formed.dropped, *queue])) == sorted(map(id, tasks))
     assert len(formed.batch) <= target + more
     assert len(formed.dropped) == len(formed.short)

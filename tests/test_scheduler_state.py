@@ -1,22 +1,34 @@
-"""The scheduling engine under everything that can happen, in any order: its invariants hold, and all ends."""
+"""The scheduling engine under everything that can happen, in any order and under every policy: its invariants hold,
+and all ends."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from broker.engine.devices import Batch
 from broker.engine.fleet import HeldModel
 from broker.engine.limits import Limits
 from broker.engine.plan import FROM_REQUEST, Pipeline, StagePlan
+from broker.engine.policy import make_policy
 from broker.engine.request import GRANTED, QUEUED, Client, Request, Task
-from broker.engine.scheduler import SWEEP, Scheduler
+from broker.engine.scheduler import Scheduler
 from broker.engine.stage import NEVER, Stage
+from broker.engine.upkeep import SWEEP
 from laxity.outcomes import Outcome
 from laxity.payload import Payload, as_list, encode
+from pipelines.policies import POLICIES
 
 MAX_REQUESTS = 60
 MAX_QUEUE = 25
@@ -45,7 +57,7 @@ SHAPES: dict[str, tuple[float, list[tuple[str, list[int], bool]]]] = {
 """By pipeline: its SLO, and its stages as (name, sources, map)."""
 
 
-def make_pipeline(name: str, version: int) -> Pipeline:
+def make_pipeline(name: str, version: int, policy: str) -> Pipeline:
     slo, stages = SHAPES[name]
     plans = [
         StagePlan(
@@ -57,16 +69,31 @@ def make_pipeline(name: str, version: int) -> Pipeline:
         )
         for stage, sources, is_map in stages
     ]
-    return Pipeline(name, slo, plans, [("", len(plans) - 1, "")])
+    return Pipeline(name, slo, plans, [("", len(plans) - 1, "")], make_policy(policy, {}))
 
 
 class SchedulerMachine(RuleBasedStateMachine):
     """A shard's engine, two services and two agents of two devices each, all played by hypothesis."""
 
-    @initialize(overhead=st.sampled_from([0.0, 0.001, 0.03]))
-    def begin(self, overhead: float) -> None:
+    policies: tuple[str, ...] = tuple(POLICIES)
+    """What pipelines may be scheduled by."""
+
+    @initialize(
+        data=st.data(),
+        overhead=st.sampled_from([0.0, 0.001, 0.03]),
+        preemption=st.booleans(),
+        rate=st.sampled_from([0.0, 30.0, 1000.0]),
+        profiles=st.tuples(st.integers(0, len(PROFILES) - 1), st.integers(0, len(PROFILES) - 1)),
+    )
+    def begin(
+        self, data: st.DataObject, overhead: float, preemption: bool, rate: float, profiles: tuple[int, int]
+    ) -> None:
         self.now = 1000.0
-        self.scheduler = Scheduler(Limits(max_bytes=20_000, max_payload=1000, max_requests=MAX_REQUESTS), 7, overhead)
+        limits = Limits(max_bytes=20_000, max_payload=1000, max_requests=MAX_REQUESTS)
+        self.scheduler = Scheduler(limits, 7, overhead, preemption)
+        self.preemption = preemption
+        self.rate = rate
+        """The arrival rate that stages begin with: whether others are expected, so that waiting pays."""
         self.clients = [Client("one"), Client("two")]
         self.requests: list[Request] = []
         self.ended: set[Request] = set()
@@ -78,10 +105,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.versions: dict[str, int] = {}
         self.next_id = 0
         for name in SHAPES:
-            self.apply(name, 1)
+            self.apply(name, 1, data.draw(st.sampled_from(self.policies)))
         for agent in ("a", "b"):
             for number in (0, 1):
-                self.report(agent, number, 2, -1)
+                self.report(agent, number, profiles[number], -1)
 
     # ---- services ------------------------------------------------------------------------
 
@@ -91,11 +118,12 @@ class SchedulerMachine(RuleBasedStateMachine):
         count=st.integers(0, 6),
         budget=st.one_of(st.just(-1.0), st.just(-1.0), st.floats(0.05, 0.5)),
         repeats=st.integers(1, 8),
+        priority=st.integers(0, 1),
         timed=st.booleans(),
     )
-    def submit(self, name: str, who: int, count: int, budget: float, repeats: int, timed: bool) -> None:
+    def submit(self, name: str, who: int, count: int, budget: float, repeats: int, priority: int, timed: bool) -> None:
         for _ in range(repeats):
-            self._submit(name, who, count, budget, 0.0, timed)
+            self._submit(name, who, count, budget, 0.0, priority, timed)
 
     @rule(
         name=st.sampled_from([*SHAPES, "nobody"]),
@@ -106,9 +134,11 @@ class SchedulerMachine(RuleBasedStateMachine):
     )
     def submit_badly(self, name: str, who: int, count: int, budget: float, transit: float) -> None:
         """More items than allowed, no budget or too much, late, or for nobody."""
-        self._submit(name, who, count, budget, transit, False)
+        self._submit(name, who, count, budget, transit, 0, False)
 
-    def _submit(self, name: str, who: int, count: int, budget: float, transit: float, timed: bool) -> None:
+    def _submit(
+        self, name: str, who: int, count: int, budget: float, transit: float, priority: int, timed: bool
+    ) -> None:
         self.next_id += 1
         request = self.scheduler.submit(
             self.now,
@@ -117,7 +147,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             name,
             self.now - transit,
             budget,
-            0,
+            priority,
             LISTS[count],
             timed,
         )
@@ -211,7 +241,10 @@ class SchedulerMachine(RuleBasedStateMachine):
     # ---- what seldom happens -------------------------------------------------------------
 
     @precondition(lambda self: self._live())
-    @rule(data=st.data(), kind=st.sampled_from(["cancel", "client lost", "grant failed", "agent lost", "change"]))
+    @rule(
+        data=st.data(),
+        kind=st.sampled_from(["cancel", "client lost", "grant failed", "agent lost", "change", "shut down"]),
+    )
     def mishap(self, data: st.DataObject, kind: str) -> None:
         if kind == "cancel":
             self._cancel(data.draw(st.sampled_from(self.requests)))
@@ -227,7 +260,19 @@ class SchedulerMachine(RuleBasedStateMachine):
             for number in data.draw(st.sampled_from([[0, 1], [1], []])):
                 self.report(agent, number, 3, -1)
         elif kind == "change":
-            self._change(data.draw(st.sampled_from(list(SHAPES))), data.draw(st.sampled_from([1, 2, 1, 2, 0])))
+            name, version = data.draw(st.sampled_from(list(SHAPES))), data.draw(st.sampled_from([1, 2, 1, 2, 0]))
+            self._change(name, version, data.draw(st.sampled_from(self.policies)))
+
+        elif kind == "shut down":
+            self.scheduler.shut_down(self.now, "going")
+            assert not self._live()
+
+    @rule(highest_first=st.booleans())
+    def turn(self, highest_first: bool) -> None:
+        """Other ends of the queues go first: the loads behind it take too many requests to come about here."""
+        for stage in self.scheduler.stages.values():
+            if not stage.order.fixed:
+                stage.order.highest_first = highest_first
 
     def _cancel(self, request: Request) -> None:
         live = request.outcome is None
@@ -245,21 +290,23 @@ class SchedulerMachine(RuleBasedStateMachine):
         lost = [number for number, batch in self.batches.items() if batch.device.agent == agent]
         assert self.scheduler.agent_lost(self.now, agent, "lost") == len(lost)
         for number in lost:
-            batch = self.batches.pop(number)
-            assert not self.scheduler.done(self.now, agent, number, "ok", 0.1, [LISTS[0]] * len(batch.tasks), {}, "")
+            self._not_done(self.batches.pop(number))
         self.agents.discard(agent)
         self.pulled = {slot for slot in self.pulled if slot[0] != agent}
 
-    def _change(self, name: str, version: int) -> None:
-        """Another version, the same, or none (0)."""
+    def _change(self, name: str, version: int, policy: str) -> None:
+        """Another version, the same (which goes on under its policy), or none (0)."""
         if version:
-            self.apply(name, version)
+            self.apply(name, version, policy)
         else:
             assert self.scheduler.delete(name) == (name in self.versions)
             self.versions.pop(name, None)
 
-    def apply(self, name: str, version: int) -> None:
-        self.scheduler.apply(make_pipeline(name, version))
+    def apply(self, name: str, version: int, policy: str) -> None:
+        pipeline = make_pipeline(name, version, policy)
+        for plan in pipeline.stages:
+            plan.stage.rate = self.rate
+        self.scheduler.apply(pipeline)
         self.versions[name] = version
 
     # ---- time ----------------------------------------------------------------------------
@@ -284,16 +331,26 @@ class SchedulerMachine(RuleBasedStateMachine):
             for task in batch.tasks:
                 # Another branch of the request may have been dropped behind this one's grant.
                 assert task.request.outcome is None or task.request.ended_at == self.now
-                assert task.request.deadline > self.now
+                assert task.request.deadline > self.now or batch.stage.policy.runs_late
                 assert task.stage is batch.stage
+        for batch in self.scheduler.take_preempted():
+            assert self.preemption
+            assert batch.stage.policy.preempts
+            del self.batches[batch.number]
+            self._not_done(batch)
         for request in self.scheduler.take_ended():
             assert request not in self.ended, "ended twice"
             self.ended.add(request)
             assert request.outcome is not None
             assert (request.answer is not None) == (request.outcome is Outcome.OK)
         for stage in self.scheduler.stages.values():
-            if stage.waiting():
+            if stage.alone or (len(stage.queue) and (not stage.policy.runs_late or not stage.devices)):
                 assert stage.timer < NEVER, "somebody waits and nobody looks"
+
+    def _not_done(self, batch: Batch) -> None:
+        """A batch was taken away from its agent: what that one answers yet changes nothing."""
+        results = [LISTS[0]] * len(batch.tasks)
+        assert not self.scheduler.done(self.now, batch.device.agent, batch.number, "ok", 0.1, results, {}, "")
 
     def _live(self) -> list[Request]:
         return [request for request in self.requests if request.outcome is None]
@@ -312,17 +369,21 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @invariant()
     def every_live_request_is_in_somebodys_hands(self) -> None:
-        """A task waits in one queue or is in one batch, and the live ones are their requests'."""
+        """A task waits in one queue, or is collected for one device, or is in one batch, and the live ones are their
+        requests'."""
         places: dict[int, list[str]] = {}
         waiting: list[Task] = []
+        devices = self.scheduler.fleet.devices.values()
         for stage in self.scheduler.stages.values():
             alone = [task for batch in stage.alone for task in batch]
             queued = list(stage.queue)
+            collected = [task for device in devices if device.collects_for is stage for task in device.collected]
             assert stage.alone_count == len(alone)
             assert len(stage.queue) == len(queued)
-            assert stage.waiting() == len(alone) + len(queued)
+            assert stage.waiting() == len(alone) + len(queued) + len(collected)
             assert [task.key for task in queued] == sorted(task.key for task in queued)
-            for task in alone + queued:
+            for task in alone + queued + collected:
+                assert task.stage is stage
                 assert task.state == QUEUED
                 assert task.request.outcome is None, "a queue holds live tasks only"
                 waiting.append(task)
@@ -352,6 +413,21 @@ class SchedulerMachine(RuleBasedStateMachine):
                 assert self.batches[number] is batch
         assert {device.agent for device in self.scheduler.fleet.devices.values()} <= self.agents
 
+    @invariant()
+    def one_batch_is_collected_for_a_device_at_most(self) -> None:
+        devices = self.scheduler.fleet.devices
+        for device in devices.values():
+            if device.collects_for is None:
+                assert device.collected == []
+            else:
+                assert device.collects_for.policy.collects
+                assert device.collects_for.collecting[device.index] is device
+                assert len(device.collected) <= 4
+        for stage in self.scheduler.stages.values():
+            for device in stage.collecting.values():
+                assert devices[device.agent, device.number] is device
+                assert device.collects_for is stage
+
     @precondition(lambda self: not self._live())
     @invariant()
     def nothing_is_held_for_nobody(self) -> None:
@@ -359,7 +435,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert all(stage.waiting() == 0 for stage in self.scheduler.stages.values())
 
     def teardown(self) -> None:
-        """Left alone, everything ends at its deadline; nothing has to be asked for twice."""
+        """Left alone, everything ends at its deadline; nothing has to be asked for twice. Policies that run what is
+        late need devices for that."""
         if not hasattr(self, "scheduler"):
             return
         last = max((request.deadline for request in self.requests), default=self.now)
@@ -371,6 +448,11 @@ class SchedulerMachine(RuleBasedStateMachine):
                 break
             self.now = wake
             self._dispatch()
+        assert all(request.pipeline.policy.runs_late for request in self._live())
+        for _ in range(200):
+            if not self._live():
+                break
+            self.work(1, 0.02, 0, [])
         self.accounts_add_up()
         self.every_live_request_is_in_somebodys_hands()
         assert self.scheduler.ledger.in_flight == 0
@@ -387,5 +469,17 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert {key.split("@")[0] for key in self.scheduler.stages} == set(self.versions)
 
 
-SchedulerMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
-TestScheduler = SchedulerMachine.TestCase
+def run(machine: type[SchedulerMachine], examples: int) -> None:
+    run_state_machine_as_test(machine, settings=settings(max_examples=examples, stateful_step_count=40, deadline=None))
+
+
+def test_pipelines_of_any_policies_beside_one_another() -> None:
+    run(SchedulerMachine, 300)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_pipelines_of_one_policy(policy: str) -> None:
+    class OfOnePolicy(SchedulerMachine):
+        policies = (policy,)
+
+    run(OfOnePolicy, 60)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker.engine.predictor import LatencyTable
-from broker.engine.window import FULL_LOAD, closes_at, opens_at, target_batch
+from broker.engine.window import FULL_LOAD, closes_at, opens_at, patience_ends, target_batch
 
 ALPHA, BETA = 0.001082, 0.005204
 """Symphony's example in seconds; its SLO is 100 ms."""
@@ -86,6 +86,18 @@ def test_opens_and_closes_by_hand() -> None:
 def test_a_full_batch_opens_as_late_as_it_can_start() -> None:
     table = linear(0.010, 0.005, 4)
     assert opens_at(table, 4, 1.0, 0.0, 0.0) == closes_at(table, 4, 1.0, 0.0)
+
+
+def test_frontrun_and_latest_of_symphonys_example() -> None:
+    """Ten requests, the earliest until 100 ms: frontrun = 100 - l(11) - 0.1, latest = 100 - l(10)."""
+    table = linear(ALPHA, BETA, 256)
+    assert opens_at(table, 10, 0.100, 0.0, 0.0001) == pytest.approx(0.100 - (11 * ALPHA + BETA) - 0.0001)
+    assert closes_at(table, 10, 0.100, 0.0) == pytest.approx(0.100 - (10 * ALPHA + BETA))
+
+
+def test_a_target_batch_is_waited_for_twice_as_long_as_it_takes_to_fill() -> None:
+    """Eight at 100 a second."""
+    assert patience_ends(5.0, 8, 100.0) == pytest.approx(5.0 + 2 * 0.080)
 
 
 @given(

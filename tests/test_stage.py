@@ -1,0 +1,183 @@
+"""A stage's own accounts: forced waiting, priorities, thinning, and where its tasks are."""
+
+from __future__ import annotations
+
+import gc
+
+import pytest
+
+from broker.engine.devices import Device
+from broker.engine.ledger import Ledger
+from broker.engine.limits import Limits
+from broker.engine.plan import Pipeline, StagePlan
+from broker.engine.policy import make_policy
+from broker.engine.request import GRANTED, Client, Request, Task
+from broker.engine.stage import Stage
+from laxity.outcomes import Outcome
+from laxity.payload import encode
+
+PAYLOAD = encode(None)
+
+
+class World:
+    """A pipeline of one stage with an SLO of 1 s, and its ledger."""
+
+    def __init__(self, policy: str = "laxity") -> None:
+        self.stage = Stage("p@1/s", "", 8, 1000)
+        plans = [StagePlan("s", self.stage, [(-1, "")], False, 1)]
+        self.pipeline = Pipeline("p", 1.0, plans, [("", 0, "")], make_policy(policy, {}))
+        self.ledger = Ledger(Limits())
+        self.client = Client("c")
+
+    def task(self, due: float = 1.0, *, priority: int = 0, queued_at: float = 0.0) -> Task:
+        """One that waits."""
+        request = Request(
+            self.client, len(self.client.requests), self.pipeline, 0.0, due, priority, PAYLOAD, False
+        )  # fmt: skip
+        self.ledger.enter(request)
+        task = Task(request, self.stage, 0, -1, None, [PAYLOAD], queued_at)
+        request.tasks.append(task)
+        self.stage.push(task)
+        return task
+
+
+# ---- forced waiting ------------------------------------------------------------------------------
+
+
+def test_forced_waiting_is_the_time_without_a_free_device() -> None:
+    stage = World().stage
+    assert stage.blocked_for(5.0) == 0.0
+    stage.block(10.0)
+    assert stage.blocked_for(10.0) == 0.0
+    assert stage.blocked_for(12.5) == 2.5
+    stage.block(11.0)
+    assert stage.blocked_for(13.0) == 3.0
+    stage.unblock(14.0)
+    assert stage.blocked_for(20.0) == 4.0
+    stage.unblock(21.0)
+    stage.block(22.0)
+    stage.unblock(22.5)
+    assert stage.blocked_for(30.0) == 4.5
+
+
+def test_a_task_knows_how_long_its_stage_had_been_blocked_when_it_came() -> None:
+    """Blocked from 1 to 3 and from 5 to 6: who came at 2 was kept waiting for 2 s of it by 7, who came at 4 for 1."""
+    world = World()
+    stage = world.stage
+    stage.block(1.0)
+    early = world.task(queued_at=2.0)
+    stage.unblock(3.0)
+    late = world.task(queued_at=4.0)
+    stage.block(5.0)
+    stage.unblock(6.0)
+    assert stage.blocked_for(7.0) - early.blocked == 2.0
+    assert stage.blocked_for(7.0) - late.blocked == 1.0
+
+
+# ---- deadlines -----------------------------------------------------------------------------------
+
+
+def test_due_by_the_policys_budget() -> None:
+    """A third of the SLO of 1 s is this stage's; a request's own deadline is never passed."""
+    for policy, due in (("laxity", [10.9, 10.2]), ("symphony", [10.0 + 1 / 3, 10.2])):
+        world = World(policy)
+        world.stage.due_share = 1 / 3
+        found = []
+        for budget in (0.9, 0.2):
+            request = Request(world.client, 1, world.pipeline, 10.0, 10.0 + budget, 0, PAYLOAD, False)
+            found.append(world.stage.due(request))
+        assert found == pytest.approx(due)
+
+
+def test_the_queue_is_kept_by_deadlines_or_by_arrival() -> None:
+    for policy, first in (("nexus", 1), ("naive", 0), ("clipper++", 0), ("pard-fcfs", 0)):
+        world = World(policy)
+        tasks = [world.task(0.9, queued_at=0.1), world.task(0.5, queued_at=0.2)]
+        assert world.stage.queue.lowest() is tasks[first]
+
+
+# ---- priorities ----------------------------------------------------------------------------------
+
+
+def test_those_of_priority_1_are_taken_with_the_highest_budget_first() -> None:
+    world = World()
+    world.task(0.9)
+    low, high, middle = (world.task(due, priority=1) for due in (0.2, 0.8, 0.5))
+    assert world.stage.take_prior(2) == [high, middle]
+    assert len(world.stage.queue) == 2
+    assert world.stage.take_prior(2) == [low]
+    assert world.stage.take_prior(2) == []
+
+
+def test_who_has_left_the_queue_is_not_taken() -> None:
+    world = World()
+    granted, ended, left = (world.task(due, priority=1) for due in (0.9, 0.8, 0.7))
+    world.stage.queue.remove(granted)
+    granted.state = GRANTED
+    world.ledger.end(0.0, ended.request, Outcome.CANCELLED, "", "")
+    assert world.stage.take_prior(3) == [left]
+
+
+def test_who_comes_back_is_taken_once() -> None:
+    world = World()
+    task = world.task(priority=1)
+    world.stage.queue.pop_lowest()
+    world.stage.push(task)
+    assert world.stage.take_prior(5) == [task]
+
+
+def live_tasks() -> int:
+    gc.collect()
+    return sum(isinstance(each, Task) for each in gc.get_objects())
+
+
+@pytest.mark.parametrize("granted", [False, True])
+def test_nothing_is_kept_of_prior_requests_that_have_left(granted: bool) -> None:
+    world = World()
+    before = live_tasks()
+    for number in range(50):
+        task = world.task(number / 100, priority=1)
+        if granted:
+            world.stage.queue.pop_lowest()
+            task.state = GRANTED
+        world.ledger.end(0.0, task.request, Outcome.CANCELLED, "", "")
+    del task
+    world.ledger.take_ended()
+    world.stage.tidy()
+    assert live_tasks() == before
+
+
+# ---- thinning ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("part", [0.0, 0.25, 0.6, 1.0])
+def test_arrivals_are_thinned_evenly(part: float) -> None:
+    stage = World().stage
+    stage.admits = part
+    let_in = [stage.lets_in() for _ in range(1000)]
+    assert sum(let_in) == pytest.approx(part * 1000, abs=1)
+    for at in range(0, 1000, 20):
+        assert sum(let_in[at : at + 20]) == pytest.approx(part * 20, abs=1)
+
+
+# ---- who waits -----------------------------------------------------------------------------------
+
+
+def test_a_task_is_taken_out_of_wherever_it_waits() -> None:
+    world = World("pard")
+    stage = world.stage
+    queued, alone, collected, other = (world.task() for _ in range(4))
+    for task in (alone, collected, other):
+        stage.queue.remove(task)
+    stage.put_alone([alone, other])
+    device = Device(0, "a", 0, "gpu")
+    device.collects_for = stage
+    device.collected = [collected]
+    stage.collecting[0] = device
+    assert stage.waiting() == 4
+    for left, task in enumerate((queued, alone, collected)):
+        world.ledger.end(0.0, task.request, Outcome.CANCELLED, "", "")
+        assert stage.waiting() == 3 - left
+    assert stage.take_alone() == [other]
+    assert device.collected == []
+    assert stage.waiting() == 0
