@@ -445,6 +445,17 @@ def test_only_those_who_would_make_it_count() -> None:
     assert world.scheduler.take_preempted() == []
 
 
+def test_a_device_that_has_its_next_batch_already_goes_on() -> None:
+    world, _ = two_running()
+    world.pull(0.01, free_at=0.101)
+    world.submit(0.01)
+    world.grant(0.01)
+    for _ in range(8):
+        world.submit(0.02)
+    world.idle(0.02)
+    assert world.scheduler.take_preempted() == []
+
+
 def test_without_it_nothing_is_stopped() -> None:
     world, _ = two_running(preemption=False)
     for _ in range(8):
@@ -490,6 +501,28 @@ def test_waiting_for_a_device_is_counted_from_the_windows_opening() -> None:
     world.grant(opens + 0.005)
     world.stage.waits.end_period()
     assert world.stage.waits.queued == pytest.approx(0.005)
+
+
+def test_a_deferral_behind_a_time_without_devices_is_not_counted() -> None:
+    """One waits for a device until the end of its window, the next one by choice."""
+    world = World("laxity", devices=0, rate=10.0)
+    world.report(0)
+    world.submit(0.0)
+    world.idle(0.0)
+    opens = world.scheduler.next_wake()
+    world.idle(opens)
+    world.pull(opens + 0.005)
+    world.done(opens + 0.01, world.grant(opens + 0.005))
+    world.pull(opens + 0.01)
+    world.submit(opens + 0.01)
+    world.idle(opens + 0.01)
+    again = opens + 0.01
+    while not (granted := world.scheduler.dispatch(again)):
+        again = world.scheduler.next_wake()
+    assert again > opens + 0.1
+    assert len(granted) == 1
+    world.stage.waits.end_period()
+    assert world.stage.waits.queued <= 0.005 + 1e-6
 
 
 def test_who_comes_while_no_device_is_free_waits_from_then_on() -> None:

@@ -154,6 +154,17 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert request is not None
         self.requests.append(request)
 
+    @precondition(lambda self: self.agents)
+    @rule(agent=st.sampled_from(["a", "b"]), number=st.integers(0, 1), name=st.sampled_from(list(SHAPES)))
+    def crowd(self, agent: str, number: int, name: str) -> None:
+        """One device begins with one request; then many come."""
+        self.pull(agent, number, 0.0)
+        self._submit(name, 0, 1, -1.0, 0.0, 0, False)
+        self._dispatch()
+        for count in (1, 2, 3, 1, 2, 3):
+            self._submit(name, 1, count, -1.0, 0.0, 0, False)
+        self._dispatch()
+
     @precondition(lambda self: self._live())
     @rule(data=st.data())
     def submit_again(self, data: st.DataObject) -> None:
