@@ -9,6 +9,7 @@ unless set); without them nothing is run.
 
     python benchmarks/ablations.py --save runs.jsonl          # goes on where it was cut off
     python benchmarks/ablations.py --parts variants --seconds 20
+    python benchmarks/ablations.py --parts variants --load 0.6    # about as much to drop as in the paper
     python benchmarks/ablations.py --pipeline da --markdown   # the paper's figures are lv's
     .venv-compiled/bin/python benchmarks/ablations.py         # the compiled engine, five times as fast
 
@@ -71,6 +72,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", default=",".join(PARTS), metavar="NAME,...", help=f"of {', '.join(PARTS)}")
     parser.add_argument("--pipeline", default="lv", choices=SPLITS)
+    parser.add_argument("--load", type=float, help="of all traces (default: 0.85 Twitter, 0.6 Azure, 0.9 Wikipedia)")
     parser.add_argument("--seconds", type=float, help="only the first so many of each window")
     parser.add_argument("--markdown", action="store_true", help="print Markdown tables")
     add_options(parser)
@@ -78,7 +80,7 @@ def main() -> None:
     parts = chosen(parser, options.parts, PARTS)
 
     def run(case: str, policy: str) -> Run:
-        return Run(options.pipeline, case, policy, seconds=options.seconds, seed=options.seed)
+        return Run(options.pipeline, case, policy, options.load, seconds=options.seconds, seed=options.seed)
 
     runs: list[Run] = []
     if "variants" in parts:
@@ -97,7 +99,8 @@ def main() -> None:
         return
     if variants:
         some = variants["pard"]
-        print(f"{options.pipeline}, {some['trace']}, {some['submitted']:,} requests, seed {options.seed}\n")
+        load = some["offered_rps"] / some["capacity_rps"]
+        print(f"{options.pipeline}, {some['trace']}, load {load:.2f}, seed {options.seed}\n")
         print_table(variant_rows(variants), options.markdown)
         print(
             f"\nKendall's τ with the paper's order: {order['tau']:.2f} ({order['agree']} pairs agree, {order['differ']}"
@@ -174,8 +177,9 @@ def sweep_rows(table: dict[str, list[Result]], values: Sequence[float]) -> Seque
     rows = [["trace", "CV", *(f"{value:g}" for value in values)]]
     for case, results in table.items():
         rates = [result["drop_rate"] for result in results]
-        cells = [f"{rate:.2%}{'*' if rate == min(rates) else ' '}" for rate in rates]
-        rows.append([f"{case.partition('-')[0]} {CASES[case].load:g}", f"{CASES[case].cv():.2f}", *cells])
+        marked = [f"{rate:.2%}{'*' if rate == min(rates) else ' '}" for rate in rates]
+        load = results[0]["offered_rps"] / results[0]["capacity_rps"]
+        rows.append([f"{case.partition('-')[0]} {load:.2f}", f"{CASES[case].cv():.2f}", *marked])
     return rows
 
 
