@@ -20,7 +20,7 @@ from broker.engine.plan import Pipeline
 from broker.engine.predictor import LatencyTable
 from broker.engine.window import EASY, FULL_LOAD
 
-BURSTS: Final = 2.0
+BURSTS: Final = 3.0
 EMPHASIS: Final = 4.0
 ROUNDS: Final = 2
 """How often the weights are brought in line with the batches that they lead to."""
@@ -137,7 +137,8 @@ def _choose(
         for batch in range(1, stage.stage.max_batch + 1):
             time = planned_time(table, batch, stage.stage.devices, rates[number], stage.rounds(batch), first)
             cost = work * table.upper(batch) / batch + price * time
-            if cost < least * (1.0 - 1e-9):
+            free = table.upper(batch) <= 0.0 and rates[number] >= FULL_LOAD  # nothing is lost by taking everybody
+            if cost < least * (1.0 - 1e-9) or free:
                 least = cost
                 batches[number] = batch
                 times[number] = time

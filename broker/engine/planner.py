@@ -18,6 +18,9 @@ from broker.engine.window import FULL_LOAD, target_batch
 MARGIN: Final = 0.01
 """The part of the SLO that the plan leaves unused, for what the predictions do not see: a process that gets the
 processor late, a message on its way."""
+ROOM: Final = 0.19
+"""The part of the SLO, of a pipeline with many stages, in which a burst may wait for its first batches: the batches are
+planned for the rest. With one stage nothing lies behind, and the planned wait for a device is all there is."""
 LEAST: Final = 0.5
 """The part of the SLO that is planned with at least, however long the messages take."""
 COARSE: Final = 0.05
@@ -39,10 +42,11 @@ def replan(pipeline: Pipeline, travel: float, response: float) -> None:
 
 
 def _plan_together(pipeline: Pipeline, tables: list[LatencyTable | None], travel: float, response: float) -> None:
+    slo = pipeline.slo
     hop = travel + response
     hops = pipeline.downstream([hop] * len(pipeline.stages))
-    slo = pipeline.slo
-    budget = slo * (1.0 - MARGIN) - hop - max([hops[number] for number in pipeline.roots], default=0.0)
+    depth = 1.0 + max(pipeline.downstream([1.0] * len(pipeline.stages)), default=0.0)
+    budget = slo * (1.0 - MARGIN - ROOM * (1.0 - 1.0 / depth)) - hop * depth
     if budget < LEAST * slo:
         budget = LEAST * slo
     inputs = _inputs(pipeline, tables, budget)
