@@ -187,7 +187,8 @@ class Machine:
             gpu = self._by_device[(batch.device.agent, batch.device.number)]
             event = Event(PREEMPT, gpu, gpu.epoch)
             event.batch = batch
-            self._push(now + delays.control, event)
+            # Not before its grant.
+            self._push(max(now + delays.control, gpu.last_down), event)
         ended = scheduler.take_ended()
         if ended:
             self._record.end(ended)

@@ -106,7 +106,7 @@ class Dispatcher:
             if stage.alone or table is None:
                 stage.opens = stage.closes = now
             else:
-                stage.policy.window.update(now, stage, table, self.travel.seconds)
+                stage.policy.window.update(now, stage, table, self._travel(stage))
             if stage.opens > now:
                 self.leave_pending(now, stage)
                 self._timers.set(stage, stage.opens)
@@ -142,7 +142,7 @@ class Dispatcher:
                     self._end_waiting(now, task)
                 elif not stage.devices or not stage.policy.prunes:
                     break
-                elif now >= stage.probe_at and now + self.travel.seconds + least > task.due:
+                elif now >= stage.probe_at and now + self.travel.base + least > task.due:
                     stage.probe_at = NEVER
                     task.is_probe = True
                 elif now + least > task.due and not task.settled():
@@ -172,13 +172,18 @@ class Dispatcher:
             detail = f"no agent holds the model of stage {name!r} at present{trouble}: see laxity status"
             self._ledger.end(now, task.request, Outcome.UNAVAILABLE, name, detail)
 
+    def _travel(self, stage: Stage) -> float:
+        """How long the batch that the stage's queue would make takes to its device."""
+        waiting = len(stage.queue)
+        return self.travel.seconds(waiting if waiting < stage.ceiling else stage.ceiling)
+
     # ---- grants ----------------------------------------------------------------------------
 
     def _grant(self, now: float, stage: Stage, device: Device) -> None:
         group = device.group
         assert group is not None
         table = group.tables[stage.key]
-        start = now + self.travel.seconds
+        start = now + self._travel(stage)
         device_was_free = device.free_at <= now and not device.batches
         if device.free_at > start:
             start = device.free_at
@@ -235,7 +240,7 @@ class Dispatcher:
                 # By rounding only; or a settled map request, or the second try of one: run while there is any budget.
                 closes = start if closes > start - TICK else deadline
             # The agent counts from the earliest moment at which the grant can have left: a pull's way too early.
-            closes += self.travel.seconds
+            closes += self.travel.base
         expected = table.mean(size)
         number = self._batch_number
         self._batch_number = number + 1
@@ -301,7 +306,7 @@ class Dispatcher:
             return
         self.stop_collecting(device)
         if tasks:
-            start = now + self.travel.seconds
+            start = now + self.travel.seconds(len(tasks))
             if device.free_at > start:
                 start = device.free_at
             self._give(now, stage, device, tasks, start, False, False)
@@ -332,7 +337,7 @@ class Dispatcher:
         table = stage.table
         if table is None or not len(stage.queue):
             return
-        start = now + self.travel.seconds
+        start = now + self._travel(stage)
         earliest = stage.queue.lowest().due
         most = len(stage.queue) if len(stage.queue) < stage.target else stage.target
         size = 0

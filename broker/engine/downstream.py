@@ -11,8 +11,8 @@ from broker.engine.predictor import LatencyTable
 from broker.engine.waits import BINS, convolve, quantile
 
 
-def downstream(pipeline: Pipeline, tables: list[LatencyTable | None], hop: float) -> list[float]:
-    """L_sub of each stage in seconds. ``hop`` is what a batch takes beside its execution."""
+def downstream(pipeline: Pipeline, tables: list[LatencyTable | None], hops: list[float]) -> list[float]:
+    """L_sub of each stage in seconds. ``hops`` are what each stage's batches take beside their execution."""
     policy = pipeline.policy
     count = len(pipeline.stages)
     if policy.foresees == NOTHING:
@@ -26,7 +26,7 @@ def downstream(pipeline: Pipeline, tables: list[LatencyTable | None], hop: float
         execution = plan.rounds(typical) * table.mean(typical) if table is not None else 0.0
         executions.append(execution)
         waiting = plan.stage.waits.queued if policy.foresees != EXECUTION else 0.0
-        times.append(execution + hop + waiting)
+        times.append(execution + hops[number] + waiting)
     if policy.foresees != WAITING or policy.quantile <= 0.0:
         return pipeline.downstream(times)
     if policy.quantile >= 1.0:

@@ -10,10 +10,11 @@ from typing import Final
 
 from broker.engine.batch_plan import plan_batches
 from broker.engine.downstream import downstream
+from broker.engine.overhead import Overhead
 from broker.engine.plan import Pipeline
 from broker.engine.policy import COMMON, PLANNED, UNBOUNDED, WORST_CASE
 from broker.engine.predictor import LatencyTable
-from broker.engine.window import FULL_LOAD, target_batch
+from broker.engine.window import target_batch
 
 MARGIN: Final = 0.01
 """The part of the SLO that the plan leaves unused, for what the predictions do not see: a process that gets the
@@ -27,26 +28,27 @@ COARSE: Final = 0.05
 """Rates that differ by less than this part are planned for alike: plans need not be made anew each second."""
 
 
-def replan(pipeline: Pipeline, travel: float, response: float) -> None:
+def replan(pipeline: Pipeline, travel: Overhead, response: float) -> None:
     """Bring parts, targets, remaining and reserve of a pipeline's stages up to date with rates and predictions.
-    ``travel`` and ``response`` are the seconds that a batch takes to its device and its results take back."""
+    ``travel`` and ``response`` are what a batch takes to its device and its results take back."""
     tables = slowest_tables(pipeline)
-    behind = downstream(pipeline, tables, travel + response)
+    hops = [travel.seconds(plan.stage.typical_batch()) + response for plan in pipeline.stages]
+    behind = downstream(pipeline, tables, hops)
     for number, plan in enumerate(pipeline.stages):
         plan.stage.remaining = behind[number] + response
         plan.stage.reserve = plan.stage.remaining
     if pipeline.policy.targets == PLANNED:
-        _plan_together(pipeline, tables, travel, response)
+        _plan_together(pipeline, tables, hops, response)
     else:
         _plan_by_common_batch(pipeline, tables)
 
 
-def _plan_together(pipeline: Pipeline, tables: list[LatencyTable | None], travel: float, response: float) -> None:
+def _plan_together(pipeline: Pipeline, tables: list[LatencyTable | None], hops: list[float], response: float) -> None:
     slo = pipeline.slo
-    hop = travel + response
-    hops = pipeline.downstream([hop] * len(pipeline.stages))
+    hops_behind = pipeline.downstream(hops)
+    on_the_way = max([hops[number] + hops_behind[number] for number in pipeline.roots], default=0.0)
     depth = 1.0 + max(pipeline.downstream([1.0] * len(pipeline.stages)), default=0.0)
-    budget = slo * (1.0 - MARGIN - ROOM * (1.0 - 1.0 / depth)) - hop * depth
+    budget = slo * (1.0 - MARGIN - ROOM * (1.0 - 1.0 / depth)) - on_the_way
     if budget < LEAST * slo:
         budget = LEAST * slo
     inputs = _inputs(pipeline, tables, budget)
@@ -60,13 +62,13 @@ def _plan_together(pipeline: Pipeline, tables: list[LatencyTable | None], travel
         stage = plan.stage
         stage.target = batch_plan.targets[number]
         stage.ceiling = batch_plan.ceilings[number]
-        planned = after[number] + hops[number] + response
+        planned = after[number] + hops_behind[number] + response
         stage.reserve = MARGIN * slo + (planned if planned > stage.remaining else stage.remaining)
 
 
 def _inputs(pipeline: Pipeline, tables: list[LatencyTable | None], budget: float) -> list[int]:
     """What a plan depends on, coarsely."""
-    inputs = [round(1e3 * budget / pipeline.slo)]
+    inputs = [round(2e2 * budget / pipeline.slo)]
     for number, plan in enumerate(pipeline.stages):
         table = tables[number]
         stage = plan.stage
@@ -99,7 +101,7 @@ def _plan_by_common_batch(pipeline: Pipeline, tables: list[LatencyTable | None])
             stage.target = stage.ceiling = largest
         elif table is not None:
             stage.target = target_batch(table, stage.devices, stage.rate, budget, largest)
-            stage.ceiling = max(stage.target, target_batch(table, stage.devices, FULL_LOAD, budget, largest))
+            stage.ceiling = largest  # it grows as far as its deadlines allow
 
 
 def slowest_tables(pipeline: Pipeline) -> list[LatencyTable | None]:

@@ -26,7 +26,8 @@ from laxity.outcomes import Outcome
 from laxity.payload import Payload
 
 MAX_ATTEMPTS: Final = 2
-"""How often a task is given to a device, where the device is lost or too late, before it ends ``unavailable``."""
+"""How often a task is given to a device, where the device is lost or too late, before it ends ``unavailable``, or
+``dropped`` if it was too late each time."""
 
 
 class Scheduler:
@@ -97,7 +98,7 @@ class Scheduler:
             self._dispatcher.uncollect(device)
             for batch in device.batches.values():
                 del self.batches[batch.number]
-                self._retry(now, batch, why, False, True)
+                self._retry(now, batch, why, False, True, Outcome.UNAVAILABLE)
                 count += 1
         return count
 
@@ -222,7 +223,11 @@ class Scheduler:
             # What was never given to a worker has not been attempted.
             if code == "worker_died":
                 batch.stage.trouble = detail
-            self._retry(now, batch, detail or code, code == "worker_died", code != "unknown_model")
+            elif code == "too_late" and batch.device_was_free:
+                # It took as long as its window was open, at least.
+                self._dispatcher.travel.observe(len(batch.tasks), batch.closes - batch.granted_at)
+            last = Outcome.DROPPED if code == "too_late" else Outcome.UNAVAILABLE
+            self._retry(now, batch, detail or code, code == "worker_died", code != "unknown_model", last)
         return True
 
     def grant_failed(self, batch_number: int) -> None:
@@ -257,9 +262,10 @@ class Scheduler:
         stage.put_alone(tasks)
         self.ledger.touch(stage)
 
-    def _retry(self, now: float, batch: Batch, why: str, alone: bool, attempted: bool) -> None:
+    def _retry(self, now: float, batch: Batch, why: str, alone: bool, attempted: bool, last: Outcome) -> None:
         """Another attempt for the batch's tasks; ``alone`` after a process died under them: each by itself, so
-        that a poisonous input takes nobody along. ``attempted`` says whether this was an attempt."""
+        that a poisonous input takes nobody along. ``attempted`` says whether this was an attempt; after the last one
+        they end as ``last``."""
         again: list[Task] = []
         for task in batch.tasks:
             request = task.request
@@ -269,7 +275,7 @@ class Scheduler:
                 task.attempts += 1
             if task.attempts >= MAX_ATTEMPTS:
                 detail = f"{task.attempts} attempts failed, the last: {why}"
-                self.ledger.end(now, request, Outcome.UNAVAILABLE, task.stage_name(), detail)
+                self.ledger.end(now, request, last, task.stage_name(), detail)
             elif now >= request.deadline:
                 self.ledger.expire(now, request, task.stage_name())
             elif alone:
@@ -333,9 +339,9 @@ class Scheduler:
         dispatcher = self._dispatcher
         if batch.device_was_free:
             total = now - batch.granted_at - execution
-            rose = dispatcher.travel.observe(total - dispatcher.response.seconds)
+            rose = dispatcher.travel.observe(len(batch.tasks), total - dispatcher.response.base)
         else:
-            rose = dispatcher.response.observe(now - batch.start - execution)
+            rose = dispatcher.response.observe(0, now - batch.start - execution)
         if rose:
             self.ledger.touch(batch.stage)
             self._upkeep.tell_rise(self.stages)

@@ -60,7 +60,7 @@ class Upkeep:
 
     def tell_rise(self, stages: dict[str, Stage]) -> None:
         """Have windows that are not open yet opened earlier, if grants take much longer than they know."""
-        travel = self._dispatcher.travel.seconds
+        travel = self._dispatcher.travel.base
         if travel >= self._told + NOTICED:
             self._told = travel
             for stage in stages.values():
@@ -70,7 +70,7 @@ class Upkeep:
     def refresh(self, now: float, stages: dict[str, Stage], pipelines: list[Pipeline]) -> None:
         """Bring everything up to date that lasts."""
         self.next_refresh = now + REFRESH
-        self._told = self._dispatcher.travel.seconds
+        self._told = self._dispatcher.travel.base
         elapsed = now - self._rated_at
         if self._rated_at < 0.0:
             self._rated_at = now
@@ -85,7 +85,7 @@ class Upkeep:
         for table in self._fleet.tables.values():
             table.expire(now)
         for pipeline in pipelines:
-            replan(pipeline, self._dispatcher.travel.seconds, self._dispatcher.response.seconds)
+            replan(pipeline, self._dispatcher.travel, self._dispatcher.response.base)
         for stage in stages.values():
             if len(stage.queue) or stage.alone:
                 self._ledger.touch(stage)

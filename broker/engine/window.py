@@ -17,40 +17,33 @@ FULL_LOAD: Final = 1e18
 EASY: Final = 0.5
 """The part of one GPU that requests run one by one may take before batches are waited for. It also bounds how long
 clients that wait for their answers before they send more are made to wait: the longer, the fewer they send."""
+RESPONSE: Final = 0.002
+"""Seconds that Symphony allows for answers where it knows no rate yet."""
 PATIENCE: Final = 2.0
 """How many times as long as the target batch should take to fill, by the arrival rate, it is waited for at most."""
 
 
 def target_batch(table: LatencyTable, gpus: int, rate: float, budget: float, max_batch: int) -> int:
-    """b*: among the feasible batches the one with the highest b/l(b).
+    """Symphony's b* within a stage's ``budget`` of the SLO: the largest feasible batch, at least 1.
 
     N GPUs that start l(b)/N apart give a worst case of l(b)·(1 + 1/N), so with n = rate·l(b)/b GPUs busy
     (at most ``gpus``) b is feasible iff l(b)·(1 + 1/n) <= budget; that is l(b) + b/rate, the time in which the batch
-    fills and runs, until all GPUs are busy. :data:`FULL_LOAD` asks for all GPUs busy. On a CPU a larger batch is often
-    worse, hence the maximum of b/l(b) and not of b. At least 1, and 1 as long as part of one GPU serves
-    all of them one by one (or no rate is known): then waiting for others would save nothing (Symphony assumes half the
-    SLO's worth of a batch without a rate, and a lone request waits for nothing).
+    fills and runs, until all GPUs are busy. Without a rate: l(b) <= budget/2 - 2 ms. :data:`FULL_LOAD` asks for all
+    GPUs busy.
     """
     best = 1
-    if rate * table.upper(1) <= EASY and rate < FULL_LOAD:
-        return best
-    best_rate = 0.0
     for batch in range(1, max_batch + 1):
         latency = table.upper(batch)
-        if latency <= 0.0:  # nothing is gained by waiting for a larger one, and nothing lost by taking it
-            if rate >= FULL_LOAD:
-                best = batch
-            continue
-        if latency > budget:
-            break
-        if rate * latency >= gpus * batch:  # saturated: batches fill at once, all GPUs run staggered
+        if rate <= 0.0:
+            feasible = latency <= budget / 2.0 - RESPONSE
+        elif rate * latency >= gpus * batch:  # saturated: batches fill at once, all GPUs run staggered
             feasible = latency * (1.0 + 1.0 / gpus) <= budget
         else:  # l(b)·(1 + 1/n)
             feasible = latency + batch / rate <= budget
-        throughput = batch / latency
-        if feasible and throughput > best_rate * (1.0 + 1e-9):
+        if feasible:
             best = batch
-            best_rate = throughput
+        elif latency > budget:
+            break
     return best
 
 
@@ -100,8 +93,6 @@ class DeferredWindow(Window):
             size = stage.target
         else:
             stage.opens = opens_at(table, size, head.due, stage.reserve, travel)
-            if stage.rate > 0.0:
-                stage.opens = min(stage.opens, patience_ends(head.queued_at, stage.target, stage.rate))
         stage.closes = closes_at(table, size, head.due, stage.remaining)
 
 
