@@ -54,7 +54,7 @@ class Graph:
 
     def behind(self, hop_ms: float = 0.0) -> list[float]:
         """L_sub by stage, in ms."""
-        return [seconds / MS for seconds in downstream(self.pipeline, self.tables, hop_ms * MS)]
+        return [seconds / MS for seconds in downstream(self.pipeline, self.tables, [hop_ms * MS] * len(self.tables))]
 
 
 def evenly(most_ms: float, count: int = 1000) -> list[float]:
@@ -151,7 +151,7 @@ def test_the_shape_of_da() -> None:
         tables: list[LatencyTable | None] = [None] * len(pipeline.stages)
         for name, number in numbers.items():
             tables[number] = LatencyTable(64, [(1, times[name] * MS), (64, times[name] * MS)])
-        behind = downstream(pipeline, tables, 0.0)
+        behind = downstream(pipeline, tables, [0.0] * len(tables))
         assert {name: behind[number] / MS for name, number in numbers.items()} == pytest.approx(
             {"person": 90.0, "pose": 30.0, "face": 30.0, "expression": 0.0}
         )
