@@ -27,6 +27,9 @@ PIPELINE_FIELDS = {
         "What the answer is: one reference ('STAGE' or 'STAGE.FIELD'), or a mapping of names to references.",
         "output: {boxes: detect.boxes, lines: recognize}",
     ),
+    "policy": Field(
+        "The scheduling policy: NAME or NAME:parameter=value,...; laxity unless another is named.", "policy: nexus"
+    ),
     "description": Field("What the pipeline does, for people.", "description: reads the text in a picture"),
 }
 

@@ -2,6 +2,7 @@
 
 from typing import Final
 
+from broker.engine.budget_queue import BudgetQueue
 from broker.engine.devices import Batch, Device
 from broker.engine.fleet import Fleet, best_device
 from broker.engine.ledger import Ledger
@@ -94,7 +95,7 @@ class Dispatcher:
         other models too go to the stage that comes ``first``, once all have been looked at."""
         while True:
             self._prune(now, stage)
-            if not len(stage.queue) and not stage.alone:
+            if stage.idle():
                 self.leave_pending(now, stage)
                 self._timers.set(stage, NEVER)
                 return
@@ -131,24 +132,10 @@ class Dispatcher:
 
     def _prune(self, now: float, stage: Stage) -> None:
         """End what waits here and can no longer make it, not even alone."""
-        queue = stage.queue
-        table = stage.table
-        stage.tidy()
         if not stage.policy.runs_late or not stage.devices:
-            least = table.upper(1) + stage.remaining if table is not None else 0.0
-            while len(queue):
-                task = queue.lowest()
-                if now >= task.request.deadline:
-                    self._end_waiting(now, task)
-                elif not stage.devices or not stage.policy.prunes:
-                    break
-                elif now >= stage.probe_at and now + self.travel.base + least > task.due:
-                    stage.probe_at = NEVER
-                    task.is_probe = True
-                elif now + least > task.due and not task.settled():
-                    self._drop(now, task, now + least - task.due)
-                else:
-                    break
+            self._prune_queue(now, stage, stage.queue)
+            if len(stage.behind):
+                self._prune_queue(now, stage, stage.behind)
         if stage.alone:
             for batch in list(stage.alone):
                 for task in list(batch):
@@ -156,6 +143,23 @@ class Dispatcher:
                         self._end_waiting(now, task)
             while stage.alone and not stage.alone[0]:
                 stage.alone.popleft()
+
+    def _prune_queue(self, now: float, stage: Stage, queue: BudgetQueue) -> None:
+        table = stage.table
+        least = table.upper(1) + stage.remaining if table is not None else 0.0
+        while len(queue):
+            task = queue.lowest()
+            if now >= task.request.deadline:
+                self._end_waiting(now, task)
+            elif not stage.devices or not stage.policy.prunes:
+                break
+            elif now >= stage.probe_at and now + self.travel.base + least > task.due:
+                stage.probe_at = NEVER
+                task.is_probe = True
+            elif now + least > task.due and not task.settled():
+                self._drop(now, task, now + least - task.due)
+            else:
+                break
 
     def _drop(self, now: float, task: Task, short: float) -> None:
         if task.stage.probe_at >= NEVER:

@@ -141,7 +141,10 @@ def best_device(stage: Stage, now: float) -> Device | None:
         return groups[0].best(now)
     best: Device | None = None
     best_meets = False
-    due = stage.queue.lowest().due if len(stage.queue) else NEVER
+    due = NEVER
+    for queue in (stage.queue, stage.behind):
+        if len(queue) and queue.lowest().due < due:
+            due = queue.lowest().due
     for group in groups:
         device = group.best(now)
         if device is None:

@@ -11,6 +11,7 @@ from broker.engine.predictor import LatencyTable
 from broker.engine.request import Task
 
 if TYPE_CHECKING:
+    from broker.engine.budget_queue import BudgetQueue
     from broker.engine.stage import Stage
 
 
@@ -19,50 +20,61 @@ class FormDeferred(Form):
     allow it and a larger batch is the faster one per request."""
 
     def form(self, stage: "Stage", table: LatencyTable, start: float) -> Formed:
-        formed = Formed()
-        queue = stage.queue
-        remaining = stage.remaining
-        target = stage.target
-        lone = start + table.upper(1) + remaining
-        while len(queue) and queue.lowest().due < lone and not queue.lowest().settled():
-            task = queue.pop_lowest()
-            formed.drop(task, lone - task.due)
-        if not len(queue):
-            return formed
+        return dropping_passed(form_deferred(stage, stage.queue, table, start, stage.remaining), stage, table, start)
 
-        passed: list[Task] = []
-        while len(queue):
-            head = queue.lowest()
-            size = len(queue) if len(queue) < target else target
-            if head.due >= start + table.upper(size) + remaining or head.settled():
-                break
-            passed.append(queue.pop_lowest())
-        size = len(queue) if len(queue) < target else target
-        at = 0
-        finish = start + table.upper(size) + remaining
-        while at < len(passed) and passed[at].due < finish:
-            formed.drop(passed[at], finish - passed[at].due)
-            at += 1
-        kept = passed[at:]
 
-        earliest = kept[0].due if kept else (queue.lowest().due if len(queue) else 0.0)
-        total = len(kept) + len(queue)
-        limit = total if total < stage.ceiling else stage.ceiling
-        while size < limit:
-            now_l = table.upper(size)
-            next_l = table.upper(size + 1)
-            if earliest < start + next_l + remaining or (size + 1) * now_l < size * next_l:
-                break
-            size += 1
+def dropping_passed(formed: Formed, stage: "Stage", table: LatencyTable, start: float) -> Formed:
+    """Those that were passed over are dropped."""
+    finish = start + table.upper(max(len(formed.batch), 1)) + stage.remaining
+    for task in formed.passed:
+        formed.drop(task, finish - task.due)
+    return formed
 
-        taken = 0
-        while len(formed.batch) < size and (taken < len(kept) or len(queue)):
-            if taken < len(kept):
-                task = kept[taken]
-                taken += 1
-            else:
-                task = queue.pop_lowest()
-            formed.take(task, stage, table, start)
-        for task in kept[taken:]:
-            queue.push(task)
+
+def form_deferred(stage: "Stage", queue: "BudgetQueue", table: LatencyTable, start: float, remaining: float) -> Formed:
+    """Take a batch off ``queue`` that leaves ``remaining`` seconds for the stages behind. Those passed over are left to
+    the caller."""
+    formed = Formed()
+    target = stage.target
+    lone = start + table.upper(1) + remaining
+    while len(queue) and queue.lowest().due < lone and not queue.lowest().settled():
+        formed.passed.append(queue.pop_lowest())
+    if not len(queue):
         return formed
+
+    passed: list[Task] = []
+    while len(queue):
+        head = queue.lowest()
+        size = len(queue) if len(queue) < target else target
+        if head.due >= start + table.upper(size) + remaining or head.settled():
+            break
+        passed.append(queue.pop_lowest())
+    size = len(queue) if len(queue) < target else target
+    at = 0
+    finish = start + table.upper(size) + remaining
+    while at < len(passed) and passed[at].due < finish:
+        formed.passed.append(passed[at])
+        at += 1
+    kept = passed[at:]
+
+    earliest = kept[0].due if kept else (queue.lowest().due if len(queue) else 0.0)
+    total = len(kept) + len(queue)
+    limit = total if total < stage.ceiling else stage.ceiling
+    while size < limit:
+        now_l = table.upper(size)
+        next_l = table.upper(size + 1)
+        if earliest < start + next_l + remaining or (size + 1) * now_l < size * next_l:
+            break
+        size += 1
+
+    taken = 0
+    while len(formed.batch) < size and (taken < len(kept) or len(queue)):
+        if taken < len(kept):
+            task = kept[taken]
+            taken += 1
+        else:
+            task = queue.pop_lowest()
+        formed.take(task, stage, table, start)
+    for task in kept[taken:]:
+        queue.push(task)
+    return formed

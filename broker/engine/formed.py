@@ -10,12 +10,14 @@ if TYPE_CHECKING:
 
 
 class Formed:
-    """``batch`` is what to run; ``dropped`` cannot make it, each short by the seconds in ``short``."""
+    """``batch`` is what to run; ``dropped`` cannot make it, each short by the seconds in ``short``; ``passed`` stand in
+    the way of the batch that was formed (form_deferred.py)."""
 
     def __init__(self) -> None:
         self.batch: list[Task] = []
         self.dropped: list[Task] = []
         self.short: list[float] = []
+        self.passed: list[Task] = []
 
     def drop(self, task: Task, short: float) -> None:
         """Leave a task out for good."""

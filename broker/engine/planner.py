@@ -46,9 +46,9 @@ def replan(pipeline: Pipeline, travel: Overhead, response: float) -> None:
 def _plan_together(pipeline: Pipeline, tables: list[LatencyTable | None], hops: list[float], response: float) -> None:
     slo = pipeline.slo
     hops_behind = pipeline.downstream(hops)
-    on_the_way = max([hops[number] + hops_behind[number] for number in pipeline.roots], default=0.0)
+    on_the_way = max([hops_behind[number] for number in pipeline.roots], default=0.0)
     depth = 1.0 + max(pipeline.downstream([1.0] * len(pipeline.stages)), default=0.0)
-    budget = slo * (1.0 - MARGIN - ROOM * (1.0 - 1.0 / depth)) - on_the_way
+    budget = slo * (1.0 - ROOM * (1.0 - 1.0 / depth)) - on_the_way
     if budget < LEAST * slo:
         budget = LEAST * slo
     inputs = _inputs(pipeline, tables, budget)

@@ -162,6 +162,7 @@ class Scheduler:
         waiting: list[Task] = []
         for stage in self.stages.values():
             waiting.extend(stage.queue)
+            waiting.extend(stage.behind)
             for alone in stage.alone:
                 waiting.extend(alone)
             for device in stage.collecting.values():

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 from broker.engine.budget_queue import BudgetQueue
 from broker.engine.policy import END_TO_END, FCFS, LAXITY, Policy
 from broker.engine.predictor import LatencyTable
-from broker.engine.request import QUEUED, Request, Task
+from broker.engine.request import Request, Task
 from broker.engine.waits import Waits
 
 if TYPE_CHECKING:
@@ -40,8 +40,8 @@ class Stage:
         self.due_share = 1.0
         """The part of the SLO by which it must have finished a request, where the SLO is split."""
         self.queue = BudgetQueue()
-        self._prior = BudgetQueue()
-        """Those of priority 1 once more; some may have left the queue."""
+        self.behind = BudgetQueue()
+        """Those that fell behind the plan (form_planned.py)."""
         self.collecting: dict[int, Device] = {}
         """Devices for which a batch of this stage is being collected, by index."""
         self.collected = 0
@@ -104,24 +104,10 @@ class Stage:
     def push(self, task: Task) -> None:
         """Queue a task."""
         self.queue.push(task)
-        if task.request.priority > 0:
-            self._prior.push(task)
 
-    def take_prior(self, most: int) -> list[Task]:
-        """Take those of priority 1 off the queue, up to ``most``, highest budget first."""
-        taken: list[Task] = []
-        prior = self._prior
-        while len(prior) and len(taken) < most:
-            task = prior.pop_highest()
-            if task.state == QUEUED and self.queue.remove(task):
-                taken.append(task)
-        return taken
-
-    def tidy(self) -> None:
-        """Forget of the prior ones who have left."""
-        prior = self._prior
-        while len(prior) and (prior.lowest().state != QUEUED or prior.lowest().request.outcome is not None):
-            prior.pop_lowest()
+    def idle(self) -> bool:
+        """Whether nobody waits here to be put into a batch."""
+        return not len(self.queue) and not len(self.behind) and not self.alone
 
     def lets_in(self) -> bool:
         """Overload control: whether the next arrival is let in (evenly thinned)."""
@@ -135,7 +121,7 @@ class Stage:
 
     def take_out(self, task: Task) -> None:
         """Take a waiting task away."""
-        if self.queue.remove(task):
+        if self.queue.remove(task) or self.behind.remove(task):
             return
         for batch in self.alone:
             if task in batch:
@@ -181,14 +167,18 @@ class Stage:
     def hopeless_at(self) -> float:
         """When the most urgent waiting task can no longer make it, not even alone."""
         wake = NEVER
-        if len(self.queue):
-            task = self.queue.lowest()
-            if not self.devices:
-                wake = task.request.deadline
-            elif not self.policy.runs_late:
-                wake = task.request.deadline
-                if self.policy.prunes and self.table is not None and not task.settled():
-                    wake = task.due - self.table.upper(1) - self.remaining
+        for queue in (self.queue, self.behind):
+            if len(queue):
+                task = queue.lowest()
+                when = NEVER
+                if not self.devices:
+                    when = task.request.deadline
+                elif not self.policy.runs_late:
+                    when = task.request.deadline
+                    if self.policy.prunes and self.table is not None and not task.settled():
+                        when = task.due - self.table.upper(1) - self.remaining
+                if when < wake:
+                    wake = when
         for batch in self.alone:
             for task in batch:
                 if task.request.deadline < wake:
@@ -213,7 +203,7 @@ class Stage:
 
     def waiting(self) -> int:
         """Elements that wait here."""
-        count = len(self.queue) + self.alone_count
+        count = len(self.queue) + len(self.behind) + self.alone_count
         for device in self.collecting.values():
             count += len(device.collected)
         return count

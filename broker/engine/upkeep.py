@@ -87,7 +87,7 @@ class Upkeep:
         for pipeline in pipelines:
             replan(pipeline, self._dispatcher.travel, self._dispatcher.response.base)
         for stage in stages.values():
-            if len(stage.queue) or stage.alone:
+            if not stage.idle():
                 self._ledger.touch(stage)
 
     def _rate_load(self, stages: dict[str, Stage]) -> None:

@@ -22,6 +22,10 @@ RESPONSE: Final = 0.002
 PATIENCE: Final = 2.0
 """How many times as long as the target batch should take to fill, by the arrival rate, it is waited for at most."""
 
+SPARE: Final = 0.8
+"""The load up to which a stage has devices to spare for those behind the plan, while others within it may still wait:
+above it small batches for the ones make the others late."""
+
 
 def target_batch(table: LatencyTable, gpus: int, rate: float, budget: float, max_batch: int) -> int:
     """Symphony's b* within a stage's ``budget`` of the SLO: the largest feasible batch, at least 1.
@@ -102,28 +106,24 @@ class PlannedWindow(Window):
 
     def update(self, now: float, stage: "Stage", table: LatencyTable, travel: float) -> None:
         queue = stage.queue
+        alone = now + travel + table.upper(1) + stage.reserve
+        while len(queue) and queue.lowest().due < alone and not queue.lowest().settled():
+            stage.behind.push(queue.pop_lowest())
         stage.behind_turn = False
-        stage.opens = now
-        if queue.lowest().settled():
-            stage.closes = closes_at(table, 1, queue.lowest().due, stage.remaining)
-            return
-        boundary = now + travel + table.upper(1) + stage.reserve
-        within = queue.count_from(boundary)
-        head = queue.peek_from(boundary)
-        if head is not None:
-            size = within
-            if within >= stage.target:
+        if len(queue):
+            head = queue.lowest()
+            size = len(queue)
+            stage.opens = now
+            if size >= stage.target:
                 size = stage.target
-            else:
+            elif not head.settled():
                 stage.opens = opens_at(table, size, head.due, stage.reserve, travel)
                 if stage.rate > 0.0:
                     stage.opens = min(stage.opens, patience_ends(head.queued_at, stage.target, stage.rate))
             stage.closes = closes_at(table, size, head.due, stage.remaining)
-            if stage.opens <= now:
+            if stage.opens <= now or not len(stage.behind) or stage.order.load > SPARE:
                 return
-        behind = len(queue) - within
-        if behind > 0:
-            stage.behind_turn = True
-            stage.opens = now
-            size = behind if behind < stage.target else stage.target
-            stage.closes = closes_at(table, size, queue.lowest().due, stage.remaining)
+        stage.behind_turn = True
+        stage.opens = now
+        size = len(stage.behind) if len(stage.behind) < stage.target else stage.target
+        stage.closes = closes_at(table, size, stage.behind.lowest().due, stage.remaining)
