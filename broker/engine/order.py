@@ -21,6 +21,9 @@ class Order:
         self.load = 0.0
         """μ as of the last period."""
         self.epsilon = 0.0
+        """What μ has to differ from 1 by."""
+        self.bursts = 0.0
+        """How far the arrivals of the last periods stray from their mean, as a part of it."""
         self._rates: list[float] = []
 
     def update(self, rate: float, load: float) -> None:
@@ -29,9 +32,10 @@ class Order:
         self._rates.append(rate)
         if len(self._rates) > KEPT:
             self._rates.pop(0)
+        self.bursts = spread(self._rates)
         if self.fixed:
             return
-        self.epsilon = spread(self._rates) if self.delayed else 0.0
+        self.epsilon = self.bursts if self.delayed else 0.0
         if load > 1.0 + self.epsilon:
             self.highest_first = True
         elif load < 1.0 - self.epsilon:

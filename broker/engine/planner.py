@@ -19,13 +19,18 @@ from broker.engine.window import target_batch
 MARGIN: Final = 0.01
 """The part of the SLO that the plan leaves unused, for what the predictions do not see: a process that gets the
 processor late, a message on its way."""
-ROOM: Final = 0.19
-"""The part of the SLO, of a pipeline with many stages, in which a burst may wait for its first batches: the batches are
-planned for the rest. With one stage nothing lies behind, and the planned wait for a device is all there is."""
+ROOM: Final = 0.15
+ROOM_FOR_BURSTS: Final = 0.5
+MOST_ROOM: Final = 0.5
+"""The part of the SLO, of a pipeline with many stages, in which requests may wait for their first batches: ROOM, and
+ROOM_FOR_BURSTS of the part by which arrivals stray from their mean. The batches are planned for the rest. With one
+stage nothing lies behind, and the planned wait for a device is all there is."""
 LEAST: Final = 0.5
 """The part of the SLO that is planned with at least, however long the messages take."""
 COARSE: Final = 0.05
 """Rates that differ by less than this part are planned for alike: plans need not be made anew each second."""
+COARSE_BUDGET: Final = 0.02
+"""Likewise budgets, by this part of the SLO."""
 
 
 def replan(pipeline: Pipeline, travel: Overhead, response: float) -> None:
@@ -48,7 +53,9 @@ def _plan_together(pipeline: Pipeline, tables: list[LatencyTable | None], hops: 
     hops_behind = pipeline.downstream(hops)
     on_the_way = max([hops_behind[number] for number in pipeline.roots], default=0.0)
     depth = 1.0 + max(pipeline.downstream([1.0] * len(pipeline.stages)), default=0.0)
-    budget = slo * (1.0 - ROOM * (1.0 - 1.0 / depth)) - on_the_way
+    bursts = max([pipeline.stages[number].stage.order.bursts for number in pipeline.roots], default=0.0)
+    room = min(ROOM + ROOM_FOR_BURSTS * bursts, MOST_ROOM)
+    budget = slo * (1.0 - room * (1.0 - 1.0 / depth)) - on_the_way
     if budget < LEAST * slo:
         budget = LEAST * slo
     inputs = _inputs(pipeline, tables, budget)
@@ -68,7 +75,7 @@ def _plan_together(pipeline: Pipeline, tables: list[LatencyTable | None], hops: 
 
 def _inputs(pipeline: Pipeline, tables: list[LatencyTable | None], budget: float) -> list[int]:
     """What a plan depends on, coarsely."""
-    inputs = [round(2e2 * budget / pipeline.slo)]
+    inputs = [round(budget / (COARSE_BUDGET * pipeline.slo))]
     for number, plan in enumerate(pipeline.stages):
         table = tables[number]
         stage = plan.stage
