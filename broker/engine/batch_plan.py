@@ -11,7 +11,8 @@ A stage's planned time is its execution and the wait for it: for a device of n t
 (Symphony, arXiv 2308.07470, section 4), or until b have arrived, if that takes longer. Behind the first stages requests
 come in whole batches, and not evenly: :data:`BURSTS` more times l(b)/n.
 
-The weights put the stage first that limits the throughput: (use of its devices / the largest)^:data:`EMPHASIS`.
+The weights put the stage first that limits the throughput: (use of its devices / the largest)^:data:`EMPHASIS`. On
+devices that serve several stages, the work of all of them limits it, and they weigh the same.
 """
 
 from typing import Final
@@ -61,10 +62,14 @@ def plan_batches(pipeline: Pipeline, tables: list[LatencyTable | None], budget: 
     return plan
 
 
-def planned_time(table: LatencyTable, batch: int, gpus: int, rate: float, rounds: float, first: bool) -> float:
-    """Seconds that a request takes at a stage in batches of ``batch``: execution, and the wait for it."""
+def planned_time(
+    table: LatencyTable, batch: int, gpus: int, rate: float, rounds: float, first: bool, held_up_by: float
+) -> float:
+    """Seconds that a request takes at a stage in batches of ``batch``: execution, and the wait for it, where devices
+    may be held up by batches of ``held_up_by`` seconds of other stages."""
     execution = rounds * table.upper(batch)
-    stagger = execution / gpus * (1.0 if first else 1.0 + BURSTS)
+    longest = execution if execution > held_up_by else held_up_by
+    stagger = longest / gpus * (1.0 if first else 1.0 + BURSTS)
     fill = batch / rate if rate > 0.0 else FULL_LOAD
     if batch == 1:
         fill = 0.0
@@ -84,7 +89,9 @@ def _reweigh(pipeline: Pipeline, tables: list[LatencyTable | None], batches: lis
             if uses[number] > most:
                 most = uses[number]
     for number in range(count):
-        weights[number] = (uses[number] / most) ** EMPHASIS if most > 0.0 else 1.0
+        weights[number] = 1.0
+        if most > 0.0 and not pipeline.stages[number].stage.shares():
+            weights[number] = (uses[number] / most) ** EMPHASIS
 
 
 def _least_work(
@@ -134,8 +141,11 @@ def _choose(
         work = weights[number] * stage.items_or_one()
         least = FULL_LOAD
         first = not stage.parents
+        held_up_by = stage.stage.held_up_by()
         for batch in range(1, stage.stage.max_batch + 1):
-            time = planned_time(table, batch, stage.stage.devices, rates[number], stage.rounds(batch), first)
+            time = planned_time(
+                table, batch, stage.stage.devices, rates[number], stage.rounds(batch), first, held_up_by
+            )
             cost = work * table.upper(batch) / batch + price * time
             free = table.upper(batch) <= 0.0 and rates[number] >= FULL_LOAD  # nothing is lost by taking everybody
             if cost < least * (1.0 - 1e-9) or free:

@@ -79,6 +79,8 @@ class DeviceGroup:
         """Stages with an open window that wait for one of these devices."""
         self.demand = 0.0
         """Device seconds a second that its stages' arrivals ask of it."""
+        self.longest = 0.0
+        """Execution of the longest target batch of its stages."""
         self._free: list[int] = []
         self._coming: list[tuple[float, int]] = []
         """(free at, index); also of devices that have got a batch since."""

@@ -81,6 +81,7 @@ def _inputs(pipeline: Pipeline, tables: list[LatencyTable | None], budget: float
         stage = plan.stage
         inputs.append(table.version if table is not None else -1)
         inputs.append(stage.devices)
+        inputs.append(round(stage.held_up_by() / (COARSE * pipeline.slo)))
         inputs.append(round(log(stage.rate) / COARSE) if stage.rate > 0.0 else -(1 << 30))
         inputs.append(round(log(plan.items_or_one()) / COARSE))
     return inputs

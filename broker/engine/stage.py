@@ -185,6 +185,19 @@ class Stage:
                     wake = task.request.deadline
         return wake
 
+    def shares(self) -> bool:
+        """Whether other stages are served by devices of its own."""
+        return any(len(group.tables) > 1 for group in self.groups)
+
+    def held_up_by(self) -> float:
+        """For how long a device that it shares with other stages may be taken by one of those; 0 where it shares
+        none."""
+        longest = 0.0
+        for group in self.groups:
+            if len(group.tables) > 1 and group.longest > longest:
+                longest = group.longest
+        return longest
+
     def granted(self, size: int) -> None:
         """A batch of this size was granted."""
         self.batch_size += SMOOTHING_BATCH * (size - self.batch_size) if self.batch_size else size

@@ -96,10 +96,14 @@ class Upkeep:
         groups = self._fleet.groups()
         for group in groups:
             group.demand = 0.0
+            group.longest = 0.0
         for stage in stages.values():
             if stage.devices and stage.table is not None:
-                work = stage.arrived * stage.table.mean(stage.target) / stage.target
+                execution = stage.table.mean(stage.target)
+                work = stage.arrived * execution / stage.target
                 for group in stage.groups:
+                    if execution > group.longest:
+                        group.longest = execution
                     group.demand += work * len(group.members) / stage.devices
         for group in groups:
             group.pending.overloaded = group.demand > len(group.members)
