@@ -110,7 +110,11 @@ class Dispatcher:
                 stage.policy.window.update(now, stage, table, self._travel(stage))
             if stage.opens > now:
                 self.leave_pending(now, stage)
-                self._timers.set(stage, stage.opens)
+                wake = stage.opens
+                if len(stage.behind):
+                    # Those behind the plan may be lost before it opens.
+                    wake = min(wake, stage.hopeless_at() + TICK)
+                self._timers.set(stage, wake)
                 return
             device = best_device(stage, now)
             contested = device is not None and not first and device.shared()

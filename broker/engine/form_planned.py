@@ -1,7 +1,7 @@
 """Forming a batch the project's own way: who is within the plan first, who is behind it next.
 
 The planner gives each stage a part of the SLO (its reserve is what it leaves to the stages behind). A request is
-*within the plan* while the batch that it would be in can end before deadline - reserve. Within the plan, batches are
+*within the plan* while the batch that it would be in can end before deadline - reserve + margin. Within the plan, batches are
 formed as Symphony does (form_deferred.py); but who is passed over there is not dropped: it falls *behind* the plan, and
 is dropped only when it could not make its deadline even alone, t + l(1) + sub > deadline. Those behind get the devices
 that those within the plan do not need. Under overload there are none, and it is they who are dropped; without overload
@@ -29,7 +29,8 @@ class FormPlanned(Form):
         if stage.behind_turn:
             formed = form_deferred(stage, stage.behind, table, start, stage.remaining)
             return dropping_passed(formed, stage, table, start)
-        formed = form_deferred(stage, stage.queue, table, start, stage.reserve)
+        # The window opened early by the margin. Who is looked at a moment later has not fallen behind for that.
+        formed = form_deferred(stage, stage.queue, table, start, stage.reserve - stage.margin)
         batch = formed.batch
         meets = start + table.upper(len(batch)) + stage.remaining
         prior = 0

@@ -70,7 +70,8 @@ def _plan_together(pipeline: Pipeline, tables: list[LatencyTable | None], hops: 
         stage.target = batch_plan.targets[number]
         stage.ceiling = batch_plan.ceilings[number]
         planned = after[number] + hops_behind[number] + response
-        stage.reserve = MARGIN * slo + (planned if planned > stage.remaining else stage.remaining)
+        stage.margin = MARGIN * slo
+        stage.reserve = stage.margin + (planned if planned > stage.remaining else stage.remaining)
 
 
 def _inputs(pipeline: Pipeline, tables: list[LatencyTable | None], budget: float) -> list[int]:

@@ -60,6 +60,9 @@ class Stage:
         """The slowest device type's predictions: windows open early enough for any of them."""
         self.remaining = 0.0
         self.reserve = 0.0
+        self.margin = 0.0
+        """The part of ``reserve`` that may be used up by what nobody foresees: windows open so much earlier than they
+        need."""
         self.target = 1
         self.ceiling = 1
         """The target batch under full load: no batch is larger, however many wait."""

@@ -106,7 +106,7 @@ class PlannedWindow(Window):
 
     def update(self, now: float, stage: "Stage", table: LatencyTable, travel: float) -> None:
         queue = stage.queue
-        alone = now + travel + table.upper(1) + stage.reserve
+        alone = now + travel + table.upper(1) + stage.reserve - stage.margin
         while len(queue) and queue.lowest().due < alone and not queue.lowest().settled():
             stage.behind.push(queue.pop_lowest())
         stage.behind_turn = False
