@@ -355,7 +355,8 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert request.outcome is not None
             assert (request.answer is not None) == (request.outcome is Outcome.OK)
         for stage in self.scheduler.stages.values():
-            if stage.alone or (len(stage.queue) and (not stage.policy.runs_late or not stage.devices)):
+            queued = len(stage.queue) + len(stage.behind)
+            if stage.alone or (queued and (not stage.policy.runs_late or not stage.devices)):
                 assert stage.timer < NEVER, "somebody waits and nobody looks"
 
     def _not_done(self, batch: Batch) -> None:
@@ -380,19 +381,21 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @invariant()
     def every_live_request_is_in_somebodys_hands(self) -> None:
-        """A task waits in one queue, or is collected for one device, or is in one batch, and the live ones are their
+        """A task waits in one queue (within its plan or behind), or is collected for one device, or is in one batch, and the live ones are their
         requests'."""
         places: dict[int, list[str]] = {}
         waiting: list[Task] = []
         devices = self.scheduler.fleet.devices.values()
         for stage in self.scheduler.stages.values():
             alone = [task for batch in stage.alone for task in batch]
-            queued = list(stage.queue)
+            queued = [*stage.queue, *stage.behind]
             collected = [task for device in devices if device.collects_for is stage for task in device.collected]
             assert stage.alone_count == len(alone)
-            assert len(stage.queue) == len(queued)
+            assert len(stage.queue) + len(stage.behind) == len(queued)
+            assert not len(stage.behind) or stage.policy.name == "laxity"
             assert stage.waiting() == len(alone) + len(queued) + len(collected)
-            assert [task.key for task in queued] == sorted(task.key for task in queued)
+            for queue in (stage.queue, stage.behind):
+                assert [task.key for task in queue] == sorted(task.key for task in queue)
             for task in alone + queued + collected:
                 assert task.stage is stage
                 assert task.state == QUEUED

@@ -1,8 +1,6 @@
-"""A stage's own accounts: forced waiting, priorities, thinning, and where its tasks are."""
+"""A stage's own accounts: forced waiting, deadlines, thinning, and where its tasks are."""
 
 from __future__ import annotations
-
-import gc
 
 import pytest
 
@@ -11,8 +9,9 @@ from broker.engine.ledger import Ledger
 from broker.engine.limits import Limits
 from broker.engine.plan import Pipeline, StagePlan
 from broker.engine.policy import make_policy
-from broker.engine.request import GRANTED, Client, Request, Task
-from broker.engine.stage import Stage
+from broker.engine.predictor import LatencyTable
+from broker.engine.request import Client, Request, Task
+from broker.engine.stage import NEVER, Stage
 from laxity.outcomes import Outcome
 from laxity.payload import encode
 
@@ -96,57 +95,6 @@ def test_the_queue_is_kept_by_deadlines_or_by_arrival() -> None:
         assert world.stage.queue.lowest() is tasks[first]
 
 
-# ---- priorities ----------------------------------------------------------------------------------
-
-
-def test_those_of_priority_1_are_taken_with_the_highest_budget_first() -> None:
-    world = World()
-    world.task(0.9)
-    low, high, middle = (world.task(due, priority=1) for due in (0.2, 0.8, 0.5))
-    assert world.stage.take_prior(2) == [high, middle]
-    assert len(world.stage.queue) == 2
-    assert world.stage.take_prior(2) == [low]
-    assert world.stage.take_prior(2) == []
-
-
-def test_who_has_left_the_queue_is_not_taken() -> None:
-    world = World()
-    granted, ended, left = (world.task(due, priority=1) for due in (0.9, 0.8, 0.7))
-    world.stage.queue.remove(granted)
-    granted.state = GRANTED
-    world.ledger.end(0.0, ended.request, Outcome.CANCELLED, "", "")
-    assert world.stage.take_prior(3) == [left]
-
-
-def test_who_comes_back_is_taken_once() -> None:
-    world = World()
-    task = world.task(priority=1)
-    world.stage.queue.pop_lowest()
-    world.stage.push(task)
-    assert world.stage.take_prior(5) == [task]
-
-
-def live_tasks() -> int:
-    gc.collect()
-    return sum(isinstance(each, Task) for each in gc.get_objects())
-
-
-@pytest.mark.parametrize("granted", [False, True])
-def test_nothing_is_kept_of_prior_requests_that_have_left(granted: bool) -> None:
-    world = World()
-    before = live_tasks()
-    for number in range(50):
-        task = world.task(number / 100, priority=1)
-        if granted:
-            world.stage.queue.pop_lowest()
-            task.state = GRANTED
-        world.ledger.end(0.0, task.request, Outcome.CANCELLED, "", "")
-    del task
-    world.ledger.take_ended()
-    world.stage.tidy()
-    assert live_tasks() == before
-
-
 # ---- thinning ------------------------------------------------------------------------------------
 
 
@@ -166,18 +114,66 @@ def test_arrivals_are_thinned_evenly(part: float) -> None:
 def test_a_task_is_taken_out_of_wherever_it_waits() -> None:
     world = World("pard")
     stage = world.stage
-    queued, alone, collected, other = (world.task() for _ in range(4))
-    for task in (alone, collected, other):
+    queued, behind, alone, collected, other = (world.task() for _ in range(5))
+    for task in (behind, alone, collected, other):
         stage.queue.remove(task)
+    stage.behind.push(behind)
     stage.put_alone([alone, other])
     device = Device(0, "a", 0, "gpu")
     device.collects_for = stage
     device.collected = [collected]
     stage.collecting[0] = device
-    assert stage.waiting() == 4
-    for left, task in enumerate((queued, alone, collected)):
+    assert stage.waiting() == 5
+    for left, task in enumerate((queued, behind, alone, collected)):
         world.ledger.end(0.0, task.request, Outcome.CANCELLED, "", "")
-        assert stage.waiting() == 3 - left
+        assert stage.waiting() == 4 - left
     assert stage.take_alone() == [other]
     assert device.collected == []
     assert stage.waiting() == 0
+
+
+def test_a_stage_is_idle_when_nobody_waits_anywhere() -> None:
+    world = World()
+    stage = world.stage
+    assert stage.idle()
+    task = world.task()
+    assert not stage.idle()
+    stage.behind.push(stage.queue.pop_lowest())
+    assert not stage.idle()
+    stage.behind.pop_lowest()
+    stage.put_alone([task])
+    assert not stage.idle()
+    assert stage.take_alone() == [task]
+    assert stage.idle()
+
+
+# ---- when somebody is lost -----------------------------------------------------------------------
+
+
+def test_the_first_to_be_hopeless_of_those_within_the_plan_and_behind_it() -> None:
+    """100 ms to run and 200 ms to come: 300 ms before their deadlines."""
+    world = World()
+    stage = world.stage
+    stage.table, stage.remaining, stage.devices = LatencyTable(8, [(1, 0.1), (8, 0.1)]), 0.2, 1
+    assert stage.hopeless_at() == NEVER
+    world.task(0.9)
+    assert stage.hopeless_at() == pytest.approx(0.6)
+    world.task(0.8)
+    behind = stage.queue.pop_lowest()
+    stage.behind.push(behind)
+    assert stage.hopeless_at() == pytest.approx(0.5)
+    behind.is_probe = True
+    assert stage.hopeless_at() == pytest.approx(0.6)
+    stage.queue.pop_lowest()
+    assert stage.hopeless_at() == pytest.approx(0.8)
+    alone = world.task(0.7)
+    stage.queue.remove(alone)
+    stage.put_alone([alone])
+    assert stage.hopeless_at() == pytest.approx(0.7)
+
+
+def test_without_devices_all_wait_until_their_deadlines() -> None:
+    world = World()
+    world.task(0.9)
+    world.stage.behind.push(world.stage.queue.pop_lowest())
+    assert world.stage.hopeless_at() == pytest.approx(0.9)
