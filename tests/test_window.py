@@ -6,8 +6,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from broker.engine.plan import Pipeline, StagePlan
 from broker.engine.predictor import LatencyTable
-from broker.engine.window import FULL_LOAD, closes_at, opens_at, patience_ends, target_batch
+from broker.engine.request import Client, MapGroup, Request, Task
+from broker.engine.stage import Stage
+from broker.engine.window import (
+    FULL_LOAD,
+    SPARE,
+    PlannedWindow,
+    closes_at,
+    opens_at,
+    patience_ends,
+    target_batch,
+)
+from laxity.payload import encode
 
 ALPHA, BETA = 0.001082, 0.005204
 """Symphony's example in seconds; its SLO is 100 ms."""
@@ -113,3 +125,112 @@ def test_the_target_is_feasible_and_the_window_is_one(
         assert table.upper(target) <= budget
     for batch in range(1, max_batch + 1):
         assert opens_at(table, batch, 10.0, 0.5, 0.0) <= closes_at(table, batch, 10.0, 0.5)
+
+
+# ---- within the plan and behind it ---------------------------------------------------------------
+
+
+class Planned:
+    """A stage of l(b) = 10 b + 5 ms that waits for four, of whom 100 are expected a second; 200 ms are kept for the
+    stages behind it (150 of them predicted, 20 a margin), and a grant takes 1 ms."""
+
+    def __init__(self) -> None:
+        self.stage = Stage("p@1/s", "", 8, 1000)
+        self.pipeline = Pipeline("p", 10.0, [StagePlan("s", self.stage, [(-1, "")], False, 10)], [("", 0, "")])
+        self.stage.target = 4
+        self.stage.reserve, self.stage.remaining, self.stage.margin = 0.200, 0.150, 0.020
+        self.table = linear(0.010, 0.005, 8)
+
+    def task(self, due: float, *, queued_at: float = 0.0, behind: bool = False, group: MapGroup | None = None) -> Task:
+        request = Request(Client("c"), 0, self.pipeline, 0.0, due, 0, encode(None), False)
+        task = Task(request, self.stage, 0, 0 if group else -1, group, [encode(None)], queued_at)
+        (self.stage.behind if behind else self.stage.queue).push(task)
+        return task
+
+    def update(self, now: float) -> tuple[float, float, bool]:
+        """(opens, closes, whether it is the turn of those behind)."""
+        PlannedWindow().update(now, self.stage, self.table, 0.001)
+        return self.stage.opens, self.stage.closes, self.stage.behind_turn
+
+
+def test_the_window_of_those_within_the_plan_opens_by_the_most_urgent_of_them() -> None:
+    """l(3) = 35 ms, and 200 are kept."""
+    planned = Planned()
+    planned.task(0.300)
+    planned.task(0.500)
+    assert planned.update(0.0) == pytest.approx((0.300 - 0.200 - 0.035 - 0.001, 0.300 - 0.150 - 0.025, False))
+
+
+def test_the_target_batch_opens_it_at_once() -> None:
+    planned = Planned()
+    for _ in range(6):
+        planned.task(0.500)
+    assert planned.update(0.1) == pytest.approx((0.1, 0.500 - 0.150 - 0.045, False))
+
+
+def test_a_settled_one_is_not_kept_waiting() -> None:
+    planned = Planned()
+    group = MapGroup(3)
+    group.admitted = True
+    planned.task(0.010, group=group)
+    assert planned.update(0.1)[0] == 0.1
+    assert not planned.stage.behind_turn
+    assert len(planned.stage.behind) == 0
+
+
+def test_it_opens_when_the_target_batch_should_have_been_full_long_ago() -> None:
+    planned = Planned()
+    planned.stage.rate = 100.0
+    planned.task(0.900, queued_at=0.1)
+    assert planned.update(0.1)[0] == pytest.approx(patience_ends(0.1, 4, 100.0)) == pytest.approx(0.180)
+
+
+def test_who_misses_the_plan_even_alone_goes_behind_it_but_for_the_margin() -> None:
+    """Grant 1, alone 15, kept 200 less a margin of 20: 196."""
+    planned = Planned()
+    late = planned.task(0.1955)
+    on_the_edge = planned.task(0.1965)
+    assert planned.update(0.0)[2] is False
+    assert list(planned.stage.behind) == [late]
+    assert list(planned.stage.queue) == [on_the_edge]
+    assert planned.stage.opens < 0.0, "it should have opened before"
+
+
+def test_with_nobody_within_the_plan_it_is_the_turn_of_those_behind() -> None:
+    planned = Planned()
+    planned.stage.order.load = 2.0
+    for _ in range(6):
+        planned.task(0.180)
+    assert planned.update(0.0) == pytest.approx((0.0, 0.180 - 0.150 - 0.045, True))
+    assert len(planned.stage.behind) == 6
+
+
+@pytest.mark.parametrize(("load", "turn"), [(0.0, True), (SPARE, True), (SPARE + 0.01, False), (3.0, False)])
+def test_while_others_may_wait_those_behind_take_what_is_to_spare(load: float, turn: bool) -> None:
+    planned = Planned()
+    planned.stage.order.load = load
+    planned.task(0.180, behind=True)
+    planned.task(0.900)
+    opens, closes, behind_turn = planned.update(0.0)
+    assert behind_turn == turn
+    if turn:
+        assert (opens, closes) == pytest.approx((0.0, 0.180 - 0.150 - 0.015))
+    else:
+        assert opens == pytest.approx(0.900 - 0.200 - 0.025 - 0.001)
+
+
+def test_once_their_window_is_open_those_within_the_plan_go_first() -> None:
+    planned = Planned()
+    planned.task(0.180, behind=True)
+    for _ in range(4):
+        planned.task(0.900)
+    assert planned.update(0.0) == pytest.approx((0.0, 0.900 - 0.150 - 0.045, False))
+
+
+def test_the_turn_ends() -> None:
+    planned = Planned()
+    planned.task(0.180)
+    assert planned.update(0.0)[2] is True
+    planned.stage.behind.pop_lowest()
+    planned.task(0.900)
+    assert planned.update(0.0)[2] is False
