@@ -33,6 +33,17 @@ def test_stages_come_in_the_order_of_their_moments() -> None:
     assert timers.next() == NEVER
 
 
+def test_stages_of_one_moment_come_in_the_order_of_their_setting() -> None:
+    stages = make_stages(9)
+    timers = Timers()
+    for stage in stages[::-1]:
+        timers.set(stage, 7.0)
+    for stage in (*stages[3:], *stages[:3]):
+        timers.set(stage, NEVER)
+        timers.set(stage, 1.0)
+    assert timers.due(1.0) == [*stages[3:], *stages[:3]]
+
+
 def test_who_was_due_has_no_timer_any_more() -> None:
     (stage,) = make_stages(1)
     timers = Timers()
@@ -53,12 +64,11 @@ def test_an_earlier_moment_takes_the_place_of_a_later_one() -> None:
 
 
 def test_a_later_moment_takes_the_place_of_an_earlier_one() -> None:
-    """One look too many, at which nothing is due."""
     (stage,) = make_stages(1)
     timers = Timers()
     timers.set(stage, 2.0)
     timers.set(stage, 5.0)
-    assert stage.timer == 5.0
+    assert stage.timer == timers.next() == 5.0
     assert timers.due(2.0) == []
     assert timers.next() == 5.0
     assert timers.due(5.0) == [stage]
@@ -100,10 +110,11 @@ def test_as_if_a_moment_were_kept_for_each(steps: list[tuple[int, float, int]]) 
         stage = stages[number]
         moments[stage] = min(now + ahead, NEVER)
         timers.set(stage, moments[stage])
-        assert timers.next() <= min(moments.values())
+        assert timers.next() == min(moments.values())
         now += passes
         due = timers.due(now)
         assert len(due) == len(set(due))
+        assert [moments[each] for each in due] == sorted(moments[each] for each in due)
         assert set(due) == {each for each, moment in moments.items() if moment <= now}
         for each in due:
             moments[each] = NEVER

@@ -75,8 +75,9 @@ class Stage:
         self.pending = False
         self.dirty = False
         self.timer = NEVER
-        self.timer_queued = NEVER
-        """The moment of its valid entry among the timers."""
+        self.timer_at = 0
+        self.timer_number = 0
+        """Its place among the timers, and the number of its setting."""
         self.rate = 0.0
         """Mean arrival rate in elements per second."""
         self.arrived = 0.0
@@ -220,6 +221,7 @@ class Stage:
     def waiting(self) -> int:
         """Elements that wait here."""
         count = len(self.queue) + len(self.behind) + self.alone_count
-        for device in self.collecting.values():
-            count += len(device.collected)
+        if self.collecting:
+            for device in self.collecting.values():
+                count += len(device.collected)
         return count
