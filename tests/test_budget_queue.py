@@ -20,7 +20,7 @@ PAYLOAD = encode(None)
 
 def make_task(deadline: float) -> Task:
     request = Request(CLIENT, 0, PIPELINE, 0.0, deadline, 0, PAYLOAD, False)
-    return Task(request, STAGE, 0, -1, None, [PAYLOAD], 0.0)
+    return Task(request, STAGE, 0, -1, None, PAYLOAD, 0.0)
 
 
 class Model:
@@ -68,6 +68,7 @@ STEPS = st.lists(
         st.tuples(st.just("run"), st.integers(0, 12)),
         st.tuples(st.just("same"), st.integers(0, 12)),
         st.tuples(st.just("lowest"), st.integers(1, 400)),
+        st.tuples(st.just("lowest few"), st.integers(0, 3 * BUCKET)),
         st.tuples(st.just("highest"), st.integers(1, 400)),
         st.tuples(st.just("remove"), st.integers(0, 10_000)),
         st.tuples(st.just("remove every second"), st.just(0)),
@@ -93,6 +94,9 @@ def test_does_what_a_sorted_list_does(steps: list[tuple[str, int]]) -> None:
         elif step == "lowest":
             for _ in range(min(number, len(model.tasks))):
                 assert model.queue.pop_lowest() is model.tasks.pop(0)
+        elif step == "lowest few":
+            assert model.queue.pop_lowest_few(number) == model.tasks[:number]
+            del model.tasks[:number]
         elif step == "highest":
             for _ in range(min(number, len(model.tasks))):
                 assert model.queue.pop_highest() is model.tasks.pop()

@@ -34,7 +34,7 @@ def make_queue(*deadlines_ms: float) -> tuple[BudgetQueue, list[Task]]:
     tasks = []
     for deadline in deadlines_ms:
         request = Request(CLIENT, 0, PIPELINE, 0.0, deadline * MS, 0, PAYLOAD, False)
-        task = Task(request, STAGE, 0, -1, None, [PAYLOAD], 0.0)
+        task = Task(request, STAGE, 0, -1, None, PAYLOAD, 0.0)
         tasks.append(task)
         queue.push(task)
     return queue, tasks
@@ -43,7 +43,7 @@ def make_queue(*deadlines_ms: float) -> tuple[BudgetQueue, list[Task]]:
 def map_request(queue: BudgetQueue, deadline_ms: float, items: int) -> list[Task]:
     request = Request(CLIENT, 0, PIPELINE, 0.0, deadline_ms * MS, 0, PAYLOAD, False)
     group = MapGroup(items)
-    tasks = [Task(request, STAGE, 0, index, group, [PAYLOAD], 0.0) for index in range(items)]
+    tasks = [Task(request, STAGE, 0, index, group, PAYLOAD, 0.0) for index in range(items)]
     for task in tasks:
         queue.push(task)
     return tasks

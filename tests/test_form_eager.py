@@ -34,7 +34,7 @@ class Peer:
 
     def _task(self, due_ms: float, item: int, group: MapGroup | None) -> Task:
         request = Request(CLIENT, 0, self.pipeline, 0.0, due_ms * MS, 0, PAYLOAD, False)
-        task = Task(request, self.stage, 0, item, group, [PAYLOAD], 0.0)
+        task = Task(request, self.stage, 0, item, group, PAYLOAD, 0.0)
         self.stage.push(task)
         return task
 

@@ -38,7 +38,7 @@ class World:
 
     def task(self, deadline: float, *, priority: int = 0, group: MapGroup | None = None, behind: bool = False) -> Task:
         request = Request(Client("c"), 0, self.pipeline, 0.0, deadline * MS, priority, PAYLOAD, False)
-        task = Task(request, self.stage, 0, 0 if group else -1, group, [PAYLOAD], 0.0)
+        task = Task(request, self.stage, 0, 0 if group else -1, group, PAYLOAD, 0.0)
         (self.stage.behind if behind else self.stage.queue).push(task)
         return task
 

@@ -413,8 +413,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         for request in self.requests:
             if request.outcome is None:
                 assert request.tasks, "a live request has something to wait for"
-                for slot, task in enumerate(request.tasks):
-                    assert task.slot == slot
+                for task in request.tasks:
+                    assert task.request is request
                     assert id(task) in places
         assert len(waiting) + len(running) == sum(len(r.tasks) for r in self.requests if r.outcome is None)
 

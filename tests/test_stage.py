@@ -34,7 +34,7 @@ class World:
             self.client, len(self.client.requests), self.pipeline, 0.0, due, priority, PAYLOAD, False
         )  # fmt: skip
         self.ledger.enter(request)
-        task = Task(request, self.stage, 0, -1, None, [PAYLOAD], queued_at)
+        task = Task(request, self.stage, 0, -1, None, PAYLOAD, queued_at)
         request.tasks.append(task)
         self.stage.push(task)
         return task

@@ -1,12 +1,16 @@
 """The way of a request through its graph: into a stage's queue, out with its answer, on to the next stages."""
 
+from typing import Final
+
 from broker.engine.devices import Batch
 from broker.engine.ledger import Ledger
-from broker.engine.plan import FROM_REQUEST
-from broker.engine.request import NO_VALUES, MapGroup, Request, StageTime, Task
+from broker.engine.plan import FROM_REQUEST, StagePlan
+from broker.engine.request import NO_MORE, NO_VALUES, MapGroup, Request, StageTime, Task
 from laxity.node import PayloadError
 from laxity.outcomes import Outcome
 from laxity.payload import Payload, as_dict, as_list
+
+OK: Final = Outcome.OK
 
 
 class Flow:
@@ -48,7 +52,9 @@ class Flow:
         """All inputs of a stage are there: queue the request (or its items) for it."""
         ledger = self._ledger
         plan = request.pipeline.stages[number]
-        stage = plan.stage
+        if plan.takes_request:
+            self._queue(now, request, number, plan, request.payload, NO_MORE)
+            return
         inputs: list[Payload] = []
         try:
             for source, field in plan.sources:
@@ -65,31 +71,47 @@ class Flow:
             else:
                 ledger.end(now, request, Outcome.FAILED, request.pipeline.stages[source].name, why)
             return
-        count = len(items) if plan.is_map else 1
+        if plan.is_map:
+            self._queue_items(now, request, number, plan, items)
+        else:
+            self._queue(now, request, number, plan, inputs[0], inputs[1:] if len(inputs) > 1 else NO_MORE)
+
+    def _queue(
+        self, now: float, request: Request, number: int, plan: StagePlan, input: Payload, more: list[Payload]
+    ) -> None:
+        if self._lets_in(now, request, plan, 1):
+            stage = plan.stage
+            stage.push(Task(request, stage, number, -1, None, input, now, more))
+            self._ledger.touch(stage)
+
+    def _queue_items(self, now: float, request: Request, number: int, plan: StagePlan, items: list[Payload]) -> None:
+        count = len(items)
+        if not self._lets_in(now, request, plan, count):
+            return
+        if count == 0:
+            self._finish_stage(now, request, number, as_list([]))
+            return
+        plan.note_items(count)
+        group = MapGroup(count)
+        stage = plan.stage
+        for index in range(count):
+            stage.push(Task(request, stage, number, index, group, items[index], now))
+        self._ledger.touch(stage)
+
+    def _lets_in(self, now: float, request: Request, plan: StagePlan, count: int) -> bool:
+        """Whether the stage takes ``count`` elements more; the request ends if it does not."""
+        ledger = self._ledger
+        stage = plan.stage
         if stage.waiting() + count > stage.max_queue:
             why = f"queue full: {stage.waiting()} of {stage.max_queue} elements wait at stage {plan.name!r}"
             ledger.end(now, request, Outcome.REJECTED, plan.name, why)
-            return
+            return False
         stage.arrivals += count
         if not stage.lets_in():
             why = f"overload control: stage {plan.name!r} admits {stage.admits:.0%} at present"
             ledger.end(now, request, Outcome.DROPPED, plan.name, why)
-            return
-        if not plan.is_map:
-            task = Task(request, stage, number, -1, None, inputs, now)
-            request.tasks.append(task)
-            stage.push(task)
-        elif count == 0:
-            self._finish_stage(now, request, number, as_list([]))
-            return
-        else:
-            plan.note_items(count)
-            group = MapGroup(count)
-            for index in range(count):
-                task = Task(request, stage, number, index, group, [items[index]], now)
-                request.tasks.append(task)
-                stage.push(task)
-        ledger.touch(stage)
+            return False
+        return True
 
     def _finish_stage(self, now: float, request: Request, number: int, value: Payload) -> None:
         ledger = self._ledger
@@ -97,7 +119,7 @@ class Flow:
         request.left -= 1
         if request.left == 0 and pipeline.whole_answer == number and now <= request.deadline:
             request.answer = value
-            ledger.end(now, request, Outcome.OK, "", "")
+            ledger.end(now, request, OK, "", "")
             return
         if request.values is NO_VALUES:
             request.values = [None]
@@ -134,7 +156,7 @@ class Flow:
             self._ledger.end(now, request, Outcome.FAILED, last, f"no output: {error}")
             return
         request.answer = fields[""] if "" in fields else as_dict(fields)
-        self._ledger.end(now, request, Outcome.OK, "", "")
+        self._ledger.end(now, request, OK, "", "")
 
 
 def _note_time(now: float, task: Task, batch: Batch, execution: float) -> None:

@@ -70,11 +70,10 @@ def form_deferred(stage: "Stage", queue: "BudgetQueue", table: LatencyTable, sta
     taken = 0
     while len(formed.batch) < size and (taken < len(kept) or len(queue)):
         if taken < len(kept):
-            task = kept[taken]
+            formed.take(kept[taken], stage, table, start)
             taken += 1
         else:
-            task = queue.pop_lowest()
-        formed.take(task, stage, table, start)
+            formed.take_all(queue.pop_lowest_few(size - len(formed.batch)), stage, table, start)
     for task in kept[taken:]:
         queue.push(task)
     return formed

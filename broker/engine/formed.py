@@ -36,6 +36,17 @@ class Formed:
             group.admitted = True
         self.batch.append(task)
 
+    def take_all(self, tasks: list[Task], stage: "Stage", table: LatencyTable, start: float) -> None:
+        """:meth:`take` each of them."""
+        for task in tasks:
+            if task.group is not None:
+                break
+        else:
+            self.batch.extend(tasks)
+            return
+        for task in tasks:
+            self.take(task, stage, table, start)
+
 
 class Form:
     """A way of forming batches: one of the four parts of a policy. It has no state of its own."""

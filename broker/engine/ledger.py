@@ -1,9 +1,13 @@
 """The account of requests: each comes in once and ends once, whatever happens in between."""
 
+from typing import Final
+
 from broker.engine.limits import Limits
 from broker.engine.request import QUEUED, Request, Task
 from broker.engine.stage import Stage
 from laxity.outcomes import Outcome
+
+OK: Final = Outcome.OK
 
 
 class Ledger:
@@ -14,12 +18,18 @@ class Ledger:
         self.submitted = 0
         self.in_flight = 0
         self.bytes = 0
-        self.ended_by: dict[str, int] = {outcome.value: 0 for outcome in Outcome}
         self.touched: list[Stage] = []
         """Stages whose queue changed since they were last looked at, each once."""
         self.drained = False
         """Whether the last request of a retired pipeline has ended."""
         self._ended: list[Request] = []
+        self._ok = 0
+        self._not_ok: dict[str, int] = {outcome.value: 0 for outcome in Outcome if outcome is not OK}
+
+    @property
+    def ended_by(self) -> dict[str, int]:
+        """How many requests ended, by outcome."""
+        return {OK.value: self._ok, **self._not_ok}
 
     def touch(self, stage: Stage) -> None:
         """Have a stage looked at again."""
@@ -27,13 +37,15 @@ class Ledger:
             stage.dirty = True
             self.touched.append(stage)
 
-    def enter(self, request: Request) -> None:
-        """A request came in."""
-        request.client.requests[request.id] = request
+    def enter(self, request: Request) -> bool:
+        """A request came in; False where its client has one of that id in flight already, which changes nothing."""
+        if request.client.requests.setdefault(request.id, request) is not request:
+            return False
         request.pipeline.in_flight += 1
         self.submitted += 1
         self.in_flight += 1
         self.bytes += request.nbytes
+        return True
 
     def end(self, now: float, request: Request, outcome: Outcome, stage: str, detail: str) -> None:
         """End a request, unless it has ended before; what it has queued anywhere goes with it."""
@@ -43,19 +55,21 @@ class Ledger:
         request.end_stage = stage
         request.detail = detail
         request.ended_at = now
-        tasks = request.tasks
-        if tasks:
-            for task in tasks:
+        if request.newest is not None:
+            for task in request.tasks:
                 if task.state == QUEUED:
                     task.stage.take_out(task)
                     self.touch(task.stage)
-            tasks.clear()
+                request.forget(task)
         del request.client.requests[request.id]
         pipeline = request.pipeline
         pipeline.in_flight -= 1
         self.in_flight -= 1
         self.bytes -= request.nbytes
-        self.ended_by[outcome] += 1
+        if outcome is OK:
+            self._ok += 1
+        else:
+            self._not_ok[outcome] += 1
         self._ended.append(request)
         if pipeline.retired and pipeline.in_flight == 0:
             self.drained = True

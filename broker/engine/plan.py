@@ -35,6 +35,8 @@ class StagePlan:
         self.stage = stage
         self.sources = sources
         self.is_map = is_map
+        self.takes_request = not is_map and sources == [(FROM_REQUEST, "")]
+        """Whether its input is the request's payload as it is."""
         self.max_items = max_items
         self.parents: list[int] = sorted({source for source, _ in sources if source != FROM_REQUEST})
         self.children: list[int] = []

@@ -17,6 +17,7 @@ ENDED: Final = 2
 # Shared by the many requests that have one stage only, and never changed.
 NO_VALUES: Final[list[Payload | None]] = []
 NOTHING_WAITS: Final[list[int]] = []
+NO_MORE: Final[list[Payload]] = []
 
 
 class Client:
@@ -64,8 +65,9 @@ class Task:
         number: int,
         item: int,
         group: MapGroup | None,
-        inputs: list[Payload],
+        input: Payload,
         queued_at: float,
+        more: list[Payload] = NO_MORE,
     ) -> None:
         self.request = request
         self.stage = stage
@@ -73,7 +75,8 @@ class Task:
         """The stage's number in the request's pipeline."""
         self.item = item
         self.group = group
-        self.inputs = inputs
+        self._input = input
+        self._more = more
         self.due = stage.due(request)
         """By when this stage must have finished it, the work behind the stage not counted."""
         self.key = self.due if stage.by_deadline else queued_at
@@ -86,8 +89,17 @@ class Task:
         self.attempts = 0
         self.is_probe = False
         self.state = QUEUED
-        self.slot = len(request.tasks)
-        """Where it stands in ``request.tasks``."""
+        self.previous: Task | None = None
+        self.next: Task | None = request.newest
+        """Its neighbours among the request's live tasks."""
+        if self.next is not None:
+            self.next.previous = self
+        request.newest = self
+
+    @property
+    def inputs(self) -> list[Payload]:
+        """What its model is given."""
+        return [self._input, *self._more]
 
     def stage_name(self) -> str:
         """The stage's name in the request's pipeline."""
@@ -131,7 +143,8 @@ class Request:
         self.waiting: list[int] = NOTHING_WAITS
         """How many of its inputs each stage still lacks, by number."""
         self.left = len(pipeline.stages)
-        self.tasks: list[Task] = []
+        self.newest: Task | None = None
+        """The first of its live tasks, which are linked: most requests have one at a time."""
         self.timings: list[StageTime] | None = [] if timed else None
         self.outcome: Outcome | None = None
         self.answer: Payload | None = None
@@ -140,10 +153,27 @@ class Request:
         self.short_by = 0.0
         self.ended_at = 0.0
 
+    @property
+    def tasks(self) -> list[Task]:
+        """Its live tasks, the oldest first."""
+        tasks: list[Task] = []
+        task = self.newest
+        while task is not None:
+            tasks.append(task)
+            task = task.next
+        tasks.reverse()
+        return tasks
+
     def forget(self, task: Task) -> None:
         """Take a finished task out of the live ones."""
-        last = self.tasks.pop()
-        if last is not task:
-            self.tasks[task.slot] = last
-            last.slot = task.slot
         task.state = ENDED
+        previous = task.previous
+        following = task.next
+        if previous is None:
+            self.newest = following
+        else:
+            previous.next = following
+            task.previous = None
+        if following is not None:
+            following.previous = previous
+            task.next = None

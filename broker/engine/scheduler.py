@@ -121,20 +121,20 @@ class Scheduler:
         None where (client, id) is in flight already: a repeat, which gets the first one's answer. A request
         that cannot be served ends at once, like any other, through ``take_ended``.
         """
-        if id in client.requests:
-            return None
         ledger = self.ledger
         pipeline = self.pipelines.get(pipeline_name)
         if pipeline is None:
             known = ", ".join(sorted(self.pipelines)) or "none"
             request = Request(client, id, NO_PIPELINE, arrival, arrival, priority, payload, False)
-            ledger.enter(request)
+            if not ledger.enter(request):
+                return None
             ledger.end(now, request, Outcome.REJECTED, "", f"unknown pipeline {pipeline_name!r}; served here: {known}")
             return request
         if budget < 0.0:
             budget = pipeline.slo
         request = Request(client, id, pipeline, arrival, arrival + budget, priority, payload, timed)
-        ledger.enter(request)
+        if not ledger.enter(request):
+            return None
         refused = refusal(now, request, budget, ledger)
         if refused is None:
             self._flow.begin(now, request)
