@@ -29,7 +29,9 @@ TABLE = LatencyTable(32, [(1, 10 * MS), (2, 20 * MS)])
 class World:
     """A stage whose queues are filled by hand; deadlines in milliseconds."""
 
-    def __init__(self, *, target: int = 3, reserve: float = 100.0, remaining: float = 40.0, margin: float = 0.0) -> None:
+    def __init__(
+        self, *, target: int = 3, reserve: float = 100.0, remaining: float = 40.0, margin: float = 0.0
+    ) -> None:
         self.stage = Stage("p@1/s", "", 32, 10_000)
         self.pipeline = Pipeline("p", 10.0, [StagePlan("s", self.stage, [(-1, "")], False, 100)], [("", 0, "")])
         self.stage.target = self.stage.ceiling = target

@@ -15,6 +15,7 @@ The weights put the stage first that limits the throughput: (use of its devices 
 devices that serve several stages, the work of all of them limits it, and they weigh the same.
 """
 
+from math import sqrt
 from typing import Final
 
 from broker.engine.plan import Pipeline
@@ -23,10 +24,12 @@ from broker.engine.window import EASY, FULL_LOAD
 
 BURSTS: Final = 3.0
 EMPHASIS: Final = 4.0
-ROUNDS: Final = 2
-"""How often the weights are brought in line with the batches that they lead to."""
+ROUNDS: Final = 4
+"""How often the weights are brought in line with the batches that they lead to, half-way each time: all the way, they
+turn to and fro between stages."""
+MOST_PRICE: Final = 1e9
 STEPS: Final = 24
-"""Bisections of the price."""
+"""Bisections of the price, between two that are not far apart: where stages weigh little, so does a second."""
 
 
 class BatchPlan:
@@ -89,9 +92,8 @@ def _reweigh(pipeline: Pipeline, tables: list[LatencyTable | None], batches: lis
             if uses[number] > most:
                 most = uses[number]
     for number in range(count):
-        weights[number] = 1.0
         if most > 0.0 and not pipeline.stages[number].stage.shares():
-            weights[number] = (uses[number] / most) ** EMPHASIS
+            weights[number] = sqrt(weights[number] * (uses[number] / most) ** EMPHASIS)
 
 
 def _least_work(
@@ -110,8 +112,13 @@ def _least_work(
     while _choose(pipeline, tables, rates, weights, high, batches, times) > budget:
         low = high
         high *= 8.0
-        if high > 1e9:
+        if high > MOST_PRICE:
             return
+    while low == 0.0 and high > 1.0 / MOST_PRICE:
+        if _choose(pipeline, tables, rates, weights, high / 8.0, batches, times) <= budget:
+            high /= 8.0
+        else:
+            low = high / 8.0
     for _ in range(STEPS):
         middle = 0.5 * (low + high)
         if _choose(pipeline, tables, rates, weights, middle, batches, times) <= budget:
