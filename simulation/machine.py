@@ -16,7 +16,7 @@ from broker.engine.plan import Pipeline
 from broker.engine.request import Client
 from broker.engine.scheduler import Scheduler
 from laxity.payload import Payload
-from nodes.engine.actions import Action, Announce, Load, Refuse, SendPull, Start, StartWorker
+from nodes.engine.actions import Action, Announce, KillWorker, Load, Refuse, SendPull, Start, StartWorker
 from nodes.engine.device import READY, DeviceEngine
 from simulation.record import Record
 
@@ -202,7 +202,8 @@ class Machine:
         if kind == LOSE:
             return self._lose(now, gpu)
         if kind == RETURN:
-            self._start(gpu)
+            if not gpu.up:
+                self._start(gpu)
             return True
         if event.epoch != gpu.epoch:
             return False
@@ -291,6 +292,11 @@ class Machine:
             self._done(now, gpu, refused, action.code, 0.0, self._delays.control)
         elif isinstance(action, StartWorker):
             engine.worker_started(now)
+        elif isinstance(action, KillWorker):
+            hung = engine.running
+            if hung is not None and hung.batch in gpu.granted:
+                self._record.lost(now, gpu.granted[hung.batch])
+            engine.worker_died(now, "the batch hung")
         elif isinstance(action, Load):
             seconds_by_batch = gpu.models[action.model]
             engine.loaded(now, action.model, [(b, s) for b, s in enumerate(seconds_by_batch) if b > 0])

@@ -381,8 +381,8 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @invariant()
     def every_live_request_is_in_somebodys_hands(self) -> None:
-        """A task waits in one queue (within its plan or behind), or is collected for one device, or is in one batch, and the live ones are their
-        requests'."""
+        """A task waits in one queue (within its plan or behind it), or is collected for one device, or is in one batch,
+        and the live ones are their requests'."""
         places: dict[int, list[str]] = {}
         waiting: list[Task] = []
         devices = self.scheduler.fleet.devices.values()
