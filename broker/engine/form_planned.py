@@ -1,12 +1,12 @@
 """Forming a batch the project's own way: who is within the plan first, who is behind it next.
 
 The planner gives each stage a part of the SLO (its reserve is what it leaves to the stages behind). A request is
-*within the plan* while the batch that it would be in can end before deadline - reserve + margin. Within the plan, batches are
-formed as Symphony does (form_deferred.py); but who is passed over there is not dropped: it falls *behind* the plan, and
-is dropped only when it could not make its deadline even alone, t + l(1) + sub > deadline. Those behind get the devices
-that those within the plan do not need. Under overload there are none, and it is they who are dropped; without overload
-they are run at once, in batches of their own, and mostly still make it. Who has fallen behind stays there: let in
-again, it would have smaller batches formed for its sake, and others fall behind for that.
+*within the plan* while the batch that it would be in can end before deadline - reserve + margin. Within the plan,
+batches are formed as Symphony does (form_deferred.py); but who is passed over there is not dropped: it falls *behind*
+the plan, and is dropped only when it could not make its deadline even alone, t + l(1) + sub > deadline. Those behind
+get the devices that those within the plan do not need. Under overload there are none, and it is they who are dropped;
+without overload they are run at once, in batches of their own, and mostly still make it. Who has fallen behind stays
+there: let in again, it would have smaller batches formed for its sake, and others fall behind for that.
 
 So the order adapts itself, without a load factor that tells what the last second was like: PARD (arXiv 2602.08747)
 turns the whole queue round then.
