@@ -143,7 +143,7 @@ class Planned:
 
     def task(self, due: float, *, queued_at: float = 0.0, behind: bool = False, group: MapGroup | None = None) -> Task:
         request = Request(Client("c"), 0, self.pipeline, 0.0, due, 0, encode(None), False)
-        task = Task(request, self.stage, 0, 0 if group else -1, group, [encode(None)], queued_at)
+        task = Task(request, self.stage, 0, 0 if group else -1, group, encode(None), queued_at)
         (self.stage.behind if behind else self.stage.queue).push(task)
         return task
 
