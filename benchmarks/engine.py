@@ -108,7 +108,7 @@ class Shard:
         self.drain = drain
         self.interval = drain / case.rate()
         self.now = self.next_drain = 0.0
-        self.submitted = self.ended = self.good = self.batches = 0
+        self.submitted = self.ended = self.batches = 0
         self.upkeep = 0.0
         """Wall seconds of what is done once a (virtual) second."""
         self._refresh_at = 0.0
@@ -143,7 +143,6 @@ class Shard:
         number = self.submitted
         next_drain = self.next_drain
         now = self.now
-        ok = Outcome.OK
         at = 0
         while at < len(drains):
             wake = next_wake()
@@ -171,14 +170,13 @@ class Shard:
                 size = len(batch.tasks)
                 heappush(ends, (now + TRAVEL + seconds[size], batch.number, batch.device.agent, size))
             self.batches += len(grants)
-            ended = take_ended()
-            self.ended += len(ended)
-            for request in ended:
-                if request.outcome is ok:
-                    self.good += 1
+            self.ended += len(take_ended())
         self.submitted = number
         self.next_drain = next_drain
         self.now = now
+
+    def good(self) -> int:
+        return self.scheduler.ledger.ended_by[Outcome.OK]
 
     def loop(self, requests: int) -> float:
         """µs a request that the loop over drains takes with calls of as many arguments that do nothing."""
@@ -206,7 +204,7 @@ def heap_cost(requests: int) -> float:
 def measure(case: Case, policy: str, drain: int, requests: int, seed: int) -> Run:
     shard = Shard(case, policy, drain, seed)
     shard.run(shard.choose(int(WARM_UP * case.rate())))
-    ended, good, batches, upkeep, start = shard.ended, shard.good, shard.batches, shard.upkeep, shard.now
+    ended, good, batches, upkeep, start = shard.ended, shard.good(), shard.batches, shard.upkeep, shard.now
     heap = heap_cost(100_000)
     drains = shard.choose(requests)
     begin = time.perf_counter()
@@ -219,7 +217,7 @@ def measure(case: Case, policy: str, drain: int, requests: int, seed: int) -> Ru
         heap,
         spent / (shard.now - start) * 1e3,
         (shard.ended - ended) / max(shard.batches - batches, 1),
-        (shard.good - good) / max(shard.ended - ended, 1),
+        (shard.good() - good) / max(shard.ended - ended, 1),
     )
 
 
