@@ -153,6 +153,8 @@ class Dispatcher:
         least = table.upper(1) + stage.remaining if table is not None else 0.0
         while len(queue):
             task = queue.lowest()
+            if now + self.travel.base + least < task.due:
+                break  # it makes it, and its deadline is not before that
             if now >= task.request.deadline:
                 self._end_waiting(now, task)
             elif not stage.devices or not stage.policy.prunes:

@@ -21,10 +21,12 @@ class Flow:
 
     def begin(self, now: float, request: Request) -> None:
         """Queue a new request for the stages that need nothing but the request."""
+        if request.left == 1:
+            self._enqueue(now, request, 0)
+            return
         pipeline = request.pipeline
-        if request.left > 1:
-            request.values = [None] * request.left
-            request.waiting = pipeline.parent_counts.copy()
+        request.values = [None] * request.left
+        request.waiting = pipeline.parent_counts.copy()
         for number in pipeline.roots:
             if request.outcome is None:
                 self._enqueue(now, request, number)

@@ -29,6 +29,8 @@ class LatencyTable:
         self._profile: list[float] = _table(profile, max_batch)
         self._upper: list[float] = list(self._profile)
         self._mean: list[float] = list(self._profile)
+        self._alone = self._upper[1]
+        """The bound for a batch of 1, which is asked for most."""
         self._seen: dict[int, list[tuple[float, float]]] = {}
         self._stale_at = 1e18
         self.version = 0
@@ -45,6 +47,8 @@ class LatencyTable:
 
     def upper(self, batch: int) -> float:
         """l(b): what a batch of b may take (99th percentile)."""
+        if batch == 1:
+            return self._alone
         return self._upper[batch if batch <= self.max_batch else self.max_batch]
 
     def mean(self, batch: int) -> float:
@@ -133,6 +137,7 @@ class LatencyTable:
             self._upper[batch] = value
             self._mean[batch] = mean
             previous = value
+        self._alone = self._upper[1]
 
 
 def _table(profile: list[tuple[int, float]], max_batch: int) -> list[float]:
