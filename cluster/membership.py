@@ -26,25 +26,26 @@ class Membership:
         self._alive_at = 0.0
 
     def publish(self, value: bytes) -> None:
-        """Set what the record says; :meth:`beat` writes it."""
+        """Set what the record says; :meth:`beat` writes it. From any thread."""
         self._value = value
 
     def beat(self, now: float) -> None:
         """Keep the lease alive and write the record where it changed; to be called several times per TTL. ``now`` is
         monotonic, in seconds."""
+        value = self._value  # another thread may publish the next one while this one is being written
         try:
             if self._lease and now >= self._alive_at + self._ttl / 4:
                 if self._store.keep_alive(self._lease):
                     self._alive_at = now
                 else:
                     self._lease = 0
-            if self._value is None or (self._lease and self._written == self._value):
+            if value is None or (self._lease and self._written == value):
                 return
             if not self._lease:
                 self._lease = self._store.grant_lease(self._ttl)
                 self._alive_at = now
-            self._store.put(self._key, self._value, self._lease)
-            self._written = self._value
+            self._store.put(self._key, value, self._lease)
+            self._written = value
         except LeaseEndedError:
             self._lease = 0
         except StoreError as error:
