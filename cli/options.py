@@ -33,6 +33,16 @@ def _check_cluster(_context: click.Context, _parameter: click.Parameter, value: 
     return value
 
 
+def check_split_option(_context: click.Context, _parameter: click.Parameter, value: str | None) -> list[int] | None:
+    """The callback of --split: GPUs of each stage, as in 40,6,5,7,6."""
+    if value is None:
+        return None
+    try:
+        return [int(part) for part in value.split(",")]
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is no list of numbers such as 40,6,5,7,6") from None
+
+
 cluster_option = click.option(
     "--cluster",
     default="local",

@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 import msgspec
 
-from cli.options import check_duration, explain_errors, json_option, print_json
+from cli.options import check_duration, check_split_option, explain_errors, json_option, print_json
 from cli.progress import RunsDisplay
 from cli.runs import Run, RunDied, execute_all
 from cli.scenario import Demand, Hardware, ScenarioError, build_scenario, one_each, parse_loss, parse_policies
@@ -23,15 +23,6 @@ from simulation.arrivals import PROCESSES, TraceError, parse_window, prepare
 from simulation.report import render
 from simulation.results import alike, public
 from simulation.run import Cluster, Network, Workload
-
-
-def _numbers(_context: click.Context, _parameter: click.Parameter, value: str | None) -> list[int] | None:
-    if value is None:
-        return None
-    try:
-        return [int(part) for part in value.split(",")]
-    except ValueError:
-        raise click.BadParameter(f"{value!r} is no list of numbers such as 40,6,5,7,6") from None
 
 
 def _windows(
@@ -59,7 +50,7 @@ _POSITIVE = click.FloatRange(0, min_open=True)
 @click.option("--gpus", type=click.IntRange(1, 100_000), help="GPUs of the cluster (default: those of --split).")
 @click.option(
     "--split",
-    callback=_numbers,
+    callback=check_split_option,
     metavar="N,N,...",
     help="GPUs of each stage, in the order of the SPECs and their stages.",
 )

@@ -13,7 +13,7 @@ import msgspec
 
 from cli.children import ChildDied
 from cli.local_cluster import ClusterError, Interrupted, LocalCluster
-from cli.options import cluster_argument, cluster_option, explain_errors, store_option
+from cli.options import check_split_option, cluster_argument, cluster_option, explain_errors, store_option
 from cli.progress import LoadingDisplay
 from cli.rundir import AlreadyRunning, RunDirectory
 from cluster.layout import AgentLayout, Wish, lay_out
@@ -38,20 +38,13 @@ class Signals:
         return self._came
 
 
-def _numbers(_context: click.Context, _parameter: click.Parameter, value: str | None) -> list[int] | None:
-    if value is None:
-        return None
-    try:
-        return [int(part) for part in value.split(",")]
-    except ValueError:
-        raise click.BadParameter(f"{value!r} is no list of numbers such as 40,6,5,7,6") from None
-
-
 @click.command()
 @click.argument("specs", metavar="[SPEC]...", nargs=-1)
 @click.option("--gpus", type=click.IntRange(1, 100_000), help="Emulated GPUs (default: one for each emulated stage).")
 @click.option("--executor", type=click.Choice(["emulated"]), help="Emulate every stage from its profile.")
-@click.option("--split", callback=_numbers, metavar="N,N,...", help="Emulated GPUs of each emulated stage, in order.")
+@click.option(
+    "--split", callback=check_split_option, metavar="N,N,...", help="Emulated GPUs of each emulated stage, in order."
+)
 @click.option("--agents", type=click.IntRange(1, 1000), help="Agents that play the emulated GPUs (default: 16 each).")
 @click.option("--policy", metavar="NAME", help="Schedule every pipeline by this policy instead of its own.")
 @click.option(

@@ -99,14 +99,6 @@ class BudgetQueue:
             count += len(above)
         return count
 
-    def peek_from(self, key: float) -> Task | None:
-        """The task with the lowest key that is not below this one."""
-        index = self._bucket_from(key)
-        if index >= len(self._buckets):
-            return None
-        bucket = self._buckets[index]
-        return bucket[_from(bucket, key)]
-
     def pop_from(self, key: float) -> Task:
         """Take the task with the lowest key that is not below this one; IndexError if there is none."""
         index = self._bucket_from(key)
