@@ -21,6 +21,7 @@ from cli.options import (
     find_store,
     json_option,
     print_json,
+    slo_option,
     store_option,
 )
 from cli.submit import connect, find_shards
@@ -70,9 +71,7 @@ def _window(_context: click.Context, _parameter: click.Parameter, value: str | N
 )
 @click.option("--rate", type=click.FloatRange(0, min_open=True), help="Mean rate in requests per second.")
 @click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="What arrivals are drawn from.")
-@click.option(
-    "--slo", callback=check_duration, metavar="TIME", help="Latency budget, as in 800ms or 2s (default: the SLO)."
-)
+@slo_option
 @click.option(
     "--payload-bytes",
     type=click.IntRange(0, 64 * 1024 * 1024),

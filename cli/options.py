@@ -85,6 +85,9 @@ def check_duration(_context: click.Context, _parameter: click.Parameter, value: 
         raise click.BadParameter(str(error)) from None
 
 
+slo_option = click.option(
+    "--slo", callback=check_duration, metavar="TIME", help="Latency budget, as in 800ms or 2s (default: the SLO)."
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 

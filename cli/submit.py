@@ -13,13 +13,13 @@ from rich.table import Table
 from rich.text import Text
 
 from cli.options import (
-    check_duration,
     cluster_option,
     explain_errors,
     find_store,
     json_option,
     not_running,
     print_table,
+    slo_option,
     store_option,
 )
 from cli.render import TIMING_HEAD, as_text, reply_as_json, text_lines, timing_cells
@@ -38,9 +38,7 @@ PATIENCE = (1.0, 4.0)
 @click.argument("pipeline", metavar="PIPELINE")
 @click.argument("files", metavar="[FILE]...", nargs=-1, type=click.Path(exists=True, dir_okay=False, allow_dash=True))
 @click.option("--text", help="Send this text instead of a file.")
-@click.option(
-    "--slo", callback=check_duration, metavar="TIME", help="Latency budget, as in 800ms or 2s (default: the SLO)."
-)
+@slo_option
 @click.option(
     "--in-flight",
     type=click.IntRange(min=1),

@@ -79,7 +79,7 @@ class Delays:
 
 
 class Machine:
-    """A cluster in virtual time. ``answers`` has what each stage answers, by model key; ``max_batch`` likewise."""
+    """A cluster in virtual time. ``answers`` has what each stage answers, by model key."""
 
     def __init__(
         self,

@@ -64,7 +64,7 @@ class Device:
 
     def shared(self) -> bool:
         """Whether several models may want it."""
-        return self.group is not None and len(self.group.tables) > 1
+        return self.group is not None and self.group.shared()
 
 
 class DeviceGroup:
@@ -85,6 +85,10 @@ class DeviceGroup:
         self._coming: list[tuple[float, int]] = []
         """(free at, index); also of devices that have got a batch since."""
         self._busy: list[tuple[float, int]] = []
+
+    def shared(self) -> bool:
+        """Whether its devices hold several models."""
+        return len(self.tables) > 1
 
     def add(self, device: Device) -> None:
         device.group = self

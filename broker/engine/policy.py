@@ -40,16 +40,15 @@ COMMON: Final = 0
 """The largest common batch that fits twice into the SLO (Nexus)."""
 STAGGERED: Final = 1
 """Symphony's bound within the stage's share."""
-PLANNED: Final = 3
-"""Planned over the whole pipeline (batch_plan.py)."""
 UNBOUNDED: Final = 2
 """The stage's largest batch: the form decides."""
+PLANNED: Final = 3
+"""Planned over the whole pipeline (batch_plan.py)."""
 
 
 class Policy:
-    """See the module's text. ``collects``: batches are
-    put together while their GPU is busy. ``prunes``: who cannot make it even alone ends at once. ``runs_late``: a
-    request is run on although its deadline has passed."""
+    """See the module's text. ``collects``: batches are put together while their GPU is busy. ``prunes``: who cannot
+    make it even alone ends at once. ``runs_late``: a request is run on although its deadline has passed."""
 
     def __init__(self, name: str, form: Form) -> None:
         self.name = name

@@ -191,14 +191,14 @@ class Stage:
 
     def shares(self) -> bool:
         """Whether other stages are served by devices of its own."""
-        return any(len(group.tables) > 1 for group in self.groups)
+        return any(group.shared() for group in self.groups)
 
     def held_up_by(self) -> float:
         """For how long a device that it shares with other stages may be taken by one of those; 0 where it shares
         none."""
         longest = 0.0
         for group in self.groups:
-            if len(group.tables) > 1 and group.longest > longest:
+            if group.shared() and group.longest > longest:
                 longest = group.longest
         return longest
 

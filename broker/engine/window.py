@@ -21,7 +21,6 @@ RESPONSE: Final = 0.002
 """Seconds that Symphony allows for answers where it knows no rate yet."""
 PATIENCE: Final = 2.0
 """How many times as long as the target batch should take to fill, by the arrival rate, it is waited for at most."""
-
 SPARE: Final = 0.8
 """The load up to which a stage has devices to spare for those behind the plan, while others within it may still wait:
 above it small batches for the ones make the others late."""
