@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 
-from cluster.store.base import CompactedError, Entry, LeaseEndedError, Store, StoreError, Watch
+from cluster.store.base import CompactedError, Entry, LeaseEndedError, Prefix, Store, StoreError, Watch
 
 log = logging.getLogger("laxity.cluster")
 
@@ -62,9 +62,9 @@ class Membership:
 
 
 class Follower:
-    """The entries under a prefix, kept up to date. While the store is away the last known ones stay."""
+    """The entries under one prefix or several, kept up to date. While the store is away the last known ones stay."""
 
-    def __init__(self, store: Store, prefix: str) -> None:
+    def __init__(self, store: Store, prefix: Prefix) -> None:
         self._store = store
         self._prefix = prefix
         self._watch: Watch | None = None

@@ -105,6 +105,34 @@ def test_a_listing_is_ordered_and_only_under_its_prefix(store: Store) -> None:
     assert len(store.list("").entries) == 10
 
 
+@pytest.mark.parametrize(
+    ("prefix", "listed"),
+    [
+        (("/b/", "/a/"), ["/a/1", "/a/2", "/b/1"]),
+        (("/a/", "/b/", "/a/1", "/a/"), ["/a/1", "/a/2", "/b/1"]),
+        (("/a", "/a/"), ["/a", "/a/1", "/a/2", "/a0"]),
+        (("/a0", "/a/", "/none"), ["/a/1", "/a/2", "/a0"]),
+        (("/b", ""), ["/a", "/a/1", "/a/2", "/a0", "/b/1", "/c/1"]),
+        ((), []),
+    ],
+)
+def test_several_prefixes_are_their_keys_each_once(store: Store, prefix: tuple[str, ...], listed: list[str]) -> None:
+    start = store.list("").revision + 1
+    for key in ["/c/1", "/b/1", "/a0", "/a/2", "/a/1", "/a"]:
+        store.put(key, b"")
+    listing = store.list(prefix)
+    assert [e.key for e in listing.entries] == listed
+    assert listing.revision == start + 5
+    watch = store.watch(prefix, start)
+    assert sorted(e.key for e in watch.get(timeout=0)) == listed
+    store.transaction([], [Delete("/a"), Delete("/a/1"), Delete("/b/1"), Delete("/c/1")])
+    events = watch.get(timeout=0)
+    assert [(e.key, e.entry) for e in events] == [
+        (key, None) for key in ["/a", "/a/1", "/b/1", "/c/1"] if key in listed
+    ]
+    watch.close()
+
+
 @pytest.mark.parametrize("key", ["", "a", "/a\0b"])
 def test_what_is_no_key_is_refused(store: Store, key: str) -> None:
     for call in (

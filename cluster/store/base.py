@@ -31,7 +31,7 @@ class Entry(msgspec.Struct, frozen=True):
 
 
 class Listing(msgspec.Struct, frozen=True):
-    """The entries under a prefix as of ``revision``, ordered by key."""
+    """The entries under one prefix or several as of ``revision``, ordered by key."""
 
     entries: list[Entry]
     revision: int
@@ -52,6 +52,9 @@ class Delete(msgspec.Struct, frozen=True):
 
 
 Operation = Put | Delete
+
+Prefix = str | tuple[str, ...]
+"""One prefix of keys, or several, as ``str.startswith`` takes them: a key under any of them is meant."""
 
 
 class Unchanged(msgspec.Struct, frozen=True):
@@ -95,6 +98,17 @@ def check_key(key: str) -> None:
     key.encode()
 
 
+def normalized(prefix: Prefix) -> tuple[str, ...]:
+    """The prefixes in order, without those that another one covers: no key is under two of them."""
+    prefixes = (prefix,) if isinstance(prefix, str) else prefix
+    found: list[str] = []
+    for candidate in sorted(set(prefixes)):
+        # In order, what covers a prefix comes before it, and nothing but what it covers too comes between.
+        if not found or not candidate.startswith(found[-1]):
+            found.append(candidate)
+    return tuple(found)
+
+
 def check_ttl(ttl: float) -> None:
     """ValueError where ``ttl`` is no duration in seconds."""
     if not 0 < ttl < float("inf"):
@@ -102,7 +116,11 @@ def check_ttl(ttl: float) -> None:
 
 
 class Watch(Protocol):
-    """The changes under a prefix, in order, each once."""
+    """The changes under one prefix or several, in order, each once.
+
+    In order: by revision for each key. What one transaction did to several keys may come in several parts, and what
+    was done later under another prefix before it.
+    """
 
     def get(self, timeout: float | None = None) -> list[Event]:
         """The next changes; waits until there is one, [] after ``timeout`` seconds without any (or once
@@ -120,7 +138,9 @@ class Store(Protocol):
 
     def get(self, key: str) -> Entry | None: ...
 
-    def list(self, prefix: str) -> Listing: ...
+    def list(self, prefix: Prefix) -> Listing:
+        """The entries under ``prefix``, all as of one revision."""
+        ...
 
     def put(self, key: str, value: bytes, lease: int = 0) -> int:
         """Write one key; the new revision."""
@@ -138,7 +158,7 @@ class Store(Protocol):
         """
         ...
 
-    def watch(self, prefix: str, from_revision: int) -> Watch:
+    def watch(self, prefix: Prefix, from_revision: int) -> Watch:
         """The changes under ``prefix`` with a revision of ``from_revision`` or later (list at R, then watch
         from R+1)."""
         ...

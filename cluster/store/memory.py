@@ -16,6 +16,7 @@ from cluster.store.base import (
     LeaseEndedError,
     Listing,
     Operation,
+    Prefix,
     Put,
     StoreError,
     Unchanged,
@@ -61,7 +62,7 @@ class MemoryStore:
             self._begin()
             return self._entries.get(key)
 
-    def list(self, prefix: str) -> Listing:
+    def list(self, prefix: Prefix) -> Listing:
         with self._changed:
             self._begin()
             return Listing(
@@ -94,7 +95,7 @@ class MemoryStore:
             self._apply(operations)
             return self._revision
 
-    def watch(self, prefix: str, from_revision: int) -> MemoryWatch:
+    def watch(self, prefix: Prefix, from_revision: int) -> MemoryWatch:
         return MemoryWatch(self, prefix, from_revision)
 
     def grant_lease(self, ttl: float) -> int:
@@ -171,7 +172,7 @@ class MemoryStore:
 class MemoryWatch:
     """See :class:`cluster.store.base.Watch`."""
 
-    def __init__(self, store: MemoryStore, prefix: str, from_revision: int) -> None:
+    def __init__(self, store: MemoryStore, prefix: Prefix, from_revision: int) -> None:
         self._store = store
         self._prefix = prefix
         self._next = from_revision

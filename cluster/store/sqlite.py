@@ -25,12 +25,14 @@ from cluster.store.base import (
     LeaseEndedError,
     Listing,
     Operation,
+    Prefix,
     Put,
     StoreError,
     Unchanged,
     check_key,
     check_operations,
     check_ttl,
+    normalized,
 )
 
 POLL = 0.03
@@ -138,14 +140,18 @@ class SqliteStore:
             ).fetchone()
             return Entry(*row) if row else None
 
-    def list(self, prefix: str) -> Listing:
+    def list(self, prefix: Prefix) -> Listing:
         with self._reading() as db:
-            rows = db.execute(
-                "SELECT key, value, create_revision, mod_revision, lease FROM entries"
-                " WHERE key >= ?1 AND substr(key, 1, length(?1)) = ?1 ORDER BY key",
-                (prefix,),
-            ).fetchall()
-            return Listing([Entry(*row) for row in rows], _revision(db))
+            entries = [
+                Entry(*row)
+                for one in normalized(prefix)
+                for row in db.execute(
+                    "SELECT key, value, create_revision, mod_revision, lease FROM entries"
+                    " WHERE key >= ?1 AND substr(key, 1, length(?1)) = ?1 ORDER BY key",
+                    (one,),
+                ).fetchall()
+            ]
+            return Listing(entries, _revision(db))
 
     def put(self, key: str, value: bytes, lease: int = 0) -> int:
         revision = self.transaction([], [Put(key, value, lease)])
@@ -174,7 +180,7 @@ class SqliteStore:
             self._apply(db, operations)
             return _revision(db)
 
-    def watch(self, prefix: str, from_revision: int) -> SqliteWatch:
+    def watch(self, prefix: Prefix, from_revision: int) -> SqliteWatch:
         return SqliteWatch(self, prefix, from_revision)
 
     def grant_lease(self, ttl: float) -> int:
@@ -312,9 +318,9 @@ class SqliteStore:
 class SqliteWatch:
     """See :class:`cluster.store.base.Watch`."""
 
-    def __init__(self, store: SqliteStore, prefix: str, from_revision: int) -> None:
+    def __init__(self, store: SqliteStore, prefix: Prefix, from_revision: int) -> None:
         self._store = store
-        self._prefix = prefix
+        self._prefixes = normalized(prefix)
         self._next = from_revision
         self._closed = False
 
@@ -340,8 +346,8 @@ class SqliteWatch:
                 return []
             rows = db.execute(
                 "SELECT revision, key, value, create_revision, lease FROM history"
-                " WHERE revision >= ?1 AND substr(key, 1, length(?2)) = ?2 ORDER BY id",
-                (start, self._prefix),
+                f" WHERE revision >= ?1 AND ({_under(self._prefixes)}) ORDER BY id",
+                (start, *self._prefixes),
             ).fetchall()
         return [
             Event(key, None if value is None else Entry(key, value, created, changed, lease), changed)
@@ -352,6 +358,11 @@ class SqliteWatch:
         with self._store._changed:
             self._closed = True
             self._store._changed.notify_all()
+
+
+def _under(prefixes: Sequence[str]) -> str:
+    """A condition on ``key``: under one of the prefixes, which are the parameters from the second on."""
+    return " OR ".join(f"substr(key, 1, length(?{i})) = ?{i}" for i, _ in enumerate(prefixes, 2)) or "FALSE"
 
 
 def _revision(db: sqlite3.Connection) -> int:
