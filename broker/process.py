@@ -11,7 +11,7 @@ import time
 
 from broker.shell import Shard, ShardConfig
 from cluster.membership import Follower, Membership
-from cluster.records import BrokerRecord, Paths, PipelineRecord, RecordError, decode, encode
+from cluster.records import BrokerRecord, Paths, RecordError, ServingRecord, decode, encode
 from cluster.serving import serving
 from cluster.store import open_store
 from cluster.store.base import Entry
@@ -33,11 +33,11 @@ class PipelineFollower:
         """Version by pipeline name."""
 
     def update(self, entries: dict[str, Entry]) -> None:
-        """``entries``: the pipelines' records by key."""
+        """``entries``: the records of what is served, by key."""
         seen: set[str] = set()
         for key, entry in entries.items():
             try:
-                record = decode(PipelineRecord, key, entry.value)
+                record = decode(ServingRecord, key, entry.value)
             except RecordError as error:
                 log.error("%s", error)
                 continue
@@ -72,7 +72,7 @@ def run_shard_process(config: ShardConfig, store_url: str, cluster: str, stop: t
     try:
         paths = Paths(cluster)
         membership = Membership(store, paths.broker(config.name))
-        follower = Follower(store, paths.pipelines)
+        follower = Follower(store, paths.serving)
         shard = Shard(config)
         pipelines = PipelineFollower(shard)
         log.info("shard %s: services at %s, agents at %s", config.name, shard.frontend, shard.backend)

@@ -17,10 +17,12 @@ from cluster.membership import Follower
 from cluster.records import (
     READY,
     BrokerRecord,
+    DevicePlacement,
     NodeRecord,
     Paths,
     PipelineRecord,
     PlacementRecord,
+    ServingRecord,
     decode,
     encode,
     failure,
@@ -160,8 +162,11 @@ class LocalCluster:
         wanted: dict[str, bytes] = {
             self._paths.pipeline(spec.name): encode(PipelineRecord(spec.version, spec)) for spec in specs
         }
+        for spec in specs:
+            wanted[self._paths.served(spec.name)] = encode(ServingRecord(spec.version, spec, {SHARD: 1.0}))
         for layout in layouts:
-            wanted[self._paths.placement(layout.agent)] = encode(PlacementRecord(layout.placement))
+            placed = {device: DevicePlacement(SHARD, models) for device, models in layout.placement.items()}
+            wanted[self._paths.placement(layout.agent)] = encode(PlacementRecord(placed))
         operations: list[Operation] = [Delete(entry.key) for entry in present if entry.key not in wanted]
         operations += [Put(key, value) for key, value in wanted.items()]
         store.transaction([], operations)

@@ -1,8 +1,8 @@
 """What lies in the store: which record under which key, as JSON.
 
-Under ``/laxity/<cluster>/`` pipelines and placements are written by people (through the command
-line) and stay; shards and agents write the records of themselves under a lease, so that a record
-vanishes with the process it speaks of.
+Under ``/laxity/<cluster>/`` pipelines and drains are written by people (through the command line), what follows from
+them (serving, placement, states, tuning) by the leading coordinator; both stay. Shards and agents write the records of
+themselves under a lease, so that a record vanishes with the process it speaks of.
 """
 
 from __future__ import annotations
@@ -27,18 +27,38 @@ class RecordError(ValueError):
     """A record in the store cannot be read, or a name cannot be part of a key."""
 
 
+class FileRecord(msgspec.Struct, frozen=True):
+    """A file that a pipeline needs (model file, user code): ``path`` relative to the spec's directory, and its digest
+    (SHA-256, hex) and size in bytes, by which it is fetched and checked."""
+
+    path: str
+    digest: str
+    size: int
+
+
 class PipelineRecord(msgspec.Struct, frozen=True):
-    """``pipelines/<name>``: what is served under a name; ``version`` is the spec's own."""
+    """``pipelines/<name>``: what people want to be served under a name; ``version`` is the spec's own."""
 
     version: str
     spec: PipelineSpec
+    files: list[FileRecord] = []
+
+
+class ServingRecord(msgspec.Struct, frozen=True):
+    """``serving/<name>``: what is served under a name at present, and by which shards, with the part (0 to 1) of the
+    requests that each is to get. It follows the :class:`PipelineRecord` once enough devices hold the new version."""
+
+    version: str
+    spec: PipelineSpec
+    shards: dict[str, float]
+    files: list[FileRecord] = []
 
 
 class BrokerRecord(msgspec.Struct, frozen=True):
     """``brokers/<shard>``, under a lease: where services (``frontend``) and agents (``backend``) connect.
 
     ``counters`` are the shard's own, about a second old: requests submitted and in flight, and how many ended in
-    each outcome; submitted = in_flight + the outcomes' sum.
+    each outcome; submitted = in_flight + the outcomes' sum. ``release`` is the software's version.
     """
 
     frontend: str
@@ -46,16 +66,18 @@ class BrokerRecord(msgspec.Struct, frozen=True):
     pid: int
     host: str
     counters: dict[str, int] = {}
+    release: str = ""
 
 
 class DeviceRecord(msgspec.Struct, frozen=True):
     """One device of an agent: ``models`` has a state for each model key (see :func:`failure`), ``progress``
-    is a short text for people while models load (``profiling batch 8``)."""
+    is a short text for people while models load (``profiling batch 8``). ``memory_mb`` is 0 where it is not known."""
 
     device: int
     type: str
     models: dict[str, str] = {}
     progress: str = ""
+    memory_mb: float = 0.0
 
 
 class NodeRecord(msgspec.Struct, frozen=True):
@@ -65,22 +87,85 @@ class NodeRecord(msgspec.Struct, frozen=True):
     host: str
     state: Literal["loading", "ready"]
     devices: list[DeviceRecord] = []
+    release: str = ""
+
+
+class DevicePlacement(msgspec.Struct, frozen=True):
+    """What one device is to do: hold the models with these keys (``pipeline@version/stage``) and take its batches from
+    this shard ('' while it holds none)."""
+
+    shard: str
+    models: list[str]
 
 
 class PlacementRecord(msgspec.Struct, frozen=True):
-    """``placement/<agent>``: the model keys (``pipeline@version/stage``) that each device is to hold,
-    by the device's index."""
+    """``placement/<agent>``: what each device is to do, by the device's index; those not named hold nothing."""
 
-    devices: dict[int, list[str]]
+    devices: dict[int, DevicePlacement]
 
 
-R = TypeVar("R", PipelineRecord, BrokerRecord, NodeRecord, PlacementRecord)
+NodeState = Literal["active", "draining", "standby", "lost"]
+"""``active``: it may hold models; ``draining``: it is being emptied; ``standby``: empty and at rest (powered down where
+there is a provider); ``lost``: its lease vanished while it was not at rest."""
+
+
+class NodeStateRecord(msgspec.Struct, frozen=True):
+    """``states/<agent>``: what the leader has decided of a node, and why (for people). ``devices`` are its devices'
+    (type, memory_mb), so that a node at rest can be counted on."""
+
+    state: NodeState
+    why: str
+    devices: list[tuple[str, float]] = []
+
+
+class DrainRecord(msgspec.Struct, frozen=True):
+    """``drains/<agent>``: somebody wants this node empty until the record is taken away."""
+
+    why: str = ""
+
+
+class LeaderRecord(msgspec.Struct, frozen=True):
+    """``leader``, under a lease: the coordinator that leads."""
+
+    coordinator: str
+    host: str
+    pid: int
+
+
+class TuningRecord(msgspec.Struct, frozen=True):
+    """``tuning/<pipeline>``: what the leader found to be right for a pipeline's drop, merged over its shards.
+
+    ``quantile`` is λ and ``history`` the window in seconds over which queueing delays are averaged; ``admission`` the
+    part (0 to 1) of the requests that the first stages take in (proactive drop). ``queued`` is each stage's mean
+    queueing delay in seconds over all shards, for those shards that have not seen enough themselves.
+    """
+
+    quantile: float
+    history: float
+    admission: float
+    queued: dict[str, float] = {}
+
+
+R = TypeVar("R", bound=msgspec.Struct)
 
 
 class Paths:
     """The keys of one cluster."""
 
-    __slots__ = ("brokers", "cluster", "nodes", "pipelines", "placements", "root")
+    __slots__ = (
+        "brokers",
+        "cluster",
+        "drains",
+        "leader",
+        "nodes",
+        "pipelines",
+        "placements",
+        "reports",
+        "root",
+        "serving",
+        "states",
+        "tuning",
+    )
 
     def __init__(self, cluster: str) -> None:
         self.cluster = _checked(cluster, "cluster")
@@ -89,6 +174,12 @@ class Paths:
         self.brokers = self.root + "brokers/"
         self.nodes = self.root + "nodes/"
         self.placements = self.root + "placement/"
+        self.serving = self.root + "serving/"
+        self.states = self.root + "states/"
+        self.drains = self.root + "drains/"
+        self.tuning = self.root + "tuning/"
+        self.reports = self.root + "reports/"
+        self.leader = self.root + "leader"
 
     def pipeline(self, name: str) -> str:
         return self.pipelines + _checked(name, "pipeline")
@@ -101,6 +192,21 @@ class Paths:
 
     def placement(self, agent: str) -> str:
         return self.placements + _checked(agent, "agent")
+
+    def served(self, pipeline: str) -> str:
+        return self.serving + _checked(pipeline, "pipeline")
+
+    def state(self, agent: str) -> str:
+        return self.states + _checked(agent, "agent")
+
+    def drain(self, agent: str) -> str:
+        return self.drains + _checked(agent, "agent")
+
+    def tuned(self, pipeline: str) -> str:
+        return self.tuning + _checked(pipeline, "pipeline")
+
+    def report(self, shard: str) -> str:
+        return self.reports + _checked(shard, "shard")
 
 
 def name_of(key: str) -> str:
@@ -117,7 +223,7 @@ def _checked(name: str, what: str) -> str:
     return name
 
 
-def encode(record: PipelineRecord | BrokerRecord | NodeRecord | PlacementRecord) -> bytes:
+def encode(record: msgspec.Struct) -> bytes:
     """A record's bytes in the store."""
     return msgspec.json.encode(record)
 

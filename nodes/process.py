@@ -71,11 +71,11 @@ class ClusterView:
         except RecordError as error:
             log.error("%s", error)
             return {}
-        placed = {model for models in record.devices.values() for model in models}
+        placed = {model for device in record.devices.values() for model in device.models}
         self._specs = {model: known for model, known in self._specs.items() if model in placed}
         return {
-            number: {model: self._specs[model] for model in models if model in self._specs}
-            for number, models in record.devices.items()
+            number: {model: self._specs[model] for model in device.models if model in self._specs}
+            for number, device in record.devices.items()
         }
 
 

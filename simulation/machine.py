@@ -93,7 +93,7 @@ class Machine:
         seed: int,
         record: Record,
     ) -> None:
-        self._scheduler = Scheduler(Limits(1 << 60, 1 << 60, 1 << 60), preemption=True)
+        self.scheduler = Scheduler(Limits(1 << 60, 1 << 60, 1 << 60), preemption=True)
         self._pipelines = pipelines
         self._slos = {plan.stage.key: pipeline.slo for pipeline in pipelines for plan in pipeline.stages}
         self._gpus = gpus
@@ -109,7 +109,7 @@ class Machine:
         self._number = 0
         self._now = 0.0
         for pipeline in pipelines:
-            self._scheduler.apply(pipeline)
+            self.scheduler.apply(pipeline)
         for gpu in gpus:
             self._start(gpu)
 
@@ -124,7 +124,7 @@ class Machine:
     def run(self, times: list[float], workloads: list[int], payload: Payload, until: float) -> float:
         """Submit request i to pipeline ``workloads[i]`` at ``times[i]`` (ascending), for the times before ``until``.
         Where it is at then: call again with a later ``until``; infinity runs to the end of all requests."""
-        scheduler = self._scheduler
+        scheduler = self.scheduler
         record = self._record
         clients = [Client(pipeline.name) for pipeline in self._pipelines]
         names = [pipeline.name for pipeline in self._pipelines]
@@ -167,7 +167,7 @@ class Machine:
     # ---- the shard ---------------------------------------------------------------------------
 
     def _dispatch(self, now: float) -> None:
-        scheduler = self._scheduler
+        scheduler = self.scheduler
         delays = self._delays
         for batch in scheduler.dispatch(now):
             device = batch.device
@@ -212,7 +212,7 @@ class Machine:
             gpu.pull_sent = event.when
             gpu.pull_came = now
             gpu.pull_seq = event.number
-            self._scheduler.pull(gpu.agent, gpu.number, now + event.free_in)
+            self.scheduler.pull(gpu.agent, gpu.number, now + event.free_in)
             return True
         if kind == DONE:
             batch = event.batch
@@ -220,7 +220,7 @@ class Machine:
             results: list[Payload] = []
             if event.code == "ok":
                 results = [self._answers[batch.stage.key]] * len(batch.tasks)
-            self._scheduler.done(now, gpu.agent, batch.number, event.code, event.when, results, {}, event.code)
+            self.scheduler.done(now, gpu.agent, batch.number, event.code, event.when, results, {}, event.code)
             return True
         if kind == GRANT:
             batch = event.batch
@@ -304,7 +304,7 @@ class Machine:
             held = [
                 HeldModel(model.key, "", 100, model.profile) for model in engine.models.values() if model.state == READY
             ]
-            self._scheduler.report(gpu.agent, gpu.number, "emulated", held)
+            self.scheduler.report(gpu.agent, gpu.number, "emulated", held)
 
     def _done(self, now: float, gpu: Gpu, batch: Batch, code: str, seconds: float, delay: float) -> None:
         event = Event(DONE, gpu, gpu.epoch)
@@ -348,5 +348,5 @@ class Machine:
         for batch in gpu.granted.values():
             self._record.lost(now, batch)
         gpu.granted.clear()
-        self._scheduler.agent_lost(now, gpu.agent, "the host was lost")
+        self.scheduler.agent_lost(now, gpu.agent, "the host was lost")
         return True

@@ -74,9 +74,11 @@ def simulate(
     seed: int = 1,
     trace: str = "",
     progress: Callable[[float], None] | None = None,
+    control: Callable[[float, Machine], None] | None = None,
 ) -> list[RunResult]:
     """Run ``seconds`` of arrivals, then until every request has ended; one result a workload, in order.
 
+    ``control`` is called with the time and the machine after each second: what the control plane does to a cluster.
     The same arguments give the same results. ``progress`` is called now and then with the part (0 to 1) that is done.
     Raises ValueError for a stage without a profile and :class:`pipelines.policies.PolicyError`.
     """
@@ -112,6 +114,8 @@ def simulate(
     payload = encode(None)
     for second in range(whole):
         machine.run(arrivals, which_of, payload, float(second + 1))
+        if control is not None:
+            control(float(second + 1), machine)
         if progress is not None:
             progress((second + 1) / whole)
     machine.run(arrivals, which_of, payload, math.inf)

@@ -13,7 +13,16 @@ from collections import Counter
 import msgspec
 import pytest
 
-from cluster.records import BrokerRecord, Paths, PipelineRecord, PlacementRecord, decode, encode
+from cluster.records import (
+    BrokerRecord,
+    DevicePlacement,
+    Paths,
+    PipelineRecord,
+    PlacementRecord,
+    ServingRecord,
+    decode,
+    encode,
+)
 from cluster.store import open_store, sqlite_url
 from laxity import Client, Unavailable, protocol
 from laxity.protocol import Goodbye, Ready
@@ -44,10 +53,14 @@ class Processes:
 
     def apply(self, spec):
         self.store.put(PATHS.pipeline(spec.name), encode(PipelineRecord(spec.version, spec)))
+        self.store.put(PATHS.served(spec.name), encode(ServingRecord(spec.version, spec, {"s0": 1.0})))
 
     def place(self, agent, devices, *specs):
         models = [spec.model_key(stage) for spec in specs for stage in spec.stages]
-        self.store.put(PATHS.placement(agent), encode(PlacementRecord(dict.fromkeys(range(devices), models))))
+        self.store.put(
+            PATHS.placement(agent),
+            encode(PlacementRecord(dict.fromkeys(range(devices), DevicePlacement("s0", models)))),
+        )
 
     def announce(self, shard):
         """Have agents work for a shard of this process."""

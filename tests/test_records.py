@@ -4,6 +4,7 @@ import pytest
 
 from cluster.records import (
     BrokerRecord,
+    DevicePlacement,
     DeviceRecord,
     NodeRecord,
     Paths,
@@ -37,7 +38,7 @@ def test_every_record_survives_the_store() -> None:
     assert decode(BrokerRecord, "k", encode(broker)) == broker
     node = NodeRecord(7, "host", "loading", [DeviceRecord(0, "cpu", {"two@1/first": "queued"}, "batch 8")])
     assert decode(NodeRecord, "k", encode(node)) == node
-    placement = PlacementRecord({0: ["two@1/first"], 3: []})
+    placement = PlacementRecord({0: DevicePlacement("shard-0", ["two@1/first"]), 3: DevicePlacement("", [])})
     assert decode(PlacementRecord, "k", encode(placement)) == placement
 
 

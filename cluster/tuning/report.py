@@ -1,0 +1,34 @@
+"""What a shard tells the leader once a second: per stage, what came, what was run, and how long it waited."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class StageReport(msgspec.Struct, array_like=True, frozen=True):
+    """One stage (``model``: its key) at one shard over one period. Counts are elements. ``queued`` is the mean queueing
+    delay and ``execution`` the mean execution of its batches in seconds; ``waits`` the batch waits (sketch.py)."""
+
+    model: str
+    arrived: int
+    started: int
+    batches: int
+    dropped: int
+    waiting: int
+    devices: int
+    queued: float
+    execution: float
+    waits: list[int]
+    latency: dict[str, list[tuple[int, float]]]
+    """Measured (batch, seconds) by device type, at few batch sizes."""
+
+
+class ReportRecord(msgspec.Struct, array_like=True, frozen=True):
+    """``reports/<shard>``, under the shard's lease. ``number`` counts the reports, ``period`` is in seconds,
+    ``in_flight`` has the requests that have not ended by 'pipeline@version', ``agents`` those that the shard hears."""
+
+    number: int
+    period: float
+    stages: list[StageReport]
+    in_flight: dict[str, int]
+    agents: list[str]
