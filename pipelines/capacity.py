@@ -12,10 +12,10 @@ from pipelines.profile import LatencyProfile
 from pipelines.spec import PipelineSpec
 
 
-def profiles_of(spec: PipelineSpec) -> dict[str, LatencyProfile]:
-    """The profiles of the stages that have one."""
+def profiles_of(spec: PipelineSpec, device_type: str = "") -> dict[str, LatencyProfile]:
+    """The profiles, on devices of a type, of the stages that have one."""
     return {
-        name: LatencyProfile.from_spec(stage.profile)
+        name: LatencyProfile.from_spec(stage.profile, device_type)
         for name, stage in spec.stages.items()
         if stage.profile is not None
     }
@@ -32,10 +32,10 @@ def all_profiles(spec: PipelineSpec) -> dict[str, LatencyProfile]:
     return profiles_of(spec)
 
 
-def planned_batch(spec: PipelineSpec) -> int:
+def planned_batch(spec: PipelineSpec, profiles: Mapping[str, LatencyProfile] | None = None) -> int:
     """The largest batch size, common to all stages, with which twice the longest path fits into the SLO (one batch runs
-    while the next one fills: Nexus' rule, SOSP'19); at least 1."""
-    profiles = profiles_of(spec)
+    while the next one fills: Nexus' rule, SOSP'19); at least 1. ``profiles``: by stage, the spec's own unless given."""
+    profiles = profiles_of(spec) if profiles is None else profiles
     graph = Graph(spec)
     low, high = 1, max((stage.max_batch for stage in spec.stages.values()), default=1)
     while low < high:

@@ -81,4 +81,12 @@ PROFILE_FIELDS = {
     "alpha_ms": Field("Milliseconds that each element of a batch adds.", "alpha_ms: 1.5"),
     "beta_ms": Field("Milliseconds that a batch takes whatever its size.", "beta_ms: 4"),
     "latency_ms": Field("Measured milliseconds by batch size.", "latency_ms: {1: 5.2, 8: 17.5}"),
+    "load_ms": Field("Milliseconds that a device takes to load the model.", "load_ms: 1500"),
+    "memory_mb": Field(
+        "Megabytes of a device's memory that the model takes, with its largest batch.", "memory_mb: 900"
+    ),
+    "by_type": Field(
+        "Profiles on devices of a type, by type; the outer values hold on all other devices.",
+        "by_type: {A100: {alpha_ms: 0.4, beta_ms: 2}}",
+    ),
 }

@@ -43,8 +43,9 @@ class LatencyProfile:
             self._slope = (highest - self._seconds[-2]) / (self._batches[-1] - self._batches[-2])
 
     @classmethod
-    def from_spec(cls, profile: Profile) -> LatencyProfile:
-        """The profile of a (validated) spec."""
+    def from_spec(cls, profile: Profile, device_type: str = "") -> LatencyProfile:
+        """The profile of a (validated) spec on devices of a type."""
+        profile = profile.on(device_type)
         if profile.latency_ms is not None:
             return cls((batch, ms / 1e3) for batch, ms in profile.latency_ms.items())
         alpha, beta = profile.alpha_ms or 0.0, profile.beta_ms or 0.0

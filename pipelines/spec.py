@@ -39,11 +39,29 @@ Milliseconds = Annotated[float, Meta(ge=0)]
 
 class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
     """Execution latency in milliseconds: either ``alpha_ms * b + beta_ms`` for a batch of b, or measured
-    latencies by batch size."""
+    latencies by batch size; and what the model takes of a device besides."""
 
     alpha_ms: Milliseconds | None = None
     beta_ms: Milliseconds | None = None
     latency_ms: dict[int, Milliseconds] | None = None
+    load_ms: Milliseconds | None = None
+    """How long a device takes to load the model."""
+    memory_mb: Annotated[float, Meta(ge=0)] | None = None
+    """How much of a device's memory the model takes, with its largest batch; none is reckoned where it is not said."""
+    by_type: dict[str, Profile] = {}
+    """What holds on devices of a type, by type; the outer values hold on all others."""
+
+    def on(self, device_type: str) -> Profile:
+        """The profile on devices of this type; ``load_ms`` and ``memory_mb`` are the outer ones where the type's own
+        entry does not say."""
+        own = self.by_type.get(device_type)
+        if own is None:
+            return self
+        return msgspec.structs.replace(
+            own,
+            load_ms=self.load_ms if own.load_ms is None else own.load_ms,
+            memory_mb=self.memory_mb if own.memory_mb is None else own.memory_mb,
+        )
 
 
 class StageSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):

@@ -6,6 +6,8 @@ import math
 from collections.abc import Collection, Iterator
 from graphlib import CycleError, TopologicalSorter
 
+import msgspec
+
 from pipelines.convert import nearest
 from pipelines.duration import format_duration
 from pipelines.graph import Graph, stage_parents
@@ -225,6 +227,18 @@ def _article(executor: str) -> str:
 
 def _profile(profile: Profile) -> Iterator[tuple[tuple[str | int, ...], str, str]]:
     """(path inside the profile, message, advice) of everything wrong with it."""
+    for name, value in (("load_ms", profile.load_ms), ("memory_mb", profile.memory_mb)):
+        if value is not None and not math.isfinite(value):
+            yield (name,), f"{value} is no number to reckon with", "leave it out where it is not known"
+    yield from _latencies(profile)
+    for device_type, own in profile.by_type.items():
+        if own.by_type:
+            yield ("by_type", device_type, "by_type"), "types inside a type", "write each type once, side by side"
+        for path, message, advice in _profile(msgspec.structs.replace(own, by_type={})):
+            yield ("by_type", device_type, *path), message, advice
+
+
+def _latencies(profile: Profile) -> Iterator[tuple[tuple[str | int, ...], str, str]]:
     both = "write alpha_ms and beta_ms, or latency_ms"
     linear = (profile.alpha_ms, profile.beta_ms)
     if profile.latency_ms is None:

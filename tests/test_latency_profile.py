@@ -55,3 +55,13 @@ def test_known_points_are_kept_and_pairs_say_all(points: list[tuple[int, float]]
         assert profile.latency(batch) >= seconds
     for batch, seconds in profile.pairs():
         assert profile.latency(batch) == seconds
+
+
+def test_a_device_type_has_its_own_profile() -> None:
+    fast = Profile(alpha_ms=1, beta_ms=2, load_ms=300)
+    profile = Profile(alpha_ms=10, beta_ms=20, load_ms=1500, memory_mb=900, by_type={"fast": fast})
+    assert LatencyProfile.from_spec(profile).latency(1) == pytest.approx(0.030)
+    assert LatencyProfile.from_spec(profile, "fast").latency(1) == pytest.approx(0.003)
+    assert LatencyProfile.from_spec(profile, "another") == LatencyProfile.from_spec(profile)
+    assert (profile.on("fast").load_ms, profile.on("fast").memory_mb) == (300, 900)
+    assert profile.on("another").load_ms == 1500

@@ -204,6 +204,12 @@ def test_an_emulated_stage_keeps_its_model_unread(tmp_path: Path) -> None:
         (Profile(latency_ms={1: 0.0}), "above zero"),
         (Profile(latency_ms={1: 1.0, 2: float("inf")}), "no measured latency"),
         (Profile(latency_ms={8: 4.0, 1: 1.0, 4: 5.0}), "a batch of 8 is faster (4 ms) than a smaller one (5 ms)"),
+        (Profile(alpha_ms=1, beta_ms=1, load_ms=float("nan")), "leave it out where it is not known"),
+        (Profile(alpha_ms=1, beta_ms=1, by_type={"T4": Profile(alpha_ms=1)}), "by_type.T4: a profile has both"),
+        (
+            Profile(alpha_ms=1, beta_ms=1, by_type={"T4": Profile(latency_ms={1: 1}, by_type={"T4": Profile()})}),
+            "types inside a type",
+        ),
     ],
 )
 def test_a_profile_that_is_none(profile: Profile, text: str) -> None:
