@@ -132,6 +132,14 @@ class LeaderRecord(msgspec.Struct, frozen=True):
     pid: int
 
 
+class CoordinatorRecord(msgspec.Struct, frozen=True):
+    """``coordinators/<name>``, under a lease: a coordinator, leading or not."""
+
+    host: str
+    pid: int
+    release: str = ""
+
+
 class TuningRecord(msgspec.Struct, frozen=True):
     """``tuning/<pipeline>``: what the leader found to be right for a pipeline's drop, merged over its shards.
 
@@ -155,6 +163,7 @@ class Paths:
     __slots__ = (
         "brokers",
         "cluster",
+        "coordinators",
         "drains",
         "leader",
         "nodes",
@@ -179,6 +188,7 @@ class Paths:
         self.drains = self.root + "drains/"
         self.tuning = self.root + "tuning/"
         self.reports = self.root + "reports/"
+        self.coordinators = self.root + "coordinators/"
         self.leader = self.root + "leader"
 
     def pipeline(self, name: str) -> str:
@@ -192,6 +202,9 @@ class Paths:
 
     def placement(self, agent: str) -> str:
         return self.placements + _checked(agent, "agent")
+
+    def coordinator(self, name: str) -> str:
+        return self.coordinators + _checked(name, "coordinator")
 
     def served(self, pipeline: str) -> str:
         return self.serving + _checked(pipeline, "pipeline")

@@ -1,0 +1,51 @@
+"""The store's entries as records: each decoded once, when it changes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import TypeVar
+
+import msgspec
+
+from cluster.records import RecordError, decode, name_of
+from cluster.store.base import Entry
+
+log = logging.getLogger("laxity.coordinator")
+
+R = TypeVar("R", bound=msgspec.Struct)
+
+
+class Decoded:
+    """Records by the names at the ends of their keys. One that cannot be read is left out, and said once."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[int, msgspec.Struct | None]] = {}
+        self._entries: Mapping[str, Entry] = {}
+
+    def update(self, entries: Mapping[str, Entry]) -> None:
+        """``entries`` by key, as they are now."""
+        self._entries = entries
+        self._known = {key: known for key, known in self._known.items() if key in entries}
+
+    def under(self, kind: type[R], prefix: str) -> dict[str, R]:
+        """The records of a kind under a prefix."""
+        found: dict[str, R] = {}
+        for key, entry in self._entries.items():
+            if key.startswith(prefix):
+                record = self._record(kind, key, entry)
+                if record is not None:
+                    found[name_of(key)] = record
+        return found
+
+    def _record(self, kind: type[R], key: str, entry: Entry) -> R | None:
+        known = self._known.get(key)
+        if known is not None and known[0] == entry.mod_revision:
+            return known[1]  # type: ignore[return-value]
+        record: R | None = None
+        try:
+            record = decode(kind, key, entry.value)
+        except RecordError as error:
+            log.error("%s", error)
+        self._known[key] = (entry.mod_revision, record)
+        return record

@@ -1,0 +1,139 @@
+"""From the store's records to what the planner is told."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from cluster.coordinator.decoded import Decoded
+from cluster.coordinator.presence import BARELY, Presence
+from cluster.planner.view import ClusterView, DeviceId, DeviceView, NodeView, Placed, Served
+from cluster.records import (
+    READY,
+    BrokerRecord,
+    DrainRecord,
+    NodeRecord,
+    NodeStateRecord,
+    Paths,
+    PipelineRecord,
+    PlacementRecord,
+    ServingRecord,
+    failure,
+)
+from cluster.tuning.report import ReportRecord
+
+
+class Records:
+    """All records of a cluster at one moment, by name."""
+
+    def __init__(self, paths: Paths, decoded: Decoded) -> None:
+        self.pipelines = decoded.under(PipelineRecord, paths.pipelines)
+        self.serving = decoded.under(ServingRecord, paths.serving)
+        self.brokers = decoded.under(BrokerRecord, paths.brokers)
+        self.nodes = decoded.under(NodeRecord, paths.nodes)
+        self.placements = decoded.under(PlacementRecord, paths.placements)
+        self.states = decoded.under(NodeStateRecord, paths.states)
+        self.drains = decoded.under(DrainRecord, paths.drains)
+
+    def known_nodes(self) -> set[str]:
+        """Every node that is there or has been."""
+        return self.nodes.keys() | self.states.keys() | self.placements.keys()
+
+    def known_shards(self) -> set[str]:
+        """Every shard that is there or has something to do."""
+        shards = set(self.brokers)
+        for serving in self.serving.values():
+            shards.update(serving.shards)
+        return shards
+
+
+def heard(reports: Mapping[str, ReportRecord]) -> set[str]:
+    """The agents that any shard hears: they are alive, whatever their leases say."""
+    return {agent for report in reports.values() for agent in report.agents}
+
+
+def view_of(
+    now: float,
+    records: Records,
+    reports: Mapping[str, ReportRecord],
+    nodes: Presence,
+    shards: Presence,
+    patience: float,
+) -> ClusterView:
+    """The planner's view. ``patience``: seconds for which a shard that is missing still counts."""
+    return ClusterView(
+        nodes={name: _node(now, name, records, nodes) for name in sorted(records.known_nodes())},
+        shards=sorted(name for name in records.known_shards() if shards.missing(now, name) <= patience),
+        pipelines={name: record.spec for name, record in records.pipelines.items()},
+        serving={name: Served(record.spec, dict(record.shards)) for name, record in records.serving.items()},
+        placement=_placement(records),
+        profiles=_profiles(reports),
+        in_flight=_in_flight(records, reports),
+    )
+
+
+def _node(now: float, name: str, records: Records, presence: Presence) -> NodeView:
+    record = records.nodes.get(name)
+    state = records.states.get(name)
+    before = state.state if state is not None else "active"
+    drained = name in records.drains
+    if record is not None:
+        devices = [
+            DeviceView(
+                device.type,
+                device.memory_mb,
+                frozenset(model for model, how in device.models.items() if how == READY),
+                frozenset(model for model, how in device.models.items() if failure(how) is not None),
+            )
+            for device in sorted(record.devices, key=lambda device: device.device)
+        ]
+        return NodeView(before, devices, 0.0, drained)
+    missing = presence.missing(now, name)
+    placement = records.placements.get(name)
+    devices = []
+    for number, (kind, memory) in enumerate(state.devices if state is not None else []):
+        placed = placement.devices.get(number) if placement is not None else None
+        # Not known to be gone: taken to hold what it was to hold.
+        ready = frozenset(placed.models) if placed is not None and missing == 0.0 else frozenset[str]()
+        devices.append(DeviceView(kind, memory, ready))
+    return NodeView(before, devices, BARELY if before == "standby" else missing, drained)
+
+
+def _placement(records: Records) -> dict[DeviceId, Placed]:
+    return {
+        (node, number): Placed(device.shard, frozenset(device.models))
+        for node, placement in records.placements.items()
+        for number, device in placement.devices.items()
+        if device.models
+    }
+
+
+def _profiles(reports: Mapping[str, ReportRecord]) -> dict[tuple[str, str], list[tuple[int, float]]]:
+    return {
+        (stage.model, kind): measured
+        for report in reports.values()
+        for stage in report.stages
+        for kind, measured in stage.latency.items()
+        if measured
+    }
+
+
+def _in_flight(records: Records, reports: Mapping[str, ReportRecord]) -> dict[str, int]:
+    """Requests by 'pipeline@version'. A version that a shard still names has at least one, unless it is the one that is
+    served: the shard may not have heard yet that another is, and let in another request."""
+    served = {f"{name}@{record.version}" for name, record in records.serving.items()}
+    counts: dict[str, int] = {}
+    for report in reports.values():
+        for version, count in report.in_flight.items():
+            least = 0 if version in served else 1
+            counts[version] = counts.get(version, 0) + max(count, least)
+    return counts
+
+
+def arrival_rates(reports: Mapping[str, ReportRecord]) -> dict[str, float]:
+    """Elements per second by model key, over all shards."""
+    rates: dict[str, float] = {}
+    for report in reports.values():
+        for stage in report.stages:
+            rate = stage.arrived / report.period if report.period > 0.0 else 0.0
+            rates[stage.model] = rates.get(stage.model, 0.0) + rate
+    return rates
