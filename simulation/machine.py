@@ -2,12 +2,12 @@
 
 Nothing here decides anything about requests: :class:`~broker.engine.scheduler.Scheduler` and
 :class:`~nodes.engine.device.DeviceEngine` do, as in production. This module moves their messages with the network's
-delays and lets GPUs take the time of their profiles. Compiled with mypyc, like the engines.
+delays and lets GPUs take the time of their profiles. What a GPU holds can be changed between two calls of
+:meth:`Machine.run`. Compiled with mypyc, like the engines.
 """
 
 from heapq import heappop, heappush
 from random import Random
-from typing import Final
 
 from broker.engine.devices import Batch
 from broker.engine.fleet import HeldModel
@@ -18,64 +18,8 @@ from broker.engine.scheduler import Scheduler
 from laxity.payload import Payload
 from nodes.engine.actions import Action, Announce, KillWorker, Load, Refuse, SendPull, Start, StartWorker
 from nodes.engine.device import READY, DeviceEngine
+from simulation.gpu import DONE, FINISH, FOREVER, GRANT, LOADED, LOSE, PREEMPT, PULL, RETURN, WAKE, Delays, Event, Gpu
 from simulation.record import Record
-
-FOREVER: Final = 1e17
-
-PULL: Final = 0
-GRANT: Final = 1
-FINISH: Final = 2
-DONE: Final = 3
-WAKE: Final = 4
-LOSE: Final = 5
-RETURN: Final = 6
-PREEMPT: Final = 7
-
-
-class Event:
-    """Something that happens to one GPU (or agent) at a time to come."""
-
-    def __init__(self, kind: int, gpu: "Gpu", epoch: int) -> None:
-        self.kind = kind
-        self.gpu = gpu
-        self.epoch = epoch
-        """The life of the GPU's agent that it belongs to."""
-        self.batch: Batch | None = None
-        self.number = 0
-        self.when = 0.0
-        self.code = ""
-        self.free_in = 0.0
-
-
-class Gpu:
-    """One simulated device: its engine, and what it is in the middle of."""
-
-    def __init__(self, agent: str, number: int, models: dict[str, list[float]]) -> None:
-        self.agent = agent
-        self.number = number
-        self.models = models
-        """Seconds by batch size, by model key."""
-        self.engine = DeviceEngine()
-        self.epoch = 0
-        self.up = False
-        self.wake_at = FOREVER
-        self.pull_sent = 0.0
-        self.pull_came = 0.0
-        self.pull_seq = 0
-        self.granted: dict[int, Batch] = {}
-        self.last_up = 0.0
-        """When the last message to the shard arrives; later ones do not overtake it."""
-        self.last_down = 0.0
-
-
-class Delays:
-    """The network's delays in seconds, as in :class:`simulation.run.Network`."""
-
-    def __init__(self, control: float, per_request: float, response: float, jitter: float) -> None:
-        self.control = control
-        self.per_request = per_request
-        self.response = response
-        self.jitter = jitter
 
 
 class Machine:
@@ -96,7 +40,7 @@ class Machine:
         self.scheduler = Scheduler(Limits(1 << 60, 1 << 60, 1 << 60), preemption=True)
         self._pipelines = pipelines
         self._slos = {plan.stage.key: pipeline.slo for pipeline in pipelines for plan in pipeline.stages}
-        self._gpus = gpus
+        self.gpus = gpus
         self._by_device = {(gpu.agent, gpu.number): gpu for gpu in gpus}
         self._answers = answers
         self._delays = delays
@@ -115,11 +59,42 @@ class Machine:
 
     def lose(self, agent: str, at: float, back: float) -> None:
         """The agent's host dies at ``at`` and is back at ``back``."""
-        for gpu in self._gpus:
+        for gpu in self.gpus:
             if gpu.agent == agent:
                 self._push(at, Event(LOSE, gpu, 0))
                 if back < FOREVER:
                     self._push(back, Event(RETURN, gpu, 0))
+
+    def place(self, now: float, agent: str, number: int, keys: list[str], loads: dict[str, float]) -> None:
+        """From ``now`` on (not before where :meth:`run` stopped), a GPU is to hold exactly these models; without any it
+        comes to rest. ``loads`` has the seconds that loading takes, by model key (none where it is not said). A GPU
+        whose host is lost does so when it is back."""
+        gpu = self._by_device[(agent, number)]
+        gpu.placed = keys
+        gpu.loads = loads
+        self._now = now
+        if keys and gpu.taken_at >= FOREVER and (gpu.up or gpu.boots):
+            gpu.taken_at = now
+        if gpu.up:
+            gpu.engine.place(now, keys)
+            gpu.engine.tick(now)
+            self._act(now, gpu)
+            self._dispatch(now)
+
+    def power_down(self, now: float, agent: str) -> None:
+        """The agent's host goes to rest."""
+        self._now = now
+        for gpu in self.gpus:
+            if gpu.agent == agent:
+                self._lose(now, gpu)
+        self._dispatch(now)
+
+    def power_up(self, now: float, agent: str, boot: float) -> None:
+        """The agent's host, which is at rest, is there again after ``boot`` seconds."""
+        for gpu in self.gpus:
+            if gpu.agent == agent and not gpu.up and not gpu.boots:
+                gpu.boots = True
+                self._push(now + boot, Event(RETURN, gpu, 0))
 
     def run(self, times: list[float], workloads: list[int], payload: Payload, until: float) -> float:
         """Submit request i to pipeline ``workloads[i]`` at ``times[i]`` (ascending), for the times before ``until``.
@@ -247,6 +222,11 @@ class Machine:
             del gpu.granted[batch.number]
             if engine.finished(now, batch.number):
                 self._done(now, gpu, batch, "ok", event.when, self._delays.response)
+        elif kind == LOADED:
+            gpu.loading -= 1
+            self._loaded(now, gpu, event.code)
+            self._act(now, gpu)
+            return True
         elif now < gpu.wake_at:
             return False
         else:
@@ -263,6 +243,8 @@ class Machine:
             for action in todo:
                 self._do(now, gpu, action)
             todo = engine.take_actions()
+        if not gpu.placed and engine.running is None and gpu.loading == 0:
+            self._release(now, gpu)
         wake = engine.next_wake()
         if wake < gpu.wake_at:
             gpu.wake_at = wake
@@ -298,13 +280,28 @@ class Machine:
                 self._record.lost(now, gpu.granted[hung.batch])
             engine.worker_died(now, "the batch hung")
         elif isinstance(action, Load):
-            seconds_by_batch = gpu.models[action.model]
-            engine.loaded(now, action.model, [(b, s) for b, s in enumerate(seconds_by_batch) if b > 0])
+            seconds = gpu.loads.get(action.model, 0.0)
+            if seconds > 0.0:
+                gpu.loading += 1
+                gpu.spent_loading += seconds
+                event = Event(LOADED, gpu, gpu.epoch)
+                event.code = action.model
+                self._push(now + seconds, event)
+            else:
+                self._loaded(now, gpu, action.model)
         elif isinstance(action, Announce):
             held = [
                 HeldModel(model.key, "", 100, model.profile) for model in engine.models.values() if model.state == READY
             ]
             self.scheduler.report(gpu.agent, gpu.number, "emulated", held)
+
+    def _loaded(self, now: float, gpu: Gpu, key: str) -> None:
+        gpu.engine.loaded(now, key, [(b, s) for b, s in enumerate(gpu.models[key]) if b > 0])
+
+    def _release(self, now: float, gpu: Gpu) -> None:
+        """From now on it is at rest."""
+        gpu.taken = gpu.allocated(now)
+        gpu.taken_at = FOREVER
 
     def _done(self, now: float, gpu: Gpu, batch: Batch, code: str, seconds: float, delay: float) -> None:
         event = Event(DONE, gpu, gpu.epoch)
@@ -334,8 +331,11 @@ class Machine:
         now = self._now
         gpu.engine = DeviceEngine()
         gpu.up = True
+        gpu.boots = False
         gpu.wake_at = FOREVER
-        gpu.engine.place(now, list(gpu.models))
+        if gpu.placed and gpu.taken_at >= FOREVER:
+            gpu.taken_at = now
+        gpu.engine.place(now, gpu.placed)
         gpu.engine.session(now, True)
         gpu.engine.tick(now)
         self._act(now, gpu)
@@ -345,6 +345,8 @@ class Machine:
             return False
         gpu.up = False
         gpu.epoch += 1
+        gpu.loading = 0
+        self._release(now, gpu)
         for batch in gpu.granted.values():
             self._record.lost(now, batch)
         gpu.granted.clear()

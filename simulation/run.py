@@ -16,7 +16,8 @@ from nodes.emulated import EmulatedModel
 from pipelines.capacity import all_profiles, capacity, planned_costs, pool_capacity
 from pipelines.graph import Graph
 from pipelines.spec import PipelineSpec
-from simulation.machine import Delays, Gpu, Machine
+from simulation.gpu import Delays, Gpu
+from simulation.machine import Machine
 from simulation.metrics import fluid_bound, latency, rates
 from simulation.record import PipelineRecord, Record
 from simulation.results import RunResult, Series, StageSeries
@@ -151,7 +152,7 @@ def _gpus(workloads: Sequence[Workload], cluster: Cluster) -> list[Gpu]:
             seconds[workload.spec.model_key(name)] = [0.0, *(profile.latency(b) for b in range(1, largest + 1))]
     each = cluster.gpus_per_agent
     return [
-        Gpu(f"agent-{index // each}", index % each, {key: seconds[key] for key in keys})
+        Gpu(f"agent-{index // each}", index % each, {key: seconds[key] for key in keys}, list(keys))
         for index, keys in enumerate(cluster.held)
     ]
 
