@@ -37,9 +37,16 @@ POLICIES: Final[dict[str, str]] = {
 
 PARAMETERS: Final[dict[str, tuple[float, float, float, str]]] = {
     "lambda": (0.1, 0.0, 1.0, "quantile of the downstream batch wait (pard)"),
-    "history": (5.0, 0.5, 60.0, "seconds over which queueing delays are averaged (pard)"),
+    "history": (5.0, 0.5, 60.0, "seconds over which queueing delays are averaged (pard, laxity)"),
 }
 """By name: (default, least, most, what for)."""
+
+
+def parameters_of(policy: str) -> list[str]:
+    """The names of a policy's parameters."""
+    if policy.startswith("pard"):
+        return list(PARAMETERS)
+    return ["history"] if policy == "laxity" else []
 
 
 class PolicyError(ValueError):
@@ -47,18 +54,19 @@ class PolicyError(ValueError):
 
 
 def parse_policy(text: str) -> tuple[str, dict[str, float]]:
-    """('pard', {'lambda': 0.15, 'history': 5.0}) of 'pard:lambda=0.15'. Raises :class:`PolicyError`."""
+    """('pard', {'lambda': 0.15}) of 'pard:lambda=0.15': those that are not given are tuned while it runs. Raises
+    :class:`PolicyError`."""
     name, _, rest = text.partition(":")
     if name not in POLICIES:
         near = get_close_matches(name, POLICIES, 1)
         hint = f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(POLICIES)}"
         raise PolicyError(f"unknown policy {name!r}{hint}")
-    values = {key: default for key, (default, _, _, _) in PARAMETERS.items()}
+    values: dict[str, float] = {}
+    has = parameters_of(name)
     for part in rest.split(",") if rest else []:
         key, _, value = part.partition("=")
-        if key not in PARAMETERS or not name.startswith("pard"):
-            known = ", ".join(PARAMETERS) if name.startswith("pard") else "none"
-            raise PolicyError(f"policy {name!r} has no parameter {key!r}; it has {known}")
+        if key not in has:
+            raise PolicyError(f"policy {name!r} has no parameter {key!r}; it has {', '.join(has) or 'none'}")
         _, least, most, _ = PARAMETERS[key]
         try:
             number = float(value)

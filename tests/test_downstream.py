@@ -102,7 +102,7 @@ def test_queueing_execution_and_a_quantile_of_the_batch_waits(policy: str) -> No
 def test_lambda_chooses_the_quantile() -> None:
     graph = Graph("pard", {"a": [], "b": ["a"]}, {"a": 1.0, "b": 100.0}, None, {"b": evenly(100.0)})
     for part in (0.05, 0.5, 0.9):
-        graph.pipeline.policy.quantile = part
+        graph.pipeline.quantile = part
         assert graph.behind() == pytest.approx([100.0 + part * 100.0, 0.0], abs=BIN)
 
 

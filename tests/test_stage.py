@@ -102,10 +102,26 @@ def test_the_queue_is_kept_by_deadlines_or_by_arrival() -> None:
 def test_arrivals_are_thinned_evenly(part: float) -> None:
     stage = World().stage
     stage.admits = part
-    let_in = [stage.lets_in() for _ in range(1000)]
+    let_in = [stage.lets_in(False) for _ in range(1000)]
     assert sum(let_in) == pytest.approx(part * 1000, abs=1)
     for at in range(0, 1000, 20):
         assert sum(let_in[at : at + 20]) == pytest.approx(part * 20, abs=1)
+
+
+def test_urgent_ones_are_let_in_at_the_others_expense() -> None:
+    stage = World().stage
+    stage.admits = 0.6
+    urgent = [True, False, False, False] * 250
+    let_in = [stage.lets_in(each) for each in urgent]
+    assert all(let_in[::4])
+    assert sum(let_in) == pytest.approx(600, abs=1)
+
+
+def test_many_urgent_ones_do_not_shut_the_others_out_for_long() -> None:
+    stage = World().stage
+    stage.admits = 0.5
+    assert all(stage.lets_in(True) for _ in range(1000))
+    assert [stage.lets_in(False) for _ in range(30)].index(True) < 25
 
 
 # ---- who waits -----------------------------------------------------------------------------------

@@ -174,10 +174,10 @@ class Dispatcher:
 
     def _end_waiting(self, now: float, task: Task) -> None:
         """The deadline passed in the queue: nobody's fault, unless there was nobody to run it."""
-        name = task.stage_name()
         if task.stage.devices:
-            self._ledger.expire(now, task.request, name)
+            self._ledger.expire(now, task.request, task.number)
         else:
+            name = task.stage_name()
             trouble = f" (the last one: {task.stage.trouble})" if task.stage.trouble else ""
             detail = f"no agent holds the model of stage {name!r} at present{trouble}: see laxity status"
             self._ledger.end(now, task.request, Outcome.UNAVAILABLE, name, detail)

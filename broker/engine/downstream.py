@@ -27,9 +27,9 @@ def downstream(pipeline: Pipeline, tables: list[LatencyTable | None], hops: list
         executions.append(execution)
         waiting = plan.stage.waits.queued if policy.foresees != EXECUTION else 0.0
         times.append(execution + hops[number] + waiting)
-    if policy.foresees != WAITING or policy.quantile <= 0.0:
+    if policy.foresees != WAITING or pipeline.quantile <= 0.0:
         return pipeline.downstream(times)
-    if policy.quantile >= 1.0:
+    if pipeline.quantile >= 1.0:
         return pipeline.downstream([times[number] + executions[number] for number in range(count)])
     return _with_batch_waits(pipeline, times, executions)
 
@@ -50,7 +50,7 @@ def _with_batch_waits(pipeline: Pipeline, times: list[float], executions: list[f
             own = pipeline.stages[child].stage.waits.distribution(width)
             summed = convolve(own, waits[child]) if lengths[child] else own
             base = times[child] + fixed[child]
-            total = base + quantile(summed, pipeline.policy.quantile, width, lengths[child] + 1)
+            total = base + quantile(summed, pipeline.quantile, width, lengths[child] + 1)
             if total > behind[number]:
                 behind[number] = total
                 fixed[number] = base

@@ -109,8 +109,10 @@ class Flow:
             ledger.end(now, request, Outcome.REJECTED, plan.name, why)
             return False
         stage.arrivals += count
-        if not stage.lets_in():
+        if not stage.lets_in(request.priority > 0):
             why = f"overload control: stage {plan.name!r} admits {stage.admits:.0%} at present"
+            if stage.limit:
+                why = f"stage {stage.limit!r} cannot keep up: {stage.admits:.0%} of the requests are let in at present"
             ledger.end(now, request, Outcome.DROPPED, plan.name, why)
             return False
         return True
@@ -144,9 +146,8 @@ class Flow:
 
     def _answer(self, now: float, request: Request) -> None:
         pipeline = request.pipeline
-        last = pipeline.stages[-1].name
         if now > request.deadline:
-            self._ledger.expire(now, request, last)
+            self._ledger.expire(now, request, len(pipeline.stages) - 1)
             return
         fields: dict[str, Payload] = {}
         try:
@@ -155,7 +156,7 @@ class Flow:
                 assert value is not None
                 fields[name] = value.field(field) if field else value
         except PayloadError as error:
-            self._ledger.end(now, request, Outcome.FAILED, last, f"no output: {error}")
+            self._ledger.end(now, request, Outcome.FAILED, pipeline.stages[-1].name, f"no output: {error}")
             return
         request.answer = fields[""] if "" in fields else as_dict(fields)
         self._ledger.end(now, request, OK, "", "")

@@ -74,14 +74,17 @@ class Ledger:
         if pipeline.retired and pipeline.in_flight == 0:
             self.drained = True
 
-    def expire(self, now: float, request: Request, stage: str) -> None:
-        """End a request whose deadline has passed."""
+    def expire(self, now: float, request: Request, number: int) -> None:
+        """End a request whose deadline has passed, at the stage of this number."""
+        plan = request.pipeline.stages[number]
+        plan.stage.tally.dropped += 1
         late = (now - request.deadline) * 1e3
-        self.end(now, request, Outcome.EXPIRED, stage, f"the deadline passed {late:.1f} ms ago")
+        self.end(now, request, Outcome.EXPIRED, plan.name, f"the deadline passed {late:.1f} ms ago")
 
     def drop(self, now: float, task: Task, short: float) -> None:
         """End a request that is predicted to miss its deadline by ``short`` seconds."""
         name = task.stage_name()
+        task.stage.tally.dropped += 1
         task.request.short_by = short
         self.end(
             now,

@@ -7,6 +7,7 @@ from broker.engine.stage import Stage
 
 if TYPE_CHECKING:
     from broker.engine.batch_plan import BatchPlan
+    from broker.engine.tuning import Tuning
 
 FROM_REQUEST: Final = -1
 """The source number that stands for the request's own payload."""
@@ -77,6 +78,8 @@ class Pipeline:
     ) -> None:
         self.name = name
         self.policy = policy
+        self.quantile = policy.quantile
+        """λ at present (tuning.py)."""
         self.slo = slo
         self.stages = stages
         self.outputs = outputs
@@ -92,6 +95,8 @@ class Pipeline:
         self.retired = False
         """No longer takes new requests; those in flight finish."""
         self.in_flight = 0
+        self.tuning: Tuning | None = None
+        """What it was last told to be right for it."""
         for index, stage in enumerate(stages):
             stage.stage.pipeline = stage.stage.key.rpartition("/")[0]
             stage.stage.depth = index
@@ -100,6 +105,10 @@ class Pipeline:
                 if parent >= index:
                     raise ValueError(f"stage {stage.name!r} stands before its input {stages[parent].name!r}")
                 stages[parent].children.append(index)
+
+    def id(self) -> str:
+        """'pipeline@version', as models' keys have it."""
+        return self.stages[0].stage.pipeline if self.stages else self.name
 
     def same_version(self, other: "Pipeline") -> bool:
         """Whether both are of one spec: a model's key has its digest."""

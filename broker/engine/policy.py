@@ -68,6 +68,13 @@ class Policy:
         """λ: the quantile of the downstream batch wait."""
         self.history = 5.0
         """Seconds over which queueing delays are averaged."""
+        self.tunes_quantile = False
+        self.tunes_history = False
+        """Whether these may be set at run time: they matter, and were not given."""
+
+    def tunes_admission(self) -> bool:
+        """Whether less may be let in where a stage cannot keep up: the others drop as their papers have it."""
+        return self.foresees in (FORCED, WAITING)
 
     def new_order(self) -> Order:
         """The order that a stage begins with."""
@@ -121,6 +128,9 @@ def make_policy(name: str, parameters: dict[str, float]) -> Policy:
         policy.quantile = 0.0
     elif name == "pard-upper":
         policy.quantile = 1.0
+    elif policy.foresees == WAITING:
+        policy.tunes_quantile = "lambda" not in parameters
+    policy.tunes_history = policy.foresees in (FORCED, WAITING) and "history" not in parameters
     return policy
 
 

@@ -13,6 +13,8 @@ KEPT: Final = 10
 """Measurements kept for each batch size; their 99th percentile is their maximum."""
 EXPIRES: Final = 10.0
 """Seconds after which a measurement no longer counts, so that one outlier cannot close a stage for ever."""
+TOLD: Final = 4
+"""Sizes of which :meth:`LatencyTable.measured` tells at most."""
 UNKNOWN: Final = 0.0
 """What is assumed of a model without profile and measurements: run it, and see."""
 GAIN: Final = 0.95
@@ -79,6 +81,17 @@ class LatencyTable:
             return False
         self._rebuild()
         return True
+
+    def measured(self) -> list[tuple[int, float]]:
+        """(batch, mean seconds) as measured of late, ascending; of many sizes :data:`TOLD` that are spread out."""
+        sizes = sorted(self._seen)
+        chosen: list[int] = []
+        for size in sizes:
+            if not chosen or size >= chosen[-1] * (sizes[-1] / sizes[0]) ** (1.0 / (TOLD - 1)) - 1e-9:
+                chosen.append(size)
+        if chosen and chosen[-1] != sizes[-1]:
+            chosen.append(sizes[-1])
+        return [(size, self._mean[size]) for size in chosen]
 
     def forget(self, batch: int) -> None:
         """A probe is about to tell anew what a batch of this size takes: what was measured up to it is in doubt."""

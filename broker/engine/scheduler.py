@@ -19,8 +19,10 @@ from broker.engine.ledger import Ledger
 from broker.engine.limits import Limits
 from broker.engine.plan import Pipeline
 from broker.engine.policy import WORST_CASE
+from broker.engine.report import Report
 from broker.engine.request import QUEUED, Client, Request, Task
 from broker.engine.stage import Stage
+from broker.engine.tuning import Tuning
 from broker.engine.upkeep import Upkeep
 from laxity.outcomes import Outcome
 from laxity.payload import Payload
@@ -49,6 +51,9 @@ class Scheduler:
         self.batches = self._dispatcher.batches
         self._flow = Flow(self.ledger)
         self._retiring: list[Pipeline] = []
+        self._tunings: dict[str, Tuning] = {}
+        """By pipeline name; another version of a pipeline goes on with them."""
+        self._reported_at = -1.0
 
     # ---- pipelines and devices ---------------------------------------------------------
 
@@ -66,6 +71,9 @@ class Scheduler:
                 pipeline = retiring
                 break
         self.pipelines[pipeline.name] = pipeline
+        tuning = self._tunings.get(pipeline.name)
+        if tuning is not None:
+            tuning.apply(tuning.told_at, pipeline)
         for plan in pipeline.stages:
             self.stages[plan.stage.key] = plan.stage
         self.fleet.stale = True
@@ -79,6 +87,19 @@ class Scheduler:
         self._retiring.append(pipeline)
         self.ledger.drained = True
         return True
+
+    def tune(self, now: float, name: str, tuning: Tuning) -> None:
+        """Have the pipeline of this name go by ``tuning``, now or when it comes to be served."""
+        self._tunings[name] = tuning
+        pipeline = self.pipelines.get(name)
+        if pipeline is not None:
+            tuning.apply(now, pipeline)
+
+    def take_report(self, now: float) -> Report:
+        """What there is to tell since the last call."""
+        period = now - self._reported_at if self._reported_at >= 0.0 else 0.0
+        self._reported_at = now
+        return Report(period, self.stages, [*self.pipelines.values(), *self._retiring])
 
     def report(self, agent: str, number: int, type: str, models: list[HeldModel]) -> None:
         """A device of an agent, new or with another set of models than before."""
@@ -208,6 +229,7 @@ class Scheduler:
                 if table.observe(now, len(tasks), execution):
                     self.ledger.touch(batch.stage)
             self._note_overhead(now, batch, execution)
+            batch.stage.tally.ran(execution)
             if batch.stage.policy.budget == WORST_CASE:
                 for task in tasks:
                     batch.stage.waits.took(now - task.queued_at)
@@ -278,7 +300,7 @@ class Scheduler:
                 detail = f"{task.attempts} attempts failed, the last: {why}"
                 self.ledger.end(now, request, last, task.stage_name(), detail)
             elif now >= request.deadline:
-                self.ledger.expire(now, request, task.stage_name())
+                self.ledger.expire(now, request, task.number)
             elif alone:
                 self._run_alone([task])
             else:

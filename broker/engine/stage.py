@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 from broker.engine.budget_queue import BudgetQueue
 from broker.engine.policy import END_TO_END, FCFS, LAXITY, Policy
 from broker.engine.predictor import LatencyTable
+from broker.engine.report import Tally
 from broker.engine.request import Request, Task
 from broker.engine.waits import Waits
 
@@ -17,6 +18,8 @@ SMOOTHING: Final = 0.5
 """Weight of the newest measurement in a stage's arrival rate."""
 SMOOTHING_BATCH: Final = 0.1
 """Weight of the newest batch in a stage's mean batch size."""
+MOST_DEBT: Final = 10.0
+"""How many more than its part are let in ahead of time at most, for being urgent."""
 
 
 class Stage:
@@ -48,6 +51,9 @@ class Stage:
         """How many elements the batch has so far that is being formed."""
         self.admits = 1.0
         """The part of the arrivals that is let in (overload control)."""
+        self.limit = ""
+        """The stage on whose account it is less than all, where it was told so (tuning.py)."""
+        self.tally = Tally()
         self._credit = 0.0
         self._blocked = 0.0
         self._blocked_since = NEVER
@@ -113,13 +119,16 @@ class Stage:
         """Whether nobody waits here to be put into a batch."""
         return not len(self.queue) and not len(self.behind) and not self.alone
 
-    def lets_in(self) -> bool:
-        """Overload control: whether the next arrival is let in (evenly thinned)."""
+    def lets_in(self, urgent: bool) -> bool:
+        """Overload control: whether the next arrival is let in (evenly thinned). An ``urgent`` one always is, at the
+        others' expense."""
         if self.admits >= 1.0:
             return True
         self._credit += self.admits
-        if self._credit >= 1.0:
+        if self._credit >= 1.0 or urgent:
             self._credit -= 1.0
+            if self._credit < -MOST_DEBT:
+                self._credit = -MOST_DEBT
             return True
         return False
 
@@ -204,6 +213,8 @@ class Stage:
 
     def granted(self, size: int) -> None:
         """A batch of this size was granted."""
+        self.tally.batches += 1
+        self.tally.started += size
         self.batch_size += SMOOTHING_BATCH * (size - self.batch_size) if self.batch_size else size
 
     def typical_batch(self) -> int:
@@ -215,6 +226,7 @@ class Stage:
         self.waits.end_period()
         measured = self.arrivals / elapsed
         self.arrived = measured
+        self.tally.arrived += self.arrivals
         self.rate = measured if self.rate == 0.0 else self.rate + SMOOTHING * (measured - self.rate)
         self.arrivals = 0
 

@@ -44,7 +44,7 @@ class Upkeep:
                     request = task.request
                     if request.outcome is None:
                         if request.deadline <= now:
-                            self._ledger.expire(now, request, task.stage_name())
+                            self._ledger.expire(now, request, task.number)
                         elif request.deadline < nearest:
                             nearest = request.deadline
                 batch.next_deadline = nearest
@@ -53,7 +53,7 @@ class Upkeep:
         for device in self._fleet.devices.values():
             for task in device.collected.copy():
                 if task.request.deadline <= now:
-                    self._ledger.expire(now, task.request, task.stage_name())
+                    self._ledger.expire(now, task.request, task.number)
                 elif task.request.deadline < next_sweep:
                     next_sweep = task.request.deadline
         dispatcher.next_sweep = NEVER if next_sweep >= NEVER else max(next_sweep, now + SWEEP)
@@ -85,6 +85,8 @@ class Upkeep:
         for table in self._fleet.tables.values():
             table.expire(now)
         for pipeline in pipelines:
+            if pipeline.tuning is not None:
+                pipeline.tuning.lapse(now, pipeline)
             replan(pipeline, self._dispatcher.travel, self._dispatcher.response.base)
         for stage in stages.values():
             if not stage.idle():

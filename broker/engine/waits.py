@@ -2,13 +2,16 @@
 
 from typing import Final
 
+PRIOR: Final = 5.0
+"""How many requests of the newest period what others found counts for."""
 BINS: Final = 256
 """Resolution of a distribution of waits."""
 
 
 class Waits:
-    """Waits of the last periods (one second each): ``queued`` is the mean queueing delay, weighted linearly with the
-    newest period heaviest; the batch waits are kept as they are, for their distribution."""
+    """Waits of the last periods (one second each): ``queued`` is the mean queueing delay, weighted linearly from
+    the newest period down to nothing for one that is ``history`` older; the batch waits are kept as
+    they are, for their distribution."""
 
     def __init__(self, history: float) -> None:
         self.queued = 0.0
@@ -17,7 +20,13 @@ class Waits:
         """Mean queueing delay of the last period alone."""
         self.longest = 0.0
         """The longest time that a batch's requests took here in the last period, execution included (wcl)."""
-        self._kept = max(round(history), 1)
+        self.prior = -1.0
+        """What others found q to be, for where there is little to go by; negative where nobody did."""
+        self.newest: list[float] = []
+        """The batch waits of the last period."""
+        self.periods = 0
+        """How many have ended."""
+        self._history = history
         self._sums: list[float] = []
         self._counts: list[int] = []
         self._batch_waits: list[list[float]] = []
@@ -25,6 +34,10 @@ class Waits:
         self._count = 0
         self._longest = 0.0
         self._now: list[float] = []
+
+    def keep(self, history: float) -> None:
+        """Average over ``history`` seconds from the next period on."""
+        self._history = history
 
     def note(self, queued: float, batch_wait: float) -> None:
         """A request waited in the queue, and then for its batch to start."""
@@ -47,10 +60,12 @@ class Waits:
         self._sums.append(self._sum)
         self._counts.append(self._count)
         self._batch_waits.append(self._now)
-        if len(self._sums) > self._kept:
+        while len(self._sums) > 1 and len(self._sums) >= self._history + 1.0:
             self._sums.pop(0)
             self._counts.pop(0)
             self._batch_waits.pop(0)
+        self.periods += 1
+        self.newest = self._now
         self.last = self._sum / self._count if self._count else 0.0
         self._sum = 0.0
         self._count = 0
@@ -59,9 +74,16 @@ class Waits:
         self._longest = 0.0
         weighted = 0.0
         weights = 0.0
-        for at in range(len(self._sums)):
-            weighted += (at + 1) * self._sums[at]
-            weights += (at + 1) * self._counts[at]
+        weight = float(len(self._sums))
+        if weight > self._history:
+            weight = self._history
+        if self.prior >= 0.0:
+            weights = PRIOR * weight
+            weighted = weights * self.prior
+        for at in range(len(self._sums) - 1, -1, -1):
+            weighted += weight * self._sums[at]
+            weights += weight * self._counts[at]
+            weight -= 1.0
         self.queued = weighted / weights if weights > 0.0 else 0.0
 
     def distribution(self, width: float) -> list[float]:
