@@ -6,6 +6,7 @@ from pathlib import Path
 from urllib.parse import quote, unquote
 
 from cluster.store.base import Store, StoreError
+from cluster.store.etcd_address import parse_address
 from cluster.store.memory import MemoryStore
 from cluster.store.sqlite import SqliteStore
 
@@ -13,17 +14,29 @@ __all__ = ["open_store", "sqlite_path", "sqlite_url"]
 
 
 def open_store(url: str) -> Store:
-    """Open ``memory:`` (a new, private one) or ``sqlite:///absolute/path`` (created where it is absent)."""
+    """Open ``memory:`` (a new, private one), ``sqlite:///absolute/path`` (created where it is absent) or
+    ``etcd://host:2379,host2:2379?ca=/path&cert=/path&key=/path``. :class:`StoreError` says why it cannot be."""
     if url == "memory:":
         return MemoryStore()
+    if url.startswith("etcd://"):
+        return _open_etcd(url)
     return SqliteStore(sqlite_path(url))
+
+
+def _open_etcd(url: str) -> Store:
+    address = parse_address(url)
+    try:
+        from cluster.store.etcd import EtcdStore
+    except ModuleNotFoundError as error:
+        raise StoreError(f"a store on etcd needs more packages ({error}); pip install 'laxity[etcd]'") from error
+    return EtcdStore(address)
 
 
 def sqlite_path(url: str) -> Path:
     """The file that ``sqlite:///absolute/path`` names; :class:`StoreError` for every other address."""
     scheme, separator, rest = url.partition("://")
     if not separator or scheme != "sqlite":
-        raise StoreError(f"unknown store {url!r}; write sqlite:///path/to/store.db")
+        raise StoreError(f"unknown store {url!r}; write sqlite:///path/to/store.db or etcd://host:2379")
     path = Path(unquote(rest))
     if not path.is_absolute() or path == Path(path.anchor):
         raise StoreError(f"the store {url!r} names no absolute path; write sqlite:///path/to/store.db")
