@@ -12,6 +12,7 @@ from typing import Final, Literal, TypeVar
 
 import msgspec
 
+from pipelines.files import FileRecord as FileRecord
 from pipelines.spec import PipelineSpec
 
 QUEUED: Final = "queued"
@@ -25,15 +26,6 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 
 class RecordError(ValueError):
     """A record in the store cannot be read, or a name cannot be part of a key."""
-
-
-class FileRecord(msgspec.Struct, frozen=True):
-    """A file that a pipeline needs (model file, user code): ``path`` relative to the spec's directory, and its digest
-    (SHA-256, hex) and size in bytes, by which it is fetched and checked."""
-
-    path: str
-    digest: str
-    size: int
 
 
 class PipelineRecord(msgspec.Struct, frozen=True):

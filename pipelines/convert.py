@@ -55,12 +55,13 @@ def convert_spec(value: Any) -> Converted:
         result.report((), f"the file holds {_kind(value)}, not a mapping", advice)
         return result
     value = dict(value)
-    if "root" in value:
-        result.report(("root",), "root is the directory of the file itself", "remove it")
-        del value["root"]
+    for name, is_set in (("root", "is the directory of the file itself"), ("content", "is found out by itself")):
+        if name in value:
+            result.report((name,), f"{name} {is_set}", "remove it")
+            del value[name]
     raw_stages = value.pop("stages", None)
     raw_slo = value.pop("slo", None)
-    fields = _fields(result, PipelineSpec, value, (), skip={"stages", "slo", "root"})
+    fields = _fields(result, PipelineSpec, value, (), skip={"stages", "slo", "root", "content"})
     fields["slo"] = _slo(result, raw_slo)
     stages = _stages(result, raw_stages)
     if stages:

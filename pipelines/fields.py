@@ -31,15 +31,26 @@ PIPELINE_FIELDS = {
         "The scheduling policy: NAME or NAME:parameter=value,...; laxity unless another is named.", "policy: nexus"
     ),
     "description": Field("What the pipeline does, for people.", "description: reads the text in a picture"),
+    "files": Field(
+        "Files beside the spec that its agents need, as patterns such as 'labels.txt' or 'data/**/*.json'. Model files "
+        "and the modules that the stages name, with what these import, are found without it.",
+        "files: [labels.txt]",
+    ),
 }
 
 STAGE_FIELDS = {
     "executor": Field("What runs the model: python, onnx, torch or emulated.", "executor: onnx"),
     "model": Field(
-        "The model. python: 'package.module:callable' (a class is instantiated). onnx: a file beside the spec, or "
-        "'package:path' for a file inside an installed package. torch: 'package.module:factory', or a TorchScript or "
-        "torch.export file (.pt, .pt2, .pth, .ts). emulated: none.",
+        "The model. python: 'package.module:callable' (a class is instantiated). onnx: a file beside the spec, "
+        "'package:path' for a file inside an installed package, or an http(s) address. torch: "
+        "'package.module:factory', or a TorchScript or torch.export file or address (.pt, .pt2, .pth, .ts). "
+        "emulated: none.",
         "model: detect.onnx",
+    ),
+    "sha256": Field(
+        "The SHA-256 digest of a model at an address, in 64 hexadecimal digits; without it, the one that the file has "
+        "when the pipeline is applied.",
+        "sha256: e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
     ),
     "before": Field(
         "'package.module:function', called for each element with the stage's input; returns the model's feed, or "

@@ -1,4 +1,4 @@
-"""Where a stage's model file lies."""
+"""What of a stage is a file: its model, by path or address, and its code, by reference."""
 
 from __future__ import annotations
 
@@ -26,7 +26,21 @@ def is_model_file(stage: StageSpec) -> bool:
     """Whether the stage's model is a file (``python`` models, ``torch`` factories and emulated ones are not)."""
     if stage.model is None:
         return False
-    return stage.executor == "onnx" or (stage.executor == "torch" and stage.model.endswith(TORCH_FILES))
+    path = re.split(r"[?#]", stage.model)[0] if is_address(stage.model) else stage.model
+    return stage.executor == "onnx" or (stage.executor == "torch" and path.endswith(TORCH_FILES))
+
+
+def is_address(model: str) -> bool:
+    """Whether a model is fetched over HTTP."""
+    return model.startswith(("http://", "https://"))
+
+
+def code_references(stage: StageSpec) -> dict[str, str | None]:
+    """The fields that name user code, with what they name."""
+    named = {"before": stage.before, "collate": stage.collate, "after": stage.after, "sample": stage.sample}
+    is_code = stage.executor in ("python", "torch") and not is_model_file(stage)
+    # A model without a colon is reported by itself.
+    return {"model": stage.model if is_code and ":" in (stage.model or "") else None, **named}
 
 
 def resolve_model_file(spec: PipelineSpec, stage: str) -> Path:
@@ -36,6 +50,10 @@ def resolve_model_file(spec: PipelineSpec, stage: str) -> Path:
     Raises :class:`ModelNotFoundError` where it does not exist.
     """
     model = spec.stages[stage].model or ""
+    if is_address(model):
+        raise ModelNotFoundError(
+            f"{model} is an address, not a file", "serve the pipeline (laxity pipeline apply): its agents fetch it"
+        )
     file = Path(spec.root) / model
     if model and file.is_file():
         return file

@@ -18,7 +18,7 @@ def json_schema() -> dict[str, Any]:
     definitions: dict[str, Any] = components
     pipeline = definitions.pop("PipelineSpec")
     stage, profile = definitions["StageSpec"], definitions["Profile"]
-    del pipeline["properties"]["root"]  # is where the file lies
+    del pipeline["properties"]["root"], pipeline["properties"]["content"]  # are set when it is read and applied
     pipeline["properties"]["slo"] = {
         "anyOf": [{"type": "string", "pattern": DURATION_PATTERN}, {"type": "number", "exclusiveMinimum": 0}]
     }

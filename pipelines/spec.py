@@ -70,9 +70,12 @@ class StageSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     executor: Literal["python", "onnx", "torch", "emulated"]
     """What runs the model."""
     model: str | None = None
-    """``python``: 'package.module:callable' (a class is instantiated); ``onnx``: a file, or
+    """``python``: 'package.module:callable' (a class is instantiated); ``onnx``: a file, an http(s) address, or
     'package:path' for a file inside an installed package; ``torch``: 'package.module:factory' or a TorchScript /
-    torch.export file; ``emulated``: none."""
+    torch.export file or address; ``emulated``: none."""
+    sha256: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$(?!\n)")] | None = None
+    """Of a model at an address: the digest that the file must have. Without it, the one it has when the pipeline is
+    applied."""
     before: UserCode | None = None
     """Called for each element with the stage's input; returns the model's feed, or (feed, kept)."""
     collate: UserCode | None = None
@@ -120,13 +123,21 @@ class PipelineSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     policy: str = "laxity"
     """The scheduling policy: NAME or NAME:parameter=value,... (see ``pipelines/policies.py``)."""
     description: str = ""
+    files: list[str] = []
+    """Patterns, relative to the root, of files that are needed beside the model files and the code that the stages
+    name (weights beside an ONNX file, labels, modules imported by name at run time)."""
     root: str = ""
     """The directory of the file, where user code and model files are looked for; set when it is read."""
+    content: str = ""
+    """A digest of all files that the spec needs, set when it is applied, so that a changed file makes a new version."""
 
     @property
     def version(self) -> str:
-        """A short digest of what the spec says."""
-        plain = msgspec.to_builtins(_every_field(self), str_keys=True)
+        """A short digest of what the spec says, and of its files where ``content`` is set (wherever they lie then)."""
+        fields = _every_field(self)
+        if self.content:
+            del fields["root"]
+        plain = msgspec.to_builtins(fields, str_keys=True)
         return hashlib.sha256(msgspec.json.encode(plain, order="sorted")).hexdigest()[:10]
 
     def model_key(self, stage: str) -> str:

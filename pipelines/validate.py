@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Collection, Iterator
 from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
 
 import msgspec
 
 from pipelines.convert import nearest
 from pipelines.duration import format_duration
+from pipelines.files import MAX_PATH, FilesError, matching, wrong_pattern
 from pipelines.graph import Graph, stage_parents
-from pipelines.models import ModelNotFoundError, is_model_file, resolve_model_file
+from pipelines.models import ModelNotFoundError, code_references, is_address, is_model_file, resolve_model_file
 from pipelines.policies import PolicyError, parse_policy
 from pipelines.problems import Problem, SpecPath
 from pipelines.profile import LatencyProfile
 from pipelines.spec import REQUEST, PipelineSpec, Profile, StageSpec, split_reference
 from pipelines.usercode import UserCodeError, check_reference
+
+_ADDRESS = re.compile(r"https?://(\[[0-9A-Fa-f:.]+\]|[^\s/?#@:\[\]]+)(:\d{1,5})?/[!-~]*")
+"""An http(s) address: without a password, which would lie in the store, and with what is not ASCII escaped."""
 
 
 def validate(spec: PipelineSpec, bad: Collection[SpecPath] = ()) -> list[Problem]:
@@ -32,6 +38,7 @@ def validate(spec: PipelineSpec, bad: Collection[SpecPath] = ()) -> list[Problem
     problems += cycles + profiles
     if ("policy",) not in bad:
         problems += _policy(spec)
+    problems += _files(spec)
     if graph_known and not cycles:
         problems += _unreachable(spec)
         if not profiles and not any("slo" in path or "profile" in path for path in bad):
@@ -45,27 +52,25 @@ def missing_files(spec: PipelineSpec, bad: Collection[SpecPath] = ()) -> list[Pr
     for name, stage in spec.stages.items():
         if stage.executor == "emulated":
             continue
-        for field, reference in _code(stage).items():
+        for field, reference in code_references(stage).items():
             path: SpecPath = ("stages", name, field)
             try:
                 if reference is not None and path not in bad:
                     check_reference(reference, spec.root)
             except UserCodeError as error:
                 problems.append(Problem(path, error.message, error.advice))
-        if is_model_file(stage):
+        if is_model_file(stage) and not is_address(stage.model or ""):
             try:
                 resolve_model_file(spec, name)
             except ModelNotFoundError as error:
                 problems.append(Problem(("stages", name, "model"), error.message, error.advice))
+    for index, pattern in enumerate(spec.files):
+        try:
+            if ("files",) not in bad and wrong_pattern(pattern) is None:
+                matching(Path(spec.root), pattern)
+        except FilesError as error:
+            problems.append(Problem(("files", index), error.message, error.advice))
     return problems
-
-
-def _code(stage: StageSpec) -> dict[str, str | None]:
-    """The fields that name user code."""
-    named = {"before": stage.before, "collate": stage.collate, "after": stage.after, "sample": stage.sample}
-    is_code = stage.executor in ("python", "torch") and not is_model_file(stage)
-    # A model without a colon was reported as such.
-    return {"model": stage.model if is_code and ":" in (stage.model or "") else None, **named}
 
 
 def _shapes_graph(path: SpecPath) -> bool:
@@ -82,6 +87,13 @@ def _policy(spec: PipelineSpec) -> Iterator[Problem]:
         parse_policy(spec.policy)
     except PolicyError as error:
         yield Problem(("policy",), str(error), "write for example `policy: laxity`, or leave it out")
+
+
+def _files(spec: PipelineSpec) -> Iterator[Problem]:
+    for index, pattern in enumerate(spec.files):
+        wrong = wrong_pattern(pattern)
+        if wrong is not None:
+            yield Problem(("files", index), *wrong)
 
 
 def _input_references(spec: PipelineSpec) -> Iterator[tuple[SpecPath, str, StageSpec]]:
@@ -212,13 +224,18 @@ def _stage(spec: PipelineSpec, name: str, bad: Collection[SpecPath]) -> Iterator
 def _model(stage: StageSpec, path: SpecPath) -> Iterator[Problem]:
     example = {
         "python": "'package.module:callable'",
-        "onnx": "a file such as detect.onnx, or 'package:path' for one in an installed package",
-        "torch": "'package.module:factory', or a .pt, .pt2, .pth or .ts file",
+        "onnx": "a file such as detect.onnx, 'package:path' for one in an installed package, or an http(s) address",
+        "torch": "'package.module:factory', or a .pt, .pt2, .pth or .ts file or address",
     }[stage.executor]
     if not stage.model:
         yield Problem(path, f"{_article(stage.executor)} stage needs a model", f"write `model:` with {example}")
-    elif not is_model_file(stage) and ":" not in stage.model:
+    elif not is_model_file(stage) and (":" not in stage.model or is_address(stage.model)):
         yield Problem((*path, "model"), f"{stage.model!r} is no model of a {stage.executor} stage", f"write {example}")
+    elif is_address(stage.model) and not (_ADDRESS.fullmatch(stage.model) and len(stage.model) <= MAX_PATH):
+        yield Problem((*path, "model"), f"{stage.model!r} is no address", "write http://HOST/PATH or https://HOST/PATH")
+    elif stage.sha256 is not None and not is_address(stage.model):
+        advice = "remove it: the digests of other files are taken when the pipeline is applied"
+        yield Problem((*path, "sha256"), "sha256 goes with a model at an address", advice)
 
 
 def _article(executor: str) -> str:
