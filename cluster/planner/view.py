@@ -78,7 +78,8 @@ class Move(msgspec.Struct, frozen=True):
 class Plan(msgspec.Struct, frozen=True):
     """What is to be: the whole placement (devices not named rest), what is served, the nodes' states with the reason,
     for each model key the devices it needs (whole and parts) for the rate that is planned for, and the changes against
-    the present. ``again_at``: when the planner wants to be asked again at the latest."""
+    the present. ``again_at``: when the planner wants to be asked again at the latest. ``problems``: what cannot
+    be done, by model key (no device can hold it) or pipeline (its new version cannot be served), for people."""
 
     placement: dict[DeviceId, Placed]
     serving: dict[str, Served]
@@ -87,3 +88,4 @@ class Plan(msgspec.Struct, frozen=True):
     planned_rates: dict[str, float]
     moves: list[Move]
     again_at: float
+    problems: dict[str, str] = {}

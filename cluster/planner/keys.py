@@ -1,0 +1,39 @@
+"""Model keys: ``pipeline@version/stage``."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class ModelKey(NamedTuple):
+    """The parts of a model key; ``version`` and ``stage`` are empty where the text has none."""
+
+    pipeline: str
+    version: str
+    stage: str
+
+
+def parse_key(key: str) -> ModelKey:
+    """The parts of a model key."""
+    head, _, stage = key.rpartition("/")
+    pipeline, _, version = head.rpartition("@")
+    return ModelKey(pipeline, version, stage)
+
+
+def natural(name: str) -> tuple[tuple[int, str], ...]:
+    """A sort key under which ``node-10`` comes behind ``node-9``."""
+    parts: list[tuple[int, str]] = []
+    digits, text = "", ""
+    for letter in name + "\0":
+        if letter.isdecimal():
+            if text:
+                parts.append((-1, text))
+                text = ""
+            digits += letter
+        else:
+            if digits:
+                parts.append((int(digits), ""))
+                digits = ""
+            text += letter
+    parts.append((-1, text))
+    return tuple(parts)
