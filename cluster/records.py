@@ -137,13 +137,15 @@ class TuningRecord(msgspec.Struct, frozen=True):
 
     ``quantile`` is λ and ``history`` the window in seconds over which queueing delays are averaged; ``admission`` the
     part (0 to 1) of the requests that the first stages take in (proactive drop). ``queued`` is each stage's mean
-    queueing delay in seconds over all shards, for those shards that have not seen enough themselves.
+    queueing delay in seconds over all shards, for those shards that have not seen enough themselves. ``limit`` names
+    the stage on whose account ``admission`` is below 1.
     """
 
     quantile: float
     history: float
     admission: float
     queued: dict[str, float] = {}
+    limit: str = ""
 
 
 R = TypeVar("R", bound=msgspec.Struct)

@@ -6,8 +6,9 @@ import msgspec
 
 
 class StageReport(msgspec.Struct, array_like=True, frozen=True):
-    """One stage (``model``: its key) at one shard over one period. Counts are elements. ``queued`` is the mean queueing
-    delay and ``execution`` the mean execution of its batches in seconds; ``waits`` the batch waits (sketch.py)."""
+    """One stage (``model``: its key) at one shard over one period. ``arrived``, ``started`` and ``waiting`` are
+    elements, ``dropped`` the requests that were dropped or expired here. ``queued`` is the mean queueing delay and
+    ``execution`` the mean execution of its batches in seconds; ``waits`` the batch waits (sketch.py)."""
 
     model: str
     arrived: int
@@ -24,8 +25,9 @@ class StageReport(msgspec.Struct, array_like=True, frozen=True):
 
 
 class ReportRecord(msgspec.Struct, array_like=True, frozen=True):
-    """``reports/<shard>``, under the shard's lease. ``number`` counts the reports, ``period`` is in seconds,
-    ``in_flight`` has the requests that have not ended by 'pipeline@version', ``agents`` those that the shard hears."""
+    """``reports/<shard>``, under the shard's lease. ``number`` counts the reports, ``period`` is in seconds (0 for the
+    first), ``stages`` are in topological order within each pipeline, ``in_flight`` has the requests that have not ended
+    by 'pipeline@version', ``agents`` those that the shard hears."""
 
     number: int
     period: float

@@ -1,0 +1,34 @@
+"""The leader's tuning in a simulation: the very tuner, fed with the very reports, once a second."""
+
+from __future__ import annotations
+
+from broker.engine.tuning import Tuning
+from broker.reporting import report_record
+from cluster.records import TuningRecord
+from cluster.tuning.report import ReportRecord
+from cluster.tuning.tuner import Tuner
+from simulation.machine import Machine
+
+
+class Tuned:
+    """A ``control`` for :func:`simulation.run.simulate`. What is found in one second holds from the next one
+    on: by then it has gone through the store. ``told`` has what was found, by second."""
+
+    def __init__(self) -> None:
+        self.told: list[dict[str, TuningRecord]] = []
+        self.reports: list[ReportRecord] = []
+        self._tuner = Tuner()
+
+    def __call__(self, now: float, machine: Machine) -> None:
+        if self.told:
+            for name, record in self.told[-1].items():
+                machine.scheduler.tune(now, name, tuning_of(record, now))
+        report = report_record(machine.scheduler.take_report(now), len(self.reports) + 1, [])
+        self.reports.append(report)
+        self._tuner.observe(now, {"shard": report})
+        self.told.append(self._tuner.tuning(now))
+
+
+def tuning_of(record: TuningRecord, now: float) -> Tuning:
+    """What the engine is told."""
+    return Tuning(record.quantile, record.history, record.admission, record.limit, record.queued, now)
