@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import shutil
+import signal
+import socket
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 import zmq
 
 from broker.shell import Shard, ShardConfig, ShardStatus
+from cluster.store import open_store
+from cluster.store.base import StoreError
+from cluster.store.etcd_members import EtcdMembers
 from laxity import Client, protocol
 from laxity.outcomes import Outcome
 from laxity.payload import Payload, Unpacker, decode, encode, pack
 from laxity.protocol import Answer, Request, Result
-from nodes.agent import Agent, AgentConfig, DeviceConfig, DeviceState
+from nodes.agent import Agent, AgentConfig, DeviceState, Work
+from nodes.device import DeviceConfig
 from pipelines.load import load_spec, parse_spec
 from pipelines.spec import PipelineSpec
 
@@ -209,9 +217,9 @@ class RunningAgent:
             return self.states
 
     def hold(self, *specs: PipelineSpec) -> list[DeviceState]:
-        """Have every device hold all models of ``specs``; returns once each is loaded or given up."""
+        """Have every device hold all models of ``specs`` for shard s0; returns once each is loaded or given up."""
         models = {spec.model_key(stage): (spec, stage) for spec in specs for stage in spec.stages}
-        self.agent.place(dict.fromkeys(range(len(self.agent.config.devices)), models))
+        self.agent.place(dict.fromkeys(range(len(self.agent.config.devices)), Work("s0", models)))
 
         def settled(states: list[DeviceState]) -> bool:
             return all(
@@ -221,6 +229,10 @@ class RunningAgent:
             )
 
         return self.wait_for(settled)
+
+    def connect(self, backend: str) -> None:
+        """Shard s0 is at this address."""
+        self.agent.follow({"s0": backend})
 
     def join(self) -> None:
         """Wait until it has ended."""
@@ -278,7 +290,7 @@ class Cluster:
         known = self.status().agents
         agent = self.lone_agent(devices, **options)
         agent.hold(*specs)
-        agent.agent.connect(self.shard.backend)
+        agent.connect(self.shard.backend)
         eventually(lambda: self.status().agents > known, "the shard knows the agent")
         return agent
 
@@ -363,3 +375,113 @@ def user_pipeline(tmp_path: Path) -> Callable[..., PipelineSpec]:
         return load_spec(str(file))
 
     return make
+
+
+class RunningEtcd:
+    """The members of an etcd with mTLS, as processes that end with this one."""
+
+    def __init__(self, directory: Path, members: int) -> None:
+        self.members = EtcdMembers(directory, members)
+        self.url = self.members.url
+        self._log = (directory / "etcd.log").open("ab")
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.start()
+
+    @property
+    def names(self) -> list[str]:
+        return [name for name, _ in self.members.commands()]
+
+    def start(self) -> None:
+        """Start the members that do not run, and wait for all of them."""
+        for name, arguments in self.members.commands():
+            if name not in self._processes:
+                self._processes[name] = start_etcd(arguments, self._log)
+        self.members.wait_healthy(WAIT)
+
+    def kill(self, *names: str) -> None:
+        """End members without giving them a chance to do anything about it."""
+        for name in names:
+            self._processes[name].kill()
+        for name in names:
+            self._processes.pop(name).wait()
+
+    def freeze(self, *names: str) -> None:
+        for name in names:
+            self._processes[name].send_signal(signal.SIGSTOP)
+
+    def release(self, *names: str) -> None:
+        for name in names:
+            self._processes[name].send_signal(signal.SIGCONT)
+
+    def close(self) -> None:
+        self.kill(*self._processes)
+        self.members.close()
+        self._log.close()
+
+
+def start_etcd(arguments: list[str], log: BinaryIO) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(["setpriv", "--pdeathsig", "KILL", "--", *arguments], stdout=log, stderr=log)
+
+
+def need_etcd() -> None:
+    if shutil.which("etcd") is None:
+        pytest.skip("there is no etcd here: install Debian's package etcd-server")
+
+
+@pytest.fixture
+def make_etcd(tmp_path: Path) -> Iterator[Callable[[int], RunningEtcd]]:
+    """Makes an etcd of so many members, to do with as one likes."""
+    need_etcd()
+    made: list[RunningEtcd] = []
+
+    def make(members: int) -> RunningEtcd:
+        made.append(RunningEtcd(tmp_path / f"etcd{len(made)}", members))
+        return made[-1]
+
+    yield make
+    for etcd in made:
+        etcd.close()
+
+
+@pytest.fixture(scope="session")
+def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningEtcd]:
+    """An etcd of three members that all tests share: leave its members alone, and nothing in it but keys under a
+    cluster of your own."""
+    need_etcd()
+    running = RunningEtcd(tmp_path_factory.mktemp("etcd"), 3)
+    yield running
+    running.close()
+
+
+@pytest.fixture(scope="session")
+def plain_etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of an etcd as somebody else may run it: one member, without TLS. All tests share it, too."""
+    need_etcd()
+    directory = tmp_path_factory.mktemp("plain_etcd")
+    with ExitStack() as held:
+        client, peer = (held.enter_context(socket.socket()) for _ in range(2))
+        for each in (client, peer):
+            each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            each.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{client.getsockname()[1]}"
+        peer_url = f"http://127.0.0.1:{peer.getsockname()[1]}"
+        arguments = ["etcd", "--data-dir", str(directory / "data"), "--logger", "zap", "--log-level", "warn"]
+        arguments += ["--listen-client-urls", url, "--advertise-client-urls", url, "--listen-peer-urls", peer_url]
+        arguments += ["--initial-advertise-peer-urls", peer_url, "--initial-cluster", f"default={peer_url}"]
+        log = held.enter_context((directory / "etcd.log").open("wb"))
+        process = start_etcd(arguments, log)
+        try:
+            address = url.replace("http", "etcd")
+            eventually(lambda: _opens(address), f"the etcd in {directory} answers")
+            yield address
+        finally:
+            process.kill()
+            process.wait()
+
+
+def _opens(url: str) -> bool:
+    try:
+        open_store(url).close()
+    except StoreError:
+        return False
+    return True

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from cluster.store import open_store, sqlite_url
 from cluster.store.base import (
@@ -26,11 +26,14 @@ from cluster.store.base import (
     Store,
     StoreError,
     Unchanged,
+    Watch,
 )
 from cluster.store.memory import MemoryStore
 from cluster.store.sqlite import SqliteStore
 
 HISTORY = 20
+WAIT = 30.0
+"""How long what must come is waited for, in seconds."""
 
 
 class Clock:
@@ -46,11 +49,41 @@ def clock() -> Clock:
     return Clock()
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(params=["memory", "sqlite", "plain etcd", "etcd of three"])
 def store(request: pytest.FixtureRequest, tmp_path: Path, clock: Clock) -> Iterator[Store]:
+    if request.param == "plain etcd":
+        made = emptied(request.getfixturevalue("plain_etcd"))
+    elif request.param == "etcd of three":
+        made = emptied(request.getfixturevalue("etcd").url)
+    else:
+        made = make(request.param, tmp_path, clock)
+    yield made
+    made.close()
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+def timed(request: pytest.FixtureRequest, tmp_path: Path, clock: Clock) -> Iterator[Store]:
+    """The stores that go by our clock and keep :data:`HISTORY` revisions."""
     made = make(request.param, tmp_path, clock)
     yield made
     made.close()
+
+
+def emptied(url: str) -> Store:
+    store = open_store(url)
+    for entry in store.list("").entries:
+        store.delete(entry.key)
+    return store
+
+
+def read(watch: Watch, count: int) -> list[Event]:
+    """The next events, so many of them at least: some stores bring them with a delay."""
+    events: list[Event] = []
+    while len(events) < count:
+        got = watch.get(WAIT)
+        assert got, f"{events} and no more"
+        events += got
+    return events
 
 
 def make(backend: str, directory: Path, clock: Callable[[], float], boot: str = "boot") -> Store:
@@ -124,12 +157,11 @@ def test_several_prefixes_are_their_keys_each_once(store: Store, prefix: tuple[s
     assert [e.key for e in listing.entries] == listed
     assert listing.revision == start + 5
     watch = store.watch(prefix, start)
-    assert sorted(e.key for e in watch.get(timeout=0)) == listed
+    assert sorted(e.key for e in read(watch, len(listed))) == listed
     store.transaction([], [Delete("/a"), Delete("/a/1"), Delete("/b/1"), Delete("/c/1")])
-    events = watch.get(timeout=0)
-    assert [(e.key, e.entry) for e in events] == [
-        (key, None) for key in ["/a", "/a/1", "/b/1", "/c/1"] if key in listed
-    ]
+    gone = [(key, None) for key in ["/a", "/a/1", "/b/1", "/c/1"] if key in listed]
+    assert sorted((e.key, e.entry) for e in read(watch, len(gone))) == gone
+    assert watch.get(timeout=0) == []
     watch.close()
 
 
@@ -240,7 +272,7 @@ def test_a_watch_sees_each_change_once_and_in_order(store: Store) -> None:
     store.delete("/w/a")
     third = store.list("/").revision
     assert second is not None
-    assert watch.get(timeout=0) == [
+    assert read(watch, 4) == [
         Event("/w/a", Entry("/w/a", b"1", first, first), first),
         Event("/w/b", Entry("/w/b", b"2", second, second), second),
         Event("/w/a", Entry("/w/a", b"3", first, second), second),
@@ -248,7 +280,7 @@ def test_a_watch_sees_each_change_once_and_in_order(store: Store) -> None:
     ]
     assert watch.get(timeout=0) == []
     fourth = store.put("/w/a", b"4")
-    assert watch.get(timeout=0) == [Event("/w/a", Entry("/w/a", b"4", fourth, fourth), fourth)]
+    assert read(watch, 1) == [Event("/w/a", Entry("/w/a", b"4", fourth, fourth), fourth)]
     watch.close()
     assert watch.get() == []
 
@@ -258,11 +290,11 @@ def test_a_watch_starts_in_the_past_or_in_the_future(store: Store) -> None:
     second = store.put("/a", b"2")
     past = store.watch("/", second)
     future = store.watch("/", second + 2)
-    assert [e.revision for e in past.get(timeout=0)] == [second]
+    assert [e.revision for e in read(past, 1)] == [second]
     store.put("/a", b"3")
     fourth = store.put("/a", b"4")
-    assert [e.revision for e in future.get(timeout=0)] == [fourth]
-    assert [e.revision for e in past.get(timeout=0)] == [second + 1, fourth]
+    assert [e.revision for e in read(future, 1)] == [fourth]
+    assert [e.revision for e in read(past, 2)] == [second + 1, fourth]
     assert first < second
 
 
@@ -291,65 +323,65 @@ def test_closing_ends_a_wait(store: Store) -> None:
         store.get("/a")
 
 
-def test_a_watch_that_lies_too_far_behind_is_told(store: Store) -> None:
-    behind = store.watch("/", store.put("/a", b"0"))
+def test_a_watch_that_lies_too_far_behind_is_told(timed: Store) -> None:
+    behind = timed.watch("/", timed.put("/a", b"0"))
     for number in range(HISTORY - 1):
-        store.put("/a", b"%d" % number)
-    abreast = store.watch("/", store.list("/").revision - HISTORY + 1)
+        timed.put("/a", b"%d" % number)
+    abreast = timed.watch("/", timed.list("/").revision - HISTORY + 1)
     assert len(abreast.get(timeout=0)) == HISTORY
-    store.put("/a", b"last")
+    timed.put("/a", b"last")
     with pytest.raises(CompactedError, match="list again"):
         behind.get(timeout=0)
-    listing = store.list("/")
-    assert store.watch("/", listing.revision + 1).get(timeout=0) == []
+    listing = timed.list("/")
+    assert timed.watch("/", listing.revision + 1).get(timeout=0) == []
 
 
 # ---- leases ---------------------------------------------------------------------------
 
 
-def test_a_key_goes_with_its_lease(store: Store, clock: Clock) -> None:
-    lease = store.grant_lease(5.0)
+def test_a_key_goes_with_its_lease(timed: Store, clock: Clock) -> None:
+    lease = timed.grant_lease(5.0)
     assert lease > 0
-    store.put("/mine/a", b"", lease)
-    store.put("/mine/b", b"", lease)
-    store.put("/stays", b"")
-    entry = store.get("/mine/a")
+    timed.put("/mine/a", b"", lease)
+    timed.put("/mine/b", b"", lease)
+    timed.put("/stays", b"")
+    entry = timed.get("/mine/a")
     assert entry is not None
     assert entry.lease == lease
     clock.now += 4.9
-    assert store.keep_alive(lease)
+    assert timed.keep_alive(lease)
     clock.now += 4.9
-    assert len(store.list("/mine/").entries) == 2
-    watch = store.watch("/", store.list("/").revision + 1)
+    assert len(timed.list("/mine/").entries) == 2
+    watch = timed.watch("/", timed.list("/").revision + 1)
     clock.now += 0.1
     events = watch.get(timeout=0)
     assert [(e.key, e.entry) for e in events] == [("/mine/a", None), ("/mine/b", None)]
     assert events[0].revision == events[1].revision
-    assert store.get("/mine/a") is None
-    assert [e.key for e in store.list("/").entries] == ["/stays"]
-    assert not store.keep_alive(lease)
+    assert timed.get("/mine/a") is None
+    assert [e.key for e in timed.list("/").entries] == ["/stays"]
+    assert not timed.keep_alive(lease)
     with pytest.raises(LeaseEndedError, match="take a new one"):
-        store.put("/mine/a", b"", lease)
+        timed.put("/mine/a", b"", lease)
     with pytest.raises(LeaseEndedError):
-        store.transaction([], [Put("/other", b""), Put("/mine/a", b"", lease)])
-    assert store.get("/other") is None
+        timed.transaction([], [Put("/other", b""), Put("/mine/a", b"", lease)])
+    assert timed.get("/other") is None
 
 
 @pytest.mark.parametrize("call", ["get", "list", "delete", "transaction", "keep_alive"])
-def test_whatever_is_called_first_sees_the_end_of_a_lease(store: Store, clock: Clock, call: str) -> None:
-    lease = store.grant_lease(1.0)
-    store.put("/a", b"", lease)
+def test_whatever_is_called_first_sees_the_end_of_a_lease(timed: Store, clock: Clock, call: str) -> None:
+    lease = timed.grant_lease(1.0)
+    timed.put("/a", b"", lease)
     clock.now += 1.0
     if call == "get":
-        assert store.get("/a") is None
+        assert timed.get("/a") is None
     elif call == "list":
-        assert store.list("/").entries == []
+        assert timed.list("/").entries == []
     elif call == "delete":
-        assert not store.delete("/a")
+        assert not timed.delete("/a")
     elif call == "transaction":
-        assert store.transaction([Unchanged("/a", 0)], [Put("/b", b"")]) is not None
+        assert timed.transaction([Unchanged("/a", 0)], [Put("/b", b"")]) is not None
     else:
-        assert not store.keep_alive(lease)
+        assert not timed.keep_alive(lease)
 
 
 def test_a_revoked_lease_takes_its_keys(store: Store) -> None:
@@ -404,19 +436,28 @@ class Against(RuleBasedStateMachine):
     """A store beside the plainest thing that could be right: dicts and a list of events."""
 
     backend = "memory"
+    ttl = 1.0
+    """A lease's shortest, in seconds."""
+    compacts = True
+    """Whether only :data:`HISTORY` revisions are kept."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clock = Clock()
+
+    def open(self, directory: Path) -> Store:
+        return make(self.backend, directory, self.clock)
 
     @initialize()
     def begin(self) -> None:
-        self.clock = Clock()
         self.directory = tempfile.TemporaryDirectory()
-        self.store = make(self.backend, Path(self.directory.name), self.clock)
+        self.store = self.open(Path(self.directory.name))
         self.entries: dict[str, tuple[bytes, int, int, int]] = {}
         self.leases: dict[int, tuple[float, float]] = {}
         self.granted: list[int] = []
         self.events: list[tuple[int, str, bytes | None]] = []
-        self.revision = 0
-        self.watch = self.store.watch("/a", 1)
-        self.watched = 0
+        self.revision = self.watched = self.store.list("").revision
+        self.watch = self.store.watch("/a", self.revision + 1)
 
     def teardown(self) -> None:
         if hasattr(self, "store"):
@@ -468,9 +509,10 @@ class Against(RuleBasedStateMachine):
             self.apply(operations)
             assert self.store.transaction(conditions, operations) == self.revision
 
-    @rule(ttl=st.sampled_from([1.0, 3.0]))
-    def grant(self, ttl: float) -> None:
+    @rule(longer=st.sampled_from([1, 3]))
+    def grant(self, longer: int) -> None:
         self.expire()
+        ttl = self.ttl * longer
         lease = self.store.grant_lease(ttl)
         assert lease not in self.granted
         self.granted.append(lease)
@@ -501,13 +543,15 @@ class Against(RuleBasedStateMachine):
     @rule()
     def look(self) -> None:
         self.expire()
-        if self.watched < self.revision - HISTORY:
+        expected = [e for e in self.events if e[0] > self.watched and e[1].startswith("/a")]
+        if self.compacts and self.watched < self.revision - HISTORY:
             with pytest.raises(CompactedError):
                 self.watch.get(timeout=0)
             self.watch = self.store.watch("/a", self.revision + 1)
         else:
-            seen = [(e.revision, e.key, e.entry and e.entry.value) for e in self.watch.get(timeout=0)]
-            assert seen == [e for e in self.events if e[0] > self.watched and e[1].startswith("/a")]
+            seen = [(e.revision, e.key, e.entry and e.entry.value) for e in read(self.watch, len(expected))]
+            assert seen == expected
+            assert self.watch.get(timeout=0) == []
         self.watched = self.revision
 
     @invariant()
@@ -526,10 +570,28 @@ class AgainstSqlite(Against):
     backend = "sqlite"
 
 
+class AgainstEtcd(Against):
+    ttl = 1000.0  # etcd does not go by our clock
+    compacts = False
+
+    def __init__(self, url: str) -> None:
+        super().__init__()
+        self.url = url
+
+    def open(self, directory: Path) -> Store:
+        return emptied(self.url)
+
+
 TestMemoryAgainstModel = Against.TestCase
 TestMemoryAgainstModel.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
 TestSqliteAgainstModel = AgainstSqlite.TestCase
 TestSqliteAgainstModel.settings = settings(max_examples=25, stateful_step_count=30, deadline=None)
+
+
+def test_etcd_against_model(plain_etcd: str) -> None:
+    run_state_machine_as_test(
+        lambda: AgainstEtcd(plain_etcd), settings=settings(max_examples=15, stateful_step_count=30, deadline=None)
+    )
 
 
 # ---- SQLite alone: several processes, and files that are not as they should be ---------------------
@@ -697,7 +759,7 @@ def test_a_child_may_not_use_the_store_of_its_parent(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("url", "says"),
     [
-        ("etcd://localhost:2379", "write sqlite:///"),
+        ("redis://localhost:6379", "write sqlite:///path/to/store.db or etcd://host:2379"),
         ("memory", "unknown store"),
         ("", "unknown store"),
         ("sqlite://relative.db", "absolute path"),

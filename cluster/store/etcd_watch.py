@@ -84,13 +84,11 @@ class EtcdWatch:
         return self._closed or self._connection.closed
 
     def _run(self) -> None:
-        error: StoreError
+        error: StoreError | None = None
         try:
             breaks = 0
-            while True:
+            while not self._over:
                 breaks = 0 if self._follow(self._connection.find()) else breaks + 1
-                if self._over:
-                    return
                 if breaks == BREAKS:
                     raise StoreError("the etcd answers, but breaks off every watch; look at its log")
                 if breaks:
@@ -100,11 +98,10 @@ class EtcdWatch:
         except Exception as raised:
             log.exception("a watch failed")
             error = StoreError(f"a watch failed: {raised!r}; watch again")
-        finally:
-            self._ended(self)
         with self._news:
             self._error = error
             self._news.notify_all()
+        self._ended(self)
 
     def _follow(self, endpoint: Endpoint) -> bool:
         """Read one stream until it breaks or the watch is closed; whether the watchers were heard of. Raises
