@@ -10,11 +10,12 @@ from broker.endpoint import Endpoint, Sent, connection_of
 from broker.engine.devices import Batch
 from broker.engine.fleet import HeldModel
 from broker.engine.scheduler import Scheduler
+from broker.files import ShardFiles
 from broker.greeting import refusal, worth_a_line
 from laxity import protocol
 from laxity.node import PayloadError
 from laxity.payload import Part, Payload, Unpacker, pack
-from laxity.protocol import DeviceReport, Done, Goodbye, Grant, Heartbeat, Pull, Ready, Welcome
+from laxity.protocol import DeviceReport, Done, Fetch, Goodbye, Grant, Heartbeat, Pull, Ready, Welcome
 
 log = logging.getLogger("laxity.broker")
 
@@ -41,9 +42,12 @@ class Agent:
 class Agents:
     """Feeds the engine with what agents send, and agents with the engine's grants."""
 
-    def __init__(self, endpoint: Endpoint, scheduler: Scheduler, shard: str, heartbeat: float) -> None:
+    def __init__(
+        self, endpoint: Endpoint, scheduler: Scheduler, files: ShardFiles, shard: str, heartbeat: float
+    ) -> None:
         self._endpoint = endpoint
         self._scheduler = scheduler
+        self._files = files
         self._shard = shard
         self._heartbeat = heartbeat
         self._by_routing_id: dict[bytes, Agent] = {}
@@ -84,6 +88,9 @@ class Agents:
             self._done(now, agent, message, endpoint.rest(header))
             return True
         endpoint.skip(header)
+        if isinstance(message, Fetch):
+            self._files.fetch(endpoint, sender, message)
+            return True
         if isinstance(message, Ready):
             self._ready(now, sender, connection_of(header), message)
         elif agent is None:

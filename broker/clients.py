@@ -11,12 +11,26 @@ from broker.endpoint import Endpoint, Sent, Unsent
 from broker.engine.request import Client
 from broker.engine.request import Request as EngineRequest
 from broker.engine.scheduler import Scheduler
+from broker.files import ShardFiles
 from broker.greeting import refusal, worth_a_line
 from laxity import protocol
 from laxity.node import PayloadError
 from laxity.outcomes import Outcome
 from laxity.payload import Part, Unpacker, pack
-from laxity.protocol import Answer, Cancel, Goodbye, Heartbeat, Hello, Request, Result, StageTiming, Submit, Welcome
+from laxity.protocol import (
+    Answer,
+    Cancel,
+    Fetch,
+    Goodbye,
+    Heartbeat,
+    Hello,
+    Request,
+    Result,
+    StageTiming,
+    Store,
+    Submit,
+    Welcome,
+)
 
 log = logging.getLogger("laxity.broker")
 
@@ -79,9 +93,12 @@ class Connection:
 class Clients:
     """Feeds the engine with what services send, and services with what the engine ends."""
 
-    def __init__(self, endpoint: Endpoint, scheduler: Scheduler, shard: str, heartbeat: float) -> None:
+    def __init__(
+        self, endpoint: Endpoint, scheduler: Scheduler, files: ShardFiles, shard: str, heartbeat: float
+    ) -> None:
         self._endpoint = endpoint
         self._scheduler = scheduler
+        self._files = files
         self._shard = shard
         self._heartbeat = heartbeat
         self._by_routing_id: dict[bytes, Connection] = {}
@@ -123,7 +140,13 @@ class Clients:
             connection.heard_at = now
             self._submit(now, connection, message, endpoint.rest(header))
             return True
+        if isinstance(message, Store):
+            self._files.store(endpoint, sender, message, endpoint.rest(header))
+            return True
         endpoint.skip(header)
+        if isinstance(message, Fetch):
+            self._files.fetch(endpoint, sender, message)
+            return True
         if isinstance(message, Hello):
             self._hello(now, sender, message)
         elif connection is None:

@@ -11,7 +11,8 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Final
 
 import msgspec
@@ -22,7 +23,10 @@ from broker.clients import Clients
 from broker.endpoint import Endpoint
 from broker.engine.limits import Limits
 from broker.engine.scheduler import Scheduler
+from broker.files import ShardFiles
 from broker.plans import build_pipeline
+from cluster.filecache import DEFAULT_LIMIT, FileCache, default_directory
+from cluster.records import FileRecord
 from laxity import protocol
 from laxity.loop import Calls, wait
 from pipelines.spec import PipelineSpec
@@ -49,6 +53,10 @@ class ShardConfig(msgspec.Struct, kw_only=True, frozen=True):
     """Bytes of payloads held at most."""
     max_requests: int = 200_000
     """Requests in flight at most."""
+    cache: str = ""
+    """The directory for the files of pipelines; '' for the user's own (see ``cluster/filecache.py``)."""
+    cache_bytes: int = DEFAULT_LIMIT
+    """Bytes of files in it at most."""
 
 
 class ShardStatus(msgspec.Struct, frozen=True):
@@ -90,8 +98,10 @@ class Shard:
             Limits(config.max_bytes, config.max_payload, config.max_requests),
             first_batch=secrets.randbits(28) << 32,
         )
-        self._clients = Clients(self._frontend, self._scheduler, config.name, config.heartbeat)
-        self._agents = Agents(self._backend, self._scheduler, config.name, config.heartbeat)
+        cache = FileCache(Path(config.cache) if config.cache else default_directory(), config.cache_bytes)
+        self._files = ShardFiles(cache, self.call)
+        self._clients = Clients(self._frontend, self._scheduler, self._files, config.name, config.heartbeat)
+        self._agents = Agents(self._backend, self._scheduler, self._files, config.name, config.heartbeat)
         self._calls = Calls()
         self._stopping = False
 
@@ -119,6 +129,11 @@ class Shard:
                 self._clients.announce()
 
         self.call(delete)
+
+    def keep_files(self, files: Sequence[FileRecord], others: Sequence[str]) -> None:
+        """Keep the files of pipelines and give them to whoever asks, getting them from the shards whose frontends
+        are ``others`` where they are not uploaded here."""
+        self._files.keep(files, others)
 
     def status(self) -> ShardStatus:
         """The counters now; waits for the shard's thread (from another thread only). RuntimeError once it has ended."""
@@ -153,7 +168,7 @@ class Shard:
             agents=len(self._agents),
             devices=len(scheduler.fleet.devices),
             queued={key: stage.waiting() for key, stage in scheduler.stages.items()},
-            malformed=self._clients.malformed + self._agents.malformed,
+            malformed=self._clients.malformed + self._agents.malformed + self._files.malformed,
             undeliverable=self._clients.undeliverable,
             agents_lost=self._agents.lost,
         )
@@ -162,10 +177,12 @@ class Shard:
 
     def run(self) -> None:
         """Serve until :meth:`stop`; then the sockets are closed."""
+        self._files.start()
         try:
             self._serve()
         finally:
             self._calls.close()
+            self._files.stop()
             self._frontend.close()
             self._backend.close()
             self._context.term()

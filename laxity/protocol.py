@@ -231,10 +231,58 @@ class Grant(Message, tag=13):
     """The batch: for each element one node for each of the stage's inputs, in the spec's order."""
 
 
-FromClient = Union[Hello, Submit, Cancel, Heartbeat, Goodbye]  # noqa: UP007
-ToClient = Union[Welcome, Result, Heartbeat, Goodbye]  # noqa: UP007
-FromAgent = Union[Ready, Pull, Done, Heartbeat, Goodbye]  # noqa: UP007
-ToAgent = Union[Welcome, Grant, Heartbeat, Goodbye]  # noqa: UP007
+# ---- files: anybody who connects to either side of a shard, without a greeting -----------
+
+
+class Fetch(Message, tag=20):
+    """FETCH: up to ``length`` bytes, from ``offset`` on, of the file with this digest (SHA-256, hex)."""
+
+    digest: str
+    offset: int
+    length: int
+
+
+class Chunk(Message, tag=21):
+    """CHUNK, the answer to FETCH, with one frame: the bytes. ``total`` is the file's size; -1 where it is not to be had
+    (the frame is empty then, and ``detail`` says why, for people), -2 where it is being uploaded or the shard is busy:
+    ask again later."""
+
+    digest: str
+    offset: int
+    total: int
+    detail: str = ""
+
+
+class Store(Message, tag=22):
+    """STORE, to a shard's frontend, with one frame: bytes, from ``offset`` on, of the file with this digest and of
+    ``total`` bytes. With an empty frame it asks how much the shard has."""
+
+    digest: str
+    offset: int
+    total: int
+
+
+class Stored(Message, tag=23):
+    """STORED, the answer to STORE: the shard has the first ``have`` bytes; the whole file, and checked, once that is
+    its total. With a ``detail`` it refused, ``retry`` saying whether to try again in a while."""
+
+    digest: str
+    have: int
+    detail: str = ""
+    retry: bool = False
+
+
+MAX_CHUNK: Final = 1024 * 1024
+"""The most bytes of a file in one message."""
+NOT_HERE: Final = -1
+NOT_YET: Final = -2
+"""What CHUNK's ``total`` is where there are no bytes."""
+
+
+FromClient = Union[Hello, Submit, Cancel, Heartbeat, Goodbye, Fetch, Store]  # noqa: UP007
+ToClient = Union[Welcome, Result, Heartbeat, Goodbye, Chunk, Stored]  # noqa: UP007
+FromAgent = Union[Ready, Pull, Done, Heartbeat, Goodbye, Fetch]  # noqa: UP007
+ToAgent = Union[Welcome, Grant, Heartbeat, Goodbye, Chunk]  # noqa: UP007
 
 encode: Final[Callable[[Any], bytes]] = msgspec.msgpack.Encoder().encode
 """A message's header frame."""
