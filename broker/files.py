@@ -296,13 +296,16 @@ def files_in_store(entries: Mapping[str, Entry], paths: Paths, shard: str) -> tu
         try:
             if key.startswith(paths.brokers) and key != paths.broker(shard):
                 others.append(decode(BrokerRecord, key, entry.value).frontend)
-            elif key.startswith((paths.pipelines, paths.serving)):
-                record: PipelineRecord | ServingRecord
-                kind = PipelineRecord if key.startswith(paths.pipelines) else ServingRecord
-                record = decode(kind, key, entry.value)
-                check_files(record.files)
-                # Those at addresses everybody fetches from there.
-                files.update({file.digest: file for file in record.files if not is_address(file.path)})
+                continue
+            if key.startswith(paths.pipelines):
+                named = decode(PipelineRecord, key, entry.value).files
+            elif key.startswith(paths.serving):
+                named = decode(ServingRecord, key, entry.value).files
+            else:
+                continue
+            check_files(named)
+            # Those at addresses everybody fetches from there.
+            files.update({file.digest: file for file in named if not is_address(file.path)})
         except (RecordError, FilesError) as error:
             log.error("%s: %s", key, error)
     return list(files.values()), sorted(others)

@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 
+from broker.files import files_in_store
 from broker.shell import Shard, ShardConfig
 from cluster.membership import Follower, Membership
 from cluster.records import BrokerRecord, Paths, RecordError, ServingRecord, decode, encode
@@ -72,7 +73,7 @@ def run_shard_process(config: ShardConfig, store_url: str, cluster: str, stop: t
     try:
         paths = Paths(cluster)
         membership = Membership(store, paths.broker(config.name))
-        follower = Follower(store, paths.serving)
+        follower = Follower(store, (paths.serving, paths.pipelines, paths.brokers))
         shard = Shard(config)
         pipelines = PipelineFollower(shard)
         log.info("shard %s: services at %s, agents at %s", config.name, shard.frontend, shard.backend)
@@ -81,7 +82,9 @@ def run_shard_process(config: ShardConfig, store_url: str, cluster: str, stop: t
                 counted_at = float("-inf")
                 while not stop.is_set():
                     if follower.poll(TURN):
-                        pipelines.update(follower.entries)
+                        entries = follower.entries
+                        pipelines.update({key: entries[key] for key in entries if key.startswith(paths.serving)})
+                        shard.keep_files(*files_in_store(entries, paths, config.name))
                     now = time.monotonic()
                     if now >= counted_at + COUNTERS:
                         counted_at = now
