@@ -1,0 +1,195 @@
+"""One term of a leading coordinator: it looks at the records, asks the planner and the tuner, writes what they say."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import msgspec
+
+from cluster.coordinator.changes import changes, tuning_changes
+from cluster.coordinator.decoded import Decoded
+from cluster.coordinator.presence import Presence
+from cluster.coordinator.provider import Provider
+from cluster.coordinator.view import Records, arrival_rates, heard, view_of
+from cluster.election import Election
+from cluster.membership import Follower
+from cluster.planner.planner import Planner
+from cluster.planner.settings import Settings
+from cluster.planner.view import Move, Plan
+from cluster.records import Paths, TuningRecord
+from cluster.store.base import Entry, Operation, Put
+from cluster.tuning.report import ReportRecord
+from cluster.tuning.tuner import Tuner
+
+log = logging.getLogger("laxity.coordinator")
+
+PERIOD = 1.0
+"""Seconds between two looks at the shards' reports."""
+REPORT_LASTS = 3.5
+"""Seconds for which a report that was not followed by another still counts."""
+RENEW = 3.0
+"""Seconds after which tuning is written again although nothing changed: shards do not trust what is old."""
+BOOT = 300.0
+"""Seconds that a machine which was powered up has to register."""
+SHOWN_WITHIN = 5.0
+"""Seconds after which a write that the follower does not show is taken for overwritten."""
+MOST_WRITES = 60
+"""Operations in one transaction (etcd takes 128 by default, and 1.5 MiB)."""
+MOST_BYTES = 700_000
+
+
+class CoordinatorConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """How a coordinator is set up. ``provider_up`` and ``provider_down`` are commands in which ``{node}`` stands for a
+    node's name ('': machines are not powered up or down). ``ttl`` is its lease's in seconds."""
+
+    name: str
+    settings: Settings = Settings()
+    provider_up: str = ""
+    provider_down: str = ""
+    ttl: float = 5.0
+
+
+class Leader:
+    """See the module's text. One object for each term; ``now`` is monotonic, in seconds."""
+
+    def __init__(
+        self, config: CoordinatorConfig, paths: Paths, election: Election, provider: Provider, now: float
+    ) -> None:
+        self._config = config
+        self._paths = paths
+        self._election = election
+        self._provider = provider
+        self._planner = Planner(config.settings)
+        self._tuner = Tuner()
+        self._decoded = Decoded()
+        self._nodes = Presence(config.ttl, now)
+        self._shards = Presence(config.ttl, now)
+        self._reports: dict[str, tuple[ReportRecord, float]] = {}
+        """The latest of each shard, and when it came."""
+        self._observed_at = now
+        self._plan_at = now
+        self._renewed_at = now
+        self._written: dict[str, int] = {}
+        """Revisions of this term's writes that the follower has not shown yet, by key."""
+        self._written_at = now
+        self._problems: dict[str, str] = {}
+        self.moves = 0
+
+    def outage_ended(self, now: float) -> None:
+        """The store was away and is back: who is not registered need not be gone."""
+        self._nodes.outage_ended(now)
+        self._shards.outage_ended(now)
+
+    def step(self, now: float, follower: Follower, changed: bool) -> None:
+        """Do what is due. ``changed``: whether the follower's entries did. Raises what the election's writes do."""
+        entries = follower.entries
+        for key in [key for key, revision in self._written.items() if _shows(entries.get(key), revision)]:
+            del self._written[key]
+        if self._written and now < self._written_at + SHOWN_WITHIN:
+            return  # a plan made on what is not there any more would undo what was just written
+        self._decoded.update(entries)
+        self._take_reports(now)
+        observed = now >= self._observed_at + PERIOD
+        if observed:
+            self._observe(now)
+        if changed or observed or now >= self._plan_at:
+            self._plan(now)
+
+    # ---- reports ---------------------------------------------------------------------------
+
+    def _take_reports(self, now: float) -> None:
+        present = self._decoded.under(ReportRecord, self._paths.reports)
+        for shard, report in present.items():
+            known = self._reports.get(shard)
+            if known is None or known[0] is not report:
+                self._reports[shard] = (report, now)
+        self._reports = {shard: known for shard, known in self._reports.items() if shard in present}
+
+    def _fresh(self, now: float) -> dict[str, ReportRecord]:
+        return {shard: report for shard, (report, came) in self._reports.items() if now < came + REPORT_LASTS}
+
+    def _observe(self, now: float) -> None:
+        # The clock's seconds, not those of this loop's turns: rates are compared over whole periods.
+        self._observed_at = max(self._observed_at + PERIOD, now - PERIOD)
+        reports = self._fresh(now)
+        self._planner.observe(now, arrival_rates(reports))
+        self._tuner.observe(now, reports)
+        present = self._decoded.under(TuningRecord, self._paths.tuning)
+        renew = now >= self._renewed_at + RENEW
+        if renew:
+            self._renewed_at = now
+        self._write(now, tuning_changes(self._paths, present, self._tuner.tuning(now), renew), wait=False)
+
+    # ---- the plan --------------------------------------------------------------------------
+
+    def _plan(self, now: float) -> None:
+        records = Records(self._paths, self._decoded)
+        reports = self._fresh(now)
+        self._nodes.update(now, records.known_nodes(), records.nodes.keys() | heard(reports))
+        self._shards.update(now, records.known_shards(), records.brokers.keys())
+        view = view_of(now, records, reports, self._nodes, self._shards, self._config.settings.loss_patience)
+        plan = self._planner.plan(now, view)
+        self._plan_at = plan.again_at
+        for model, why in plan.problems.items():
+            if self._problems.get(model) != why:
+                log.warning("%s: %s", model, why)
+        self._problems = plan.problems
+        operations = changes(self._paths, records, plan)
+        if operations:
+            self._tell(plan)
+            self._write(now, operations, wait=True)
+        self._power(now, records, plan)
+
+    def _power(self, now: float, records: Records, plan: Plan) -> None:
+        wanted: dict[str, bool] = {}
+        for node, (state, _) in plan.states.items():
+            before = records.states.get(node)
+            if state == "active":
+                wanted[node] = True
+                if before is not None and before.state == "standby" and node not in records.nodes:
+                    self._nodes.expect(node, now + BOOT)
+            elif state == "standby" and node not in records.drains:
+                wanted[node] = False
+        self._provider.step(now, wanted, {node: node in records.nodes for node in wanted})
+
+    def _tell(self, plan: Plan) -> None:
+        for move in plan.moves:
+            self.moves += 1
+            log.info("%s", _sentence(move))
+        if plan.moves:
+            cost = sum(move.cost for move in plan.moves)
+            log.info("%d moves, which cost %.1f GPU-seconds; %d in this term", len(plan.moves), cost, self.moves)
+
+    # ---- writing ---------------------------------------------------------------------------
+
+    def _write(self, now: float, operations: Sequence[Operation], *, wait: bool) -> None:
+        """Write, in the order given and fenced by the election; ``wait``: plan no more until the follower shows it."""
+        batch: list[Operation] = []
+        size = 0
+        for operation in operations:
+            bytes_more = len(operation.value) if isinstance(operation, Put) else 0
+            if batch and (len(batch) >= MOST_WRITES or size + bytes_more > MOST_BYTES):
+                self._commit(now, batch, wait)
+                batch, size = [], 0
+            batch.append(operation)
+            size += bytes_more
+        if batch:
+            self._commit(now, batch, wait)
+
+    def _commit(self, now: float, batch: Sequence[Operation], wait: bool) -> None:
+        revision = self._election.transaction(now, [], batch)
+        if revision is not None and wait:
+            self._written_at = now
+            self._written.update({operation.key: revision for operation in batch if isinstance(operation, Put)})
+
+
+def _shows(entry: Entry | None, revision: int) -> bool:
+    return entry is not None and entry.mod_revision >= revision
+
+
+def _sentence(move: Move) -> str:
+    node, number = move.device
+    parts = [f"takes on {', '.join(sorted(move.gains))}"] if move.gains else []
+    parts += [f"gives up {', '.join(sorted(move.loses))}"] if move.loses else []
+    return f"{node} device {number} {' and '.join(parts) or 'changes its shard'}: {move.why}"

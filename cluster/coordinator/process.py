@@ -1,0 +1,76 @@
+"""A coordinator as a process: any number of them run, one leads. The data plane goes on without any."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+import time
+
+from cluster.coordinator.leader import CoordinatorConfig, Leader
+from cluster.coordinator.provider import Provider
+from cluster.election import Election, NotLeaderError
+from cluster.membership import Follower, Membership
+from cluster.records import CoordinatorRecord, LeaderRecord, Paths, encode
+from cluster.store import open_store
+from cluster.store.base import StoreError
+from laxity.version import __version__
+
+log = logging.getLogger("laxity.coordinator")
+
+TURN = 0.2
+"""Seconds between two looks at the lease and the signals."""
+
+
+def run_coordinator_process(config: CoordinatorConfig, store_url: str, cluster: str, stop: threading.Event) -> None:
+    """Stand for leadership, and lead while elected, until ``stop`` is set.
+
+    Raises StoreError or RecordError where it cannot begin, and
+    :class:`~cluster.coordinator.provider.ProviderError` for a command that cannot be run.
+    """
+    provider = Provider(config.provider_up, config.provider_down)
+    store = open_store(store_url)
+    try:
+        paths = Paths(cluster)
+        host, pid = socket.gethostname(), os.getpid()
+        membership = Membership(store, paths.coordinator(config.name), config.ttl)
+        membership.publish(encode(CoordinatorRecord(host, pid, __version__)))
+        election = Election(store, paths.leader, encode(LeaderRecord(config.name, host, pid)), config.ttl)
+        follower = Follower(store, paths.root)
+        leader: Leader | None = None
+        away = False
+        try:
+            while not stop.is_set():
+                changed = follower.poll(TURN)
+                now = time.monotonic()
+                membership.beat(now)
+                election.beat(now)
+                now = time.monotonic()
+                if not election.is_leader(now):
+                    if leader is not None:
+                        log.warning("%s leads no more", config.name)
+                        leader = None
+                    continue
+                if leader is None:
+                    log.info("%s leads", config.name)
+                    leader = Leader(config, paths, election, provider, now)
+                if follower.away_since is not None:
+                    away = True
+                    continue
+                if away:
+                    away = False
+                    leader.outage_ended(now)
+                try:
+                    leader.step(now, follower, changed)
+                except NotLeaderError:
+                    log.warning("%s was not leader any more when it wrote", config.name)
+                    leader = None
+                except StoreError as error:
+                    log.warning("the plan cannot be written at present: %s", error)
+        finally:
+            follower.close()
+            election.resign()
+            membership.leave()
+    finally:
+        store.close()
