@@ -89,7 +89,7 @@ def tuning_changes(
 
 
 def _differs(one: TuningRecord, other: TuningRecord) -> bool:
-    if one.queued.keys() != other.queued.keys():
+    if one.queued.keys() != other.queued.keys() or one.limit != other.limit:
         return True
     pairs = [(one.quantile, other.quantile), (one.history, other.history), (one.admission, other.admission)]
     pairs += [(seconds, other.queued[stage]) for stage, seconds in one.queued.items()]

@@ -17,7 +17,7 @@ from cluster.membership import Follower
 from cluster.planner.planner import Planner
 from cluster.planner.settings import Settings
 from cluster.planner.view import Move, Plan
-from cluster.records import Paths, TuningRecord
+from cluster.records import Paths, ServingRecord, TuningRecord
 from cluster.store.base import Entry, Operation, Put
 from cluster.tuning.report import ReportRecord
 from cluster.tuning.tuner import Tuner
@@ -115,11 +115,13 @@ class Leader:
         reports = self._fresh(now)
         self._planner.observe(now, arrival_rates(reports))
         self._tuner.observe(now, reports)
+        served = self._decoded.under(ServingRecord, self._paths.serving)
+        tuned = {name: record for name, record in self._tuner.tuning(now).items() if name in served}
         present = self._decoded.under(TuningRecord, self._paths.tuning)
         renew = now >= self._renewed_at + RENEW
         if renew:
             self._renewed_at = now
-        self._write(now, tuning_changes(self._paths, present, self._tuner.tuning(now), renew), wait=False)
+        self._write(now, tuning_changes(self._paths, present, tuned, renew), wait=False)
 
     # ---- the plan --------------------------------------------------------------------------
 
