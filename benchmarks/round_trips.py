@@ -137,7 +137,8 @@ def role_shard(profile: str) -> None:
 
 def role_agent(address: str) -> None:
     """An agent with one emulated device of zero latency."""
-    from nodes.agent import Agent, AgentConfig, DeviceConfig
+    from nodes.agent import Agent, AgentConfig, Work
+    from nodes.device import DeviceConfig
     from pipelines import load_spec
 
     spec = load_spec("echo")
@@ -150,8 +151,8 @@ def role_agent(address: str) -> None:
             tell(ready=True)
 
     agent = Agent(AgentConfig(name="bench", devices=[DeviceConfig("emulated", "emulated")]), changed)
-    agent.place({0: {spec.model_key("echo"): (spec, "echo")}})
-    agent.connect(address)
+    agent.place({0: Work("bench", {spec.model_key("echo"): (spec, "echo")})})
+    agent.follow({"bench": address})
 
     def end() -> None:
         for line in sys.stdin:

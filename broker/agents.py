@@ -52,6 +52,8 @@ class Agents:
         self._heartbeat = heartbeat
         self._by_routing_id: dict[bytes, Agent] = {}
         self._by_name: dict[str, Agent] = {}
+        self._ended: list[Agent] = []
+        """Those whose connections ended, and who are yet to be given up."""
         self.malformed = 0
         self.lost = 0
         """Agents that fell silent or vanished."""
@@ -103,7 +105,7 @@ class Agents:
             elif isinstance(message, Heartbeat):
                 self._say(sender, Heartbeat())
             elif isinstance(message, Goodbye):
-                self._lose(now, agent, f"agent {agent.name} left")
+                self._leave(now, agent)
         return True
 
     def _ready(self, now: float, sender: bytes, connection: int, ready: Ready) -> None:
@@ -117,11 +119,17 @@ class Agents:
             self._lose(now, agent, f"agent {agent.name} was started again")
             agent = None
         if agent is None:
+            self._note_ended()
             agent = Agent(ready.agent, sender, connection, now)
             self._by_name[ready.agent] = agent
             self._by_routing_id[sender] = agent
             log.info("agent %s is here with %d devices", agent.name, len(ready.devices))
         agent.heard_at = now
+        present = {device.device for device in ready.devices}
+        for number in [number for number in agent.reports if number not in present]:
+            del agent.reports[number]
+            agent.pulls.pop(number, None)
+            self._scheduler.withdraw(agent.name, number)
         for device in ready.devices:
             if agent.reports.get(device.device) == device:
                 continue
@@ -136,6 +144,8 @@ class Agents:
         )
 
     def _pull(self, now: float, agent: Agent, pull: Pull) -> None:
+        if pull.device not in agent.reports:
+            return
         newest = agent.pulls.get(pull.device)
         if newest is not None and newest[0].seq >= pull.seq:
             return
@@ -209,7 +219,8 @@ class Agents:
     # ---- liveness --------------------------------------------------------------------
 
     def check(self, now: float) -> None:
-        """Give up the agents that have been silent for four heartbeats."""
+        """Give up the agents that have been silent for four heartbeats, or whose connections ended."""
+        self.disconnected(now)
         silent = now - 4 * self._heartbeat
         for agent in [a for a in self._by_name.values() if a.heard_at < silent]:
             self._lose(now, agent, f"agent {agent.name} fell silent")
@@ -217,16 +228,33 @@ class Agents:
     def disconnected(self, now: float) -> None:
         """Give up the agents whose connections ended: a killed process shows at once, without waiting for its silence.
         One that only lost its connection greets again."""
+        self._note_ended()
+        ended = self._ended
+        self._ended = []
+        for agent in ended:
+            if self._by_routing_id.get(agent.routing_id) is agent:
+                self._lose(now, agent, f"agent {agent.name} lost its connection")
+
+    def _note_ended(self) -> None:
+        """Find out whose connections ended. Before an agent is taken in, whose connection may have got the number of
+        one that has ended."""
         ended = self._endpoint.disconnected()
-        for agent in [a for a in self._by_name.values() if a.connection in ended]:
-            self._lose(now, agent, f"agent {agent.name} lost its connection")
+        if ended:
+            self._ended += [agent for agent in self._by_name.values() if agent.connection in ended]
 
     def _lose(self, now: float, agent: Agent, why: str) -> None:
+        self.lost += 1
+        log.warning("%s; %d of its batches were queued again", why, self._forget(now, agent, why))
+
+    def _leave(self, now: float, agent: Agent) -> None:
+        """It has nothing to do here any more, or is shutting down."""
+        why = f"agent {agent.name} left"
+        log.info("%s; %d of its batches were queued again", why, self._forget(now, agent, why))
+
+    def _forget(self, now: float, agent: Agent, why: str) -> int:
         self._by_routing_id.pop(agent.routing_id, None)
         self._by_name.pop(agent.name, None)
-        self.lost += 1
-        lost = self._scheduler.agent_lost(now, agent.name, why)
-        log.warning("%s; %d of its batches were queued again", why, lost)
+        return self._scheduler.agent_lost(now, agent.name, why)
 
     def say_goodbye(self, reason: str) -> None:
         """Tell every agent that this shard leaves."""

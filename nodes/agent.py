@@ -1,6 +1,6 @@
-"""The agent of one host: a socket to its shard, a clock, and the devices' engines.
+"""The agent of one host: a clock, the devices' engines, and a connection to each shard that any device works for.
 
-One thread polls the shard's socket and the workers, and does what the engines say. The store, signals and
+One thread polls the shards' sockets and the workers, and does what the engines say. The store, signals and
 so on live in other threads and hand their wishes over with :meth:`Agent.call`.
 """
 
@@ -14,35 +14,32 @@ from typing import Any, Final
 import msgspec
 import zmq
 
-from laxity import protocol
-from laxity.link import HEARTBEAT_BOUNDS
+from cluster.filecache import DEFAULT_LIMIT
 from laxity.loop import Calls, wait
-from laxity.payload import Part
-from laxity.protocol import Done, Goodbye, Grant, Heartbeat, Ready, Welcome
-from nodes.device import Device
+from nodes.device import Device, DeviceConfig, Models
 from nodes.emulated import EmulatedRunner
 from nodes.engine.device import READY
 from nodes.runner import WorkerRunner
-from pipelines.spec import PipelineSpec
+from nodes.shard_link import ShardLink, ShardSession
 
 log = logging.getLogger("laxity.node")
 
-BULK: Final = 65_536
-"""Frames from this many bytes on are sent without copying them."""
 STOP_WAIT: Final = 5.0
 """Seconds that a worker has to end by itself when the agent stops."""
+DRAIN_GRACE: Final = 1.0
+"""Seconds, beside the SLO of what runs, that a stopping agent waits for its last batches and for the shards' word that
+they count on it no more."""
 
-Placement = dict[int, dict[str, tuple[PipelineSpec, str]]]
-"""By device number: (spec, stage) by the model key that the device is to hold."""
+
+class Work(msgspec.Struct, frozen=True):
+    """What one device is to do: hold these models, and take batches from this shard ('' for none)."""
+
+    shard: str = ""
+    models: Models = {}
 
 
-class DeviceConfig(msgspec.Struct, frozen=True):
-    """A device: ``kind`` is 'cpu', 'cuda:N' or 'emulated'; ``type`` what its profiles are keyed by."""
-
-    kind: str
-    type: str
-    threads: int = 1
-    """Threads that numerical libraries in its worker may use."""
+Placement = dict[int, Work]
+"""By device number."""
 
 
 class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,9 +48,13 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     devices: list[DeviceConfig]
     heartbeat: float = 1.0
-    """Seconds between heartbeats until the shard's WELCOME says another number."""
+    """Seconds between heartbeats until a shard's WELCOME says another number."""
     seed: int = 0
     """Of the emulated devices' jitter."""
+    cache: str = ""
+    """The directory for the files of pipelines; '' for the user's own (see ``cluster/filecache.py``)."""
+    cache_bytes: int = DEFAULT_LIMIT
+    """Bytes of files in it at most."""
 
 
 class DeviceState(msgspec.Struct, frozen=True):
@@ -61,6 +62,7 @@ class DeviceState(msgspec.Struct, frozen=True):
 
     number: int
     type: str
+    memory_mb: float
     models: dict[str, str]
     progress: str
     batches: int
@@ -69,7 +71,8 @@ class DeviceState(msgspec.Struct, frozen=True):
 
 
 class VersionRefused(Exception):
-    """The shard speaks another version of the protocol; trying again is no use."""
+    """No shard is left that this agent can work for: it speaks another version of the protocol; trying again is no
+    use."""
 
 
 class Agent:
@@ -80,28 +83,27 @@ class Agent:
         self.config = config
         self._context: zmq.Context[Any] = zmq.Context()
         self._changed_hook = changed
-        self._socket: zmq.Socket[bytes] | None = None
-        self._backend = ""
-        self._heartbeat = config.heartbeat
-        self._heard_at = 0.0
-        self._said_at = 0.0
-        self._welcomed = False
-        self._ready_due = False
-        """READY is to be said as soon as the connection stands (IMMEDIATE: the socket is writable then)."""
+        self._addresses: dict[str, str] = {}
+        """The shards' last known addresses."""
+        self._links: dict[str, ShardLink] = {}
+        """By shard: those that devices work for, and those that have yet to get an answer."""
+        self._owners: dict[int, ShardLink] = {}
+        """By device: the shard that it works for."""
         self._dirty = False
         self._calls = Calls()
         self._stopping = False
+        self._stop_at = 0.0
         self._poller = zmq.Poller()
         self._polled: list[tuple[Any, int]] = []
         self._devices = [
-            Device(number, device.type, self._runner(number, device), self._send, self._mark_changed)
+            Device(number, device, self._runner(number, device), self._mark_changed)
             for number, device in enumerate(config.devices)
         ]
 
     def _runner(self, number: int, device: DeviceConfig) -> EmulatedRunner | WorkerRunner:
         if device.kind == "emulated":
-            return EmulatedRunner(self.config.seed * 1_000_003 + number)
-        return WorkerRunner(self._context, device.kind, device.threads)
+            return EmulatedRunner(device.type, device.memory_mb, self.config.seed * 1_000_003 + number)
+        return WorkerRunner(self._context, device.kind, device.type, device.threads)
 
     # ---- from other threads --------------------------------------------------------------------
 
@@ -109,32 +111,40 @@ class Agent:
         """Have ``function`` run in the agent's thread, soon; nothing once :meth:`run` has ended."""
         self._calls.add(function)
 
-    def connect(self, backend: str) -> None:
-        """Work for the shard at this address from now on ('' for none)."""
+    def follow(self, shards: dict[str, str]) -> None:
+        """Where shards are (their backends), by name. One that is not named is taken to be where it was: whether it is
+        there, its connection tells."""
 
-        def connect() -> None:
-            if backend != self._backend:
-                self._backend = backend
-                self._reconnect(time.monotonic())
+        def follow() -> None:
+            self._addresses.update(shards)
+            now = time.monotonic()
+            for shard, link in self._links.items():
+                if shard in shards:
+                    link.connect(now, shards[shard])
 
-        self.call(connect)
+        self.call(follow)
 
     def place(self, placement: Placement) -> None:
-        """Hold these models; devices that are not named hold none."""
+        """Have the devices do this; those that are not named hold nothing and work for nobody."""
 
         def place() -> None:
-            now = time.monotonic()
-            for device in self._devices:
-                device.place(now, placement.get(device.number, {}))
-            self._mark_changed()
+            if not self._stopping:
+                self._place(time.monotonic(), placement)
 
         self.call(place)
 
     def stop(self) -> None:
-        """Say goodbye, end the workers and leave :meth:`run`."""
+        """Take no more batches, finish those that run (for as long as anybody can wait for them), end the workers and
+        leave :meth:`run`."""
 
         def stop() -> None:
-            self._stopping = True
+            if not self._stopping:
+                self._stopping = True
+                now = time.monotonic()
+                running = [device.engine.running for device in self._devices]
+                longest = max((grant.slo for grant in running if grant is not None), default=0.0)
+                self._stop_at = now + longest + DRAIN_GRACE
+                self._assign(now, {})
 
         self.call(stop)
 
@@ -146,20 +156,24 @@ class Agent:
             self._serve()
         finally:
             self._calls.close()
-            if self._socket is not None:
-                if self._welcomed:
-                    self._send(Goodbye(reason=f"agent {self.config.name} is shutting down"), [])
-                self._socket.close(200)
+            for link in self._links.values():
+                link.close()
             for device in self._devices:
                 device.runner.close(STOP_WAIT)
             self._context.term()
 
     def _serve(self) -> None:
         clock = time.monotonic
-        while not self._stopping:
+        while not self._stopping or (self._links and clock() < self._stop_at):
             self._wait(clock)
+            for link in list(self._links.values()):
+                link.receive(clock)
+                link.keep_alive(clock())
+                if link.closed:
+                    del self._links[link.shard]
+                elif link.refused:
+                    self._check_refused(link.refused)
             self._calls.run()
-            self._receive(clock)
             now = clock()
             for device in self._devices:
                 if device.runner.waitables() or device.next_wake() <= now:
@@ -167,10 +181,11 @@ class Agent:
             if self._dirty:
                 self._dirty = False
                 self._announce()
-            self._keep_alive(clock())
 
     def _wait(self, clock: Callable[[], float]) -> None:
-        wake = self._said_at + self._heartbeat if self._socket is not None else clock() + self._heartbeat
+        wake = self._stop_at if self._stopping else 1e18
+        for link in self._links.values():
+            wake = min(wake, link.next_wake())
         for device in self._devices:
             wake = min(wake, device.next_wake())
         seconds = wake - clock()
@@ -181,8 +196,9 @@ class Agent:
     def _poller_now(self) -> zmq.Poller:
         """What is to be polled at present; made anew only when that changes."""
         wanted: list[tuple[Any, int]] = [(self._calls.fd, zmq.POLLIN)]
-        if self._socket is not None:
-            wanted.append((self._socket, zmq.POLLIN | zmq.POLLOUT if self._ready_due else zmq.POLLIN))
+        for link in self._links.values():
+            if link.socket is not None:
+                wanted.append((link.socket, link.events()))
         for device in self._devices:
             wanted += [(waitable, zmq.POLLIN) for waitable in device.runner.waitables()]
         if wanted != self._polled:
@@ -192,119 +208,58 @@ class Agent:
                 self._poller.register(waitable, events)
         return self._poller
 
-    def _receive(self, clock: Callable[[], float]) -> None:
-        socket = self._socket
-        while socket is not None and socket is self._socket:
-            try:
-                frames: list[Any] = socket.recv_multipart(zmq.NOBLOCK, copy=False)
-            except zmq.Again:
-                return
-            now = clock()
-            self._heard_at = now
-            try:
-                message = protocol.decode_to_agent(frames[0].buffer)
-            except protocol.ProtocolError as error:
-                log.warning("malformed message from the shard: %s", error)
+    def _check_refused(self, why: str) -> None:
+        """Raise where no shard is left to work for; one that refuses must not end the work for the others."""
+        if all(link.refused for link in self._links.values()):
+            raise VersionRefused(why)
+
+    # ---- who does what -----------------------------------------------------------------------------
+
+    def _place(self, now: float, placement: Placement) -> None:
+        nothing = Work()
+        for device in self._devices:
+            device.place(now, placement.get(device.number, nothing).models)
+        self._assign(now, {number: work.shard for number, work in placement.items() if work.shard})
+        self._mark_changed()
+
+    def _assign(self, now: float, shards: dict[int, str]) -> None:
+        """Have devices work for these shards, by device number, and the others for none. A shard learns of its devices
+        before they pull, and goes on waiting for what they run when they are taken from it."""
+        moved: list[Device] = []
+        concerned: list[ShardLink] = []
+        for device in self._devices:
+            shard = shards.get(device.number, "")
+            before = self._owners.get(device.number)
+            if shard == (before.shard if before is not None else ""):
                 continue
-            self._message(now, message, frames)
+            moved.append(device)
+            if before is not None:
+                del before.devices[device.number]
+                del self._owners[device.number]
+                concerned.append(before)
+            if shard:
+                after = self._link(now, shard)
+                after.devices[device.number] = device
+                self._owners[device.number] = after
+                concerned.append(after)
+        for link in concerned:
+            link.report()
+        for device in moved:
+            owner = self._owners.get(device.number)
+            device.work_for(now, owner.session if owner is not None else None)
 
-    def _message(self, now: float, message: protocol.ToAgent, frames: list[Part]) -> None:
-        if isinstance(message, Grant):
-            if 0 <= message.device < len(self._devices):
-                self._devices[message.device].grant(now, message, frames[1:])
-            else:
-                log.warning("the shard granted a batch to device %d, which is not here", message.device)
-        elif isinstance(message, Welcome):
-            if message.version != protocol.VERSION:
-                raise VersionRefused(
-                    f"the shard at {self._backend} speaks protocol version {message.version}, this agent "
-                    f"{protocol.VERSION}: upgrade the older of the two"
-                )
-            shortest, longest = HEARTBEAT_BOUNDS
-            self._heartbeat = min(max(message.heartbeat_us * 1e-6, shortest), longest)
-            if not self._welcomed:
-                self._welcomed = True
-                self._dirty = True  # what changed since READY was said has to be said as well
-                log.info("connected to shard %s", message.shard)
-                for device in self._devices:
-                    device.session(now, True)
-        elif isinstance(message, Goodbye):
-            if not message.retry:
-                raise VersionRefused(f"the shard at {self._backend} refused this agent: {message.reason}")
-            log.warning("the shard said goodbye: %s", message.reason)
-            self._end_session(now)
-            self._say_ready()
+    def _link(self, now: float, shard: str) -> ShardLink:
+        link = self._links.get(shard)
+        if link is None:
+            link = ShardLink(self._context, shard, self.config.name, self.config.heartbeat, self._owes)
+            self._links[shard] = link
+            address = self._addresses.get(shard)
+            if address is not None:
+                link.connect(now, address)
+        return link
 
-    def _keep_alive(self, now: float) -> None:
-        if self._ready_due:
-            self._say_ready()
-        if self._socket is None or now < self._said_at + self._heartbeat:
-            return
-        if now > self._heard_at + 4 * self._heartbeat:
-            log.warning("the shard at %s is silent: connecting anew", self._backend)
-            self._reconnect(now)
-        elif self._welcomed:
-            self._send(Heartbeat(round(now * 1e6)), [])
-        else:
-            self._say_ready()
-
-    # ---- the connection ----------------------------------------------------------------------------
-
-    def _reconnect(self, now: float) -> None:
-        if self._socket is not None:
-            self._socket.close(0)
-            self._socket = None
-        self._end_session(now)
-        self._heard_at = self._said_at = now
-        if not self._backend:
-            return
-        socket: zmq.Socket[bytes] = self._context.socket(zmq.DEALER)
-        socket.set(zmq.LINGER, 200)
-        socket.set(zmq.IMMEDIATE, 1)
-        socket.set(zmq.SNDHWM, 10_000)
-        socket.set(zmq.RCVHWM, 10_000)
-        socket.set(zmq.RECONNECT_IVL, 50)
-        socket.set(zmq.RECONNECT_IVL_MAX, 1000)
-        socket.set(zmq.TCP_KEEPALIVE, 1)
-        socket.connect(self._backend)
-        self._socket = socket
-        self._ready_due = True
-
-    def _end_session(self, now: float) -> None:
-        if self._welcomed:
-            self._welcomed = False
-            for device in self._devices:
-                device.session(now, False)
-
-    def _say_ready(self) -> None:
-        reports = [device.report() for device in self._devices]
-        self._ready_due = not self._send(Ready(protocol.VERSION, self.config.name, reports), [])
-
-    def _send(self, message: protocol.FromAgent, frames: list[Part]) -> bool:
-        """Send to the shard without waiting; whether it could be sent."""
-        socket = self._socket
-        self._said_at = time.monotonic()
-        if socket is None:
-            return False
-        header = protocol.encode(message)
-        if len(header) > protocol.MAX_HEADER and isinstance(message, Done):
-            why = protocol.too_structured("answer", len(header))
-            header = protocol.encode(Done(message.device, message.batch, "model_error", detail=why))
-            frames = []
-        try:
-            if not frames:
-                socket.send(header, zmq.NOBLOCK)
-                return True
-            socket.send(header, zmq.NOBLOCK | zmq.SNDMORE)
-            last = len(frames) - 1
-            for index, frame in enumerate(frames):
-                socket.send(frame, zmq.SNDMORE if index < last else 0, copy=len(frame) < BULK)
-        except zmq.Again:
-            # No connection (IMMEDIATE) or a shard that does not read. What it does not hear of it takes
-            # for lost with this agent's silence; a READY or a heartbeat is said again.
-            log.debug("the shard does not take a %s", type(message).__name__)
-            return False
-        return True
+    def _owes(self, session: ShardSession) -> bool:
+        return any(device.owes(session) for device in self._devices)
 
     # ---- what is held ------------------------------------------------------------------------------
 
@@ -312,8 +267,8 @@ class Agent:
         self._dirty = True
 
     def _announce(self) -> None:
-        if self._welcomed:
-            self._say_ready()
+        for link in self._links.values():
+            link.report()
         self._changed_hook(self.states())
 
     def states(self) -> list[DeviceState]:
@@ -321,7 +276,8 @@ class Agent:
         return [
             DeviceState(
                 number=device.number,
-                type=device.type,
+                type=device.config.type,
+                memory_mb=device.config.memory_mb,
                 models={
                     model.key: model.state
                     if not model.detail or model.state == READY

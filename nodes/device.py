@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from typing import Protocol
+
+import msgspec
 
 from laxity import protocol
 from laxity.payload import Part
@@ -16,30 +19,67 @@ from pipelines.spec import PipelineSpec
 
 log = logging.getLogger("laxity.node")
 
-Send = Callable[[protocol.FromAgent, list[Part]], bool]
+Models = dict[str, tuple[PipelineSpec, str]]
+"""(spec, stage) by model key."""
+
+
+class DeviceConfig(msgspec.Struct, frozen=True):
+    """A device: ``kind`` is 'cpu', 'cuda:N' or 'emulated'; ``type`` what its profiles are keyed by."""
+
+    kind: str
+    type: str
+    threads: int = 1
+    """Threads that numerical libraries in its worker may use."""
+    memory_mb: float = 0.0
+    """The memory that models may take; 0 where it is not known, which is taken for enough."""
+
+
+class Session(Protocol):
+    """One shard, for as long as it knows this agent without a break."""
+
+    def send(self, message: protocol.FromAgent, frames: list[Part]) -> bool:
+        """Send to the shard without waiting; False where that is not possible (any more)."""
+        ...
+
+
+class _Granted:
+    """A batch: who granted it, and when it came."""
+
+    __slots__ = ("came", "frames", "grant", "session")
+
+    def __init__(self, session: Session, grant: Grant, frames: list[Part], came: float) -> None:
+        self.session = session
+        self.grant = grant
+        self.frames = frames
+        self.came = came
 
 
 class Device:
-    """``number`` is its index at the agent, ``type`` what profiles are keyed by (``cpu``, ``A100``, ``emulated``)."""
+    """``number`` is its index at the agent. Batches are known by numbers of its own to its engine and its runner: two
+    shards may well use the same one."""
 
-    def __init__(self, number: int, type: str, runner: Runner, send: Send, changed: Callable[[], None]) -> None:
+    def __init__(self, number: int, config: DeviceConfig, runner: Runner, changed: Callable[[], None]) -> None:
         self.number = number
-        self.type = type
+        self.config = config
         self.runner = runner
         self.engine = DeviceEngine()
         self.progress = ""
         """What loading is at, for people."""
         self.batches_run = 0
-        self._send = send
         self._changed = changed
-        self._specs: dict[str, tuple[PipelineSpec, str]] = {}
-        self._grants: dict[int, tuple[Grant, list[Part], float]] = {}
+        self._session: Session | None = None
+        self._specs: Models = {}
+        self._memory_mb: dict[str, float] = {}
+        """What the models take that it holds, is to hold or lets go of, by key."""
+        self._granted: dict[int, _Granted] = {}
+        """By the batch's number here: the one that runs and the one that waits."""
+        self._last_batch = 0
 
     def report(self) -> DeviceReport:
         """What READY says of this device."""
         return DeviceReport(
             self.number,
-            self.type,
+            self.config.type,
             [
                 ModelReport(model.key, "", 100, list(model.profile))
                 for model in self.engine.models.values()
@@ -47,21 +87,42 @@ class Device:
             ],
         )
 
+    def owes(self, session: Session) -> bool:
+        """Whether it has a batch of this session to answer."""
+        return any(granted.session is session for granted in self._granted.values())
+
     # ---- in --------------------------------------------------------------------------
 
-    def place(self, now: float, models: dict[str, tuple[PipelineSpec, str]]) -> None:
-        """Hold exactly these models: (spec, stage) by model key."""
+    def place(self, now: float, models: Models) -> None:
+        """Hold exactly these models."""
+        for key, (spec, stage) in models.items():
+            profile = spec.stages[stage].profile
+            taken = profile.on(self.config.type).memory_mb if profile is not None else None
+            self._memory_mb[key] = taken or 0.0
+        held = models.keys() | self.engine.models.keys() | self.engine.leaving.keys()
+        self._memory_mb = {key: self._memory_mb[key] for key in held}
+        room = self.config.memory_mb
         self._specs = models
-        self.engine.place(now, list(models))
+        self.engine.place(now, list(models), unload_first=0.0 < room < sum(self._memory_mb.values()))
         self._act(now)
 
-    def grant(self, now: float, grant: Grant, frames: list[Part]) -> None:
-        """A batch came from the shard."""
-        self._grants[grant.batch] = (grant, frames, now)
+    def work_for(self, now: float, session: Session | None) -> None:
+        """Take batches from this shard from now on (None: from nobody)."""
+        self._session = session
+        self.engine.session(now, session is not None)
+        self._act(now)
+
+    def grant(self, now: float, session: Session, grant: Grant, frames: list[Part]) -> None:
+        """A batch came."""
+        if session is not self._session:
+            refuse(session, grant)
+            return
+        self._last_batch += 1
+        self._granted[self._last_batch] = _Granted(session, grant, frames, now)
         known = self._specs.get(grant.model)
         self.engine.grant(
             now,
-            grant.batch,
+            self._last_batch,
             grant.seq,
             grant.model,
             (grant.pulled_us + grant.dwell_us) * 1e-6,
@@ -70,11 +131,6 @@ class Device:
             grant.expected_us * 1e-6,
             known[0].slo if known is not None else 0.0,
         )
-        self._act(now)
-
-    def session(self, now: float, connected: bool) -> None:
-        """The connection to the shard began anew or ended."""
-        self.engine.session(now, connected)
         self._act(now)
 
     def step(self, now: float) -> None:
@@ -90,14 +146,14 @@ class Device:
     def _event(self, now: float, event: Event, frames: list[Part]) -> None:
         engine = self.engine
         if isinstance(event, wire.Finished):
-            grant = self._grants.pop(event.batch, None)
-            if engine.finished(now, event.batch):
+            granted = self._granted.pop(event.batch, None)
+            if engine.finished(now, event.batch) and granted is not None:
                 self.batches_run += 1
-                queued = (now - grant[2]) * 1e6 - event.execution_us if grant is not None else 0.0
-                self._send(
+                queued = (now - granted.came) * 1e6 - event.execution_us
+                granted.session.send(
                     Done(
                         self.number,
-                        event.batch,
+                        granted.grant.batch,
                         event.code,
                         max(round(queued), 0),
                         event.execution_us,
@@ -133,19 +189,18 @@ class Device:
             for action in todo:
                 self._do(now, action)
             todo = engine.take_actions()
-        if len(self._grants) > 2:  # those that a lost session or worker took along, of which nobody is told
-            held = [grant.batch for grant in (engine.running, engine.waiting) if grant is not None]
-            self._grants = {batch: self._grants[batch] for batch in held}
 
     def _do(self, now: float, action: actions.Action) -> None:
         if isinstance(action, actions.Start):
-            grant, frames, _ = self._grants[action.batch]
-            self.runner.infer(now, action.batch, grant.model, grant.tasks, frames)
+            granted = self._granted[action.batch]
+            self.runner.infer(now, action.batch, granted.grant.model, granted.grant.tasks, granted.frames)
         elif isinstance(action, actions.SendPull):
-            self._send(Pull(self.number, action.seq, round(now * 1e6), round(action.free_in * 1e6)), [])
+            if self._session is not None:
+                free_in = round(action.free_in * 1e6)
+                self._session.send(Pull(self.number, action.seq, round(now * 1e6), free_in), [])
         elif isinstance(action, actions.Refuse):
-            self._grants.pop(action.batch, None)
-            self._send(Done(self.number, action.batch, action.code, detail=action.detail), [])
+            granted = self._granted.pop(action.batch)
+            granted.session.send(Done(self.number, granted.grant.batch, action.code, detail=action.detail), [])
         elif isinstance(action, actions.StartWorker):
             self.runner.start()
         elif isinstance(action, actions.KillWorker):
@@ -153,9 +208,15 @@ class Device:
         elif isinstance(action, actions.Load):
             spec, stage = self._specs[action.model]
             self.progress = f"loading {stage}"
-            self.runner.load(action.model, spec, stage)
+            self.runner.load(now, action.model, spec, stage)
             self._changed()
         elif isinstance(action, actions.Unload):
             self.runner.unload(action.model)
         elif isinstance(action, actions.Announce):
             self._changed()
+
+
+def refuse(session: Session, grant: Grant) -> None:
+    """Answer a batch for a device that does not work for the shard which granted it (any more): that is no attempt."""
+    detail = f"device {grant.device} does not work for this shard"
+    session.send(Done(grant.device, grant.batch, "unknown_model", detail=detail), [])

@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 
-from nodes.agent import DeviceConfig
+from nodes.device import DeviceConfig
 
 TIMEOUT = 20.0
 """Seconds that the GPU driver's tool may take."""
@@ -20,18 +20,32 @@ class NoSuchDevices(ValueError):
 
 
 def parse_devices(text: str) -> list[DeviceConfig]:
-    """The devices that 'cpu', 'cuda' (all visible GPUs) or 'emulated:N' means; :class:`NoSuchDevices` otherwise."""
-    if text == "cpu":
+    """The devices that ``text`` means: 'cpu', 'cuda' (all visible GPUs), 'emulated:N[:TYPE[:MEMORY_MB]]', or several of
+    these joined by '+'; :class:`NoSuchDevices` otherwise."""
+    parts = text.split("+")
+    devices = [device for part in parts for device in _parse(part, text)]
+    if any(parts.count(kind) > 1 for kind in ("cpu", "cuda")):
+        raise NoSuchDevices(f"{text!r} names the same devices twice; write cpu and cuda once each")
+    if sum(device.kind == "emulated" for device in devices) > MAX_EMULATED:
+        raise NoSuchDevices(f"{text!r} are more than {MAX_EMULATED} devices; start another agent for the rest")
+    return devices
+
+
+def _parse(part: str, text: str) -> list[DeviceConfig]:
+    if part == "cpu":
         return [DeviceConfig("cpu", "cpu", spare_cores())]
-    if text == "cuda":
+    if part == "cuda":
         devices = cuda_devices()
         if not devices:
             raise NoSuchDevices("there is no NVIDIA GPU here (nvidia-smi lists none); use cpu or emulated:N")
         return devices
-    match = re.fullmatch(r"emulated:(\d{1,4})", text)
-    if match and 1 <= int(match[1]) <= MAX_EMULATED:
-        return [DeviceConfig("emulated", "emulated")] * int(match[1])
-    raise NoSuchDevices(f"unknown devices {text!r}; write cpu, cuda, or emulated:N with N up to {MAX_EMULATED}")
+    match = re.fullmatch(r"emulated:(\d{1,4})(?::([A-Za-z0-9][A-Za-z0-9.-]*)(?::(\d{1,9}))?)?", part)
+    if match is None or not 1 <= int(match[1]) <= MAX_EMULATED:
+        raise NoSuchDevices(
+            f"unknown devices {text!r}; write cpu, cuda, or emulated:N with N up to {MAX_EMULATED}, also with the type "
+            "and the memory that are played, as in emulated:8:A100:81920+emulated:8:T4"
+        )
+    return [DeviceConfig("emulated", match[2] or "emulated", memory_mb=float(match[3] or 0))] * int(match[1])
 
 
 def spare_cores() -> int:
@@ -46,7 +60,7 @@ def cuda_devices() -> list[DeviceConfig]:
         return []
     try:
         listed = subprocess.run(
-            [tool, "--query-gpu=index,uuid,name", "--format=csv,noheader"],
+            [tool, "--query-gpu=index,uuid,memory.total,name", "--format=csv,noheader,nounits"],
             capture_output=True,
             text=True,
             timeout=TIMEOUT,
@@ -58,12 +72,15 @@ def cuda_devices() -> list[DeviceConfig]:
 
 
 def visible_devices(listed: str, visible: str | None) -> list[DeviceConfig]:
-    """The devices of ``nvidia-smi``'s lines 'index, uuid, name' in ``visible`` (indexes or UUIDs; None: all)."""
+    """The devices of ``nvidia-smi``'s lines 'index, uuid, memory in MiB, name' in ``visible`` (indexes or UUIDs; None:
+    all)."""
     devices = {}
     for line in listed.splitlines():
-        index, uuid, name = (part.strip() for part in line.split(",", 2))
-        device = DeviceConfig(f"cuda:{index}", re.sub(r"[^A-Za-z0-9.]+", "-", name.removeprefix("NVIDIA ")).strip("-"))
-        devices[index] = devices[uuid] = device
+        index, uuid, memory, name = (part.strip() for part in line.split(",", 3))
+        kind = re.sub(r"[^A-Za-z0-9.]+", "-", name.removeprefix("NVIDIA ")).strip("-")
+        # Some GPUs share the host's memory and say '[N/A]'.
+        memory_mb = float(memory) if memory.isdecimal() else 0.0
+        devices[index] = devices[uuid] = DeviceConfig(f"cuda:{index}", kind, memory_mb=memory_mb)
     if visible is None:
         return list(dict.fromkeys(devices.values()))
     return [devices[name.strip()] for name in visible.split(",") if name.strip() in devices]

@@ -22,18 +22,22 @@ ITEMS = 4
 
 
 class EmulatedModel:
-    """One stage as the emulation plays it: how long a batch takes, and what shape its answers have.
+    """One stage as the emulation plays it on a device of a type: how long loading and a batch take, how much memory it
+    holds (0: not known), and what shape its answers have.
 
     Options: ``jitter`` (standard deviation of the logarithm of the execution time, 0 by default) and ``items``.
     """
 
-    def __init__(self, spec: PipelineSpec, stage: str) -> None:
+    def __init__(self, spec: PipelineSpec, stage: str, device_type: str = "") -> None:
         stage_spec = spec.stages[stage]
         if stage_spec.profile is None:
             raise ValueError(
                 f"stage {stage!r} has no profile to emulate; write profile: {{alpha_ms: ..., beta_ms: ...}}"
             )
-        self.profile = LatencyProfile.from_spec(stage_spec.profile)
+        stated = stage_spec.profile.on(device_type)
+        self.profile = LatencyProfile.from_spec(stated)
+        self.load_seconds = (stated.load_ms or 0.0) / 1e3
+        self.memory_mb = stated.memory_mb or 0.0
         self.jitter = float(stage_spec.options.get("jitter", 0.0))
         self._items = int(stage_spec.options.get("items", ITEMS))
         graph = Graph(spec)
@@ -59,32 +63,46 @@ def _first(unpacker: Unpacker, inputs: list[Node]) -> Payload:
 
 
 class EmulatedRunner:
-    """Plays one device. ``seed`` makes its jitter the same in every run."""
+    """Plays one device of a type; ``memory_mb`` is 0 where it has room for everything. ``seed`` makes its jitter the
+    same in every run."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, type: str, memory_mb: float, seed: int) -> None:
+        self._type = type
+        self._memory_mb = memory_mb
         self._random = random.Random(seed)
         self._models: dict[str, EmulatedModel] = {}
-        self._events: list[tuple[Event, list[Part]]] = []
-        self._running: list[tuple[float, int, wire.Finished, list[Part]]] = []
+        self._due: list[tuple[float, int, Event, list[Part]]] = []
+        """What is to happen, as a heap: (when, count, event, frames)."""
+        self._count = 0
 
     def start(self) -> None:
-        self._events.append((wire.Started(0), []))
+        self._happen(0.0, wire.Started(0), [])
 
     def kill(self) -> None:
-        self._running.clear()
+        self._due.clear()
         self._models.clear()
-        self._events.append((Died("the emulated worker was killed"), []))
+        self._happen(0.0, Died("the emulated worker was killed"), [])
 
-    def load(self, key: str, spec: PipelineSpec, stage: str) -> None:
+    def load(self, now: float, key: str, spec: PipelineSpec, stage: str) -> None:
         try:
-            model = EmulatedModel(spec, stage)
+            model = EmulatedModel(spec, stage, self._type)
+            self._check_room(key, model)
         except (KeyError, ValueError) as error:
-            self._events.append((wire.LoadFailed(key, str(error)), []))
+            self._happen(now, wire.LoadFailed(key, str(error)), [])
             return
         self._models[key] = model
         largest = spec.stages[stage].max_batch
         sizes = sorted({min(2**power, largest) for power in range(largest.bit_length() + 1)})
-        self._events.append((wire.Loaded(key, [(b, model.profile.latency(b)) for b in sizes], 0.0), []))
+        profile = [(batch, model.profile.latency(batch)) for batch in sizes]
+        self._happen(now + model.load_seconds, wire.Loaded(key, profile, model.load_seconds), [])
+
+    def _check_room(self, key: str, model: EmulatedModel) -> None:
+        held = sum(other.memory_mb for other in self._models.values())
+        if self._memory_mb and held + model.memory_mb > self._memory_mb:
+            raise ValueError(
+                f"{key} takes {model.memory_mb:g} MB, but of this device's {self._memory_mb:g} MB other models hold "
+                f"{held:g}; place fewer of them on it, or mend memory_mb in the profile"
+            )
 
     def unload(self, key: str) -> None:
         self._models.pop(key, None)
@@ -93,7 +111,7 @@ class EmulatedRunner:
         model = self._models.get(key)
         if model is None:
             finished = wire.Finished(batch, "unknown_model", 0, detail=f"the model {key} is not loaded here")
-            heappush(self._running, (now, batch, finished, []))
+            self._happen(now, finished, [])
             return
         seconds = model.profile.latency(len(tasks))
         if model.jitter:
@@ -112,24 +130,25 @@ class EmulatedRunner:
                 frames = pack(answers)
         # What the emulated model took, not what this process was late by: that is no part of a model.
         finished.execution_us = round(seconds * 1e6)
-        heappush(self._running, (now + seconds, batch, finished, frames))
+        self._happen(now + seconds, finished, frames)
+
+    def _happen(self, when: float, event: Event, frames: list[Part]) -> None:
+        self._count += 1
+        heappush(self._due, (when, self._count, event, frames))
 
     def events(self, now: float) -> list[tuple[Event, list[Part]]]:
-        events = self._events
-        self._events = []
-        running = self._running
-        while running and running[0][0] <= now:
-            _, _, finished, frames = heappop(running)
-            events.append((finished, frames))
+        events: list[tuple[Event, list[Part]]] = []
+        due = self._due
+        while due and due[0][0] <= now:
+            _, _, event, frames = heappop(due)
+            events.append((event, frames))
         return events
 
     def next_wake(self) -> float:
-        if self._events:
-            return 0.0
-        return self._running[0][0] if self._running else 1e18
+        return self._due[0][0] if self._due else 1e18
 
     def waitables(self) -> list[Any]:
         return []
 
     def close(self, timeout: float) -> None:
-        self._running.clear()
+        self._due.clear()

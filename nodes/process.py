@@ -1,4 +1,4 @@
-"""An agent as a process: it registers itself in the store, and follows the placement and the shards there."""
+"""An agent as a process: it registers itself in the store, and follows its placement and the shards there."""
 
 from __future__ import annotations
 
@@ -7,24 +7,31 @@ import os
 import socket
 import threading
 import time
+from pathlib import Path
 
+from cluster.filecache import FileCache, default_directory
 from cluster.membership import Follower, Membership
 from cluster.records import (
     BrokerRecord,
     DeviceRecord,
+    FileRecord,
     NodeRecord,
     Paths,
     PipelineRecord,
     PlacementRecord,
     RecordError,
+    ServingRecord,
     decode,
     encode,
+    name_of,
 )
 from cluster.serving import serving
-from cluster.store import open_store
-from cluster.store.base import Entry
-from nodes.agent import Agent, AgentConfig, DeviceState, Placement
+from cluster.store import wait_for_store
+from cluster.store.base import Entry, Prefix
+from laxity.version import __version__
+from nodes.agent import Agent, AgentConfig, DeviceState, Placement, Work
 from nodes.engine.device import FAILED, READY
+from nodes.files import ModelFiles
 from pipelines.spec import PipelineSpec
 
 log = logging.getLogger("laxity.node")
@@ -34,87 +41,151 @@ TURN = 0.2
 
 
 class ClusterView:
-    """What an agent reads out of the store: which shard it works for and what its devices are to hold."""
+    """What an agent reads out of the store: where the shards are, and what its devices are to do."""
 
     def __init__(self, paths: Paths, agent: str) -> None:
         self._paths = paths
-        self._agent = agent
+        self._placement = paths.placement(agent)
         self._specs: dict[str, tuple[PipelineSpec, str]] = {}
         """(spec, stage) by model key; versions that are no longer applied stay known while they are placed."""
+        self.files: dict[str, list[FileRecord]] = {}
+        """What the pipeline of each model key needs, as long as that is placed."""
 
-    def backend(self, entries: dict[str, Entry]) -> str:
-        """Where the shard is that this agent works for; '' while there is none."""
-        for key in sorted(entries):
+    def prefixes(self) -> Prefix:
+        """Of the keys that it is about."""
+        return (self._paths.pipelines, self._paths.serving, self._paths.brokers, self._placement)
+
+    def shards(self, entries: dict[str, Entry]) -> dict[str, str]:
+        """Where agents find each shard that has a record."""
+        found: dict[str, str] = {}
+        for key, entry in entries.items():
             if key.startswith(self._paths.brokers):
                 try:
-                    return decode(BrokerRecord, key, entries[key].value).backend
+                    found[name_of(key)] = decode(BrokerRecord, key, entry.value).backend
                 except RecordError as error:
                     log.error("%s", error)
-        return ""
+        return found
 
-    def placement(self, entries: dict[str, Entry]) -> Placement:
-        """The models of each device, as far as their pipelines are known."""
+    def placement(self, entries: dict[str, Entry]) -> Placement | None:
+        """What each device is to do, as far as the pipelines are known; None where nobody can tell, so that what is
+        done goes on."""
         for key, entry in entries.items():
-            if key.startswith(self._paths.pipelines):
-                try:
-                    spec = decode(PipelineRecord, key, entry.value).spec
-                except RecordError as error:
-                    log.error("%s", error)
-                    continue
-                for stage in spec.stages:
-                    self._specs[spec.model_key(stage)] = (spec, stage)
-        key = self._paths.placement(self._agent)
-        if key not in entries:
+            try:
+                if key.startswith(self._paths.pipelines):
+                    self._learn(decode(PipelineRecord, key, entry.value))
+                elif key.startswith(self._paths.serving):
+                    self._learn(decode(ServingRecord, key, entry.value))
+            except RecordError as error:
+                log.error("%s", error)
+        if self._placement not in entries:
             return {}
         try:
-            record = decode(PlacementRecord, key, entries[key].value)
+            record = decode(PlacementRecord, self._placement, entries[self._placement].value)
         except RecordError as error:
             log.error("%s", error)
-            return {}
+            return None
         placed = {model for device in record.devices.values() for model in device.models}
         self._specs = {model: known for model, known in self._specs.items() if model in placed}
+        self.files = {model: known for model, known in self.files.items() if model in placed}
         return {
-            number: {model: self._specs[model] for model in device.models if model in self._specs}
+            number: Work(device.shard, {model: self._specs[model] for model in device.models if model in self._specs})
             for number, device in record.devices.items()
         }
 
+    def _learn(self, record: PipelineRecord | ServingRecord) -> None:
+        for stage in record.spec.stages:
+            key = record.spec.model_key(stage)
+            self._specs[key] = (record.spec, stage)
+            self.files[key] = record.files
 
-def node_record(states: list[DeviceState]) -> NodeRecord:
-    """An agent's record: ``ready`` once each device's models are loaded or given up."""
-    settled = all(state == READY or state.startswith(FAILED) for device in states for state in device.models.values())
+
+def node_record(states: list[DeviceState], withheld: dict[int, dict[str, str]]) -> NodeRecord:
+    """An agent's record: ``ready`` once each device's models are loaded or given up. ``withheld``: by device, the
+    states of models that it does not know of yet."""
+    models = [{**withheld.get(device.number, {}), **device.models} for device in states]
+    settled = all(state == READY or state.startswith(FAILED) for held in models for state in held.values())
     return NodeRecord(
         pid=os.getpid(),
         host=socket.gethostname(),
         state="ready" if settled else "loading",
         devices=[
-            DeviceRecord(device=device.number, type=device.type, models=device.models, progress=device.progress)
-            for device in states
+            DeviceRecord(
+                device=device.number,
+                type=device.type,
+                models=held,
+                progress=device.progress,
+                memory_mb=device.memory_mb,
+            )
+            for device, held in zip(states, models, strict=True)
         ],
+        release=__version__,
     )
 
 
+class NodePublisher:
+    """Publishes an agent's record when its devices' states change, or those of the models that wait for files."""
+
+    def __init__(self, membership: Membership) -> None:
+        self._membership = membership
+        self._lock = threading.Lock()
+        self._states: list[DeviceState] | None = None
+        self._withheld: dict[int, dict[str, str]] = {}
+
+    def devices(self, states: list[DeviceState]) -> None:
+        with self._lock:
+            self._states = states
+            self._publish()
+
+    def withheld(self, withheld: dict[int, dict[str, str]]) -> None:
+        with self._lock:
+            if withheld != self._withheld:
+                self._withheld = withheld
+                self._publish()
+
+    def _publish(self) -> None:
+        if self._states is not None:
+            self._membership.publish(encode(node_record(self._states, self._withheld)))
+
+
 def run_agent_process(config: AgentConfig, store_url: str, cluster: str, stop: threading.Event) -> None:
-    """Serve until ``stop`` is set. Raises StoreError or RecordError where it cannot begin, and RuntimeError where
-    the agent's thread ended by itself (a shard of another version)."""
-    store = open_store(store_url)
+    """Serve until ``stop`` is set; then finish what runs. Waits for a store that is away. Raises StoreError or
+    RecordError where it cannot begin, and RuntimeError where the agent's thread ended by itself (its shards are of
+    another version)."""
+    paths = Paths(cluster)
+    key = paths.node(config.name)
+    store = wait_for_store(store_url, stop)
+    if store is None:
+        return
     try:
-        paths = Paths(cluster)
-        membership = Membership(store, paths.node(config.name))
-        follower = Follower(store, paths.root)
-        agent = Agent(config, lambda states: membership.publish(encode(node_record(states))))
+        membership = Membership(store, key)
+        publisher = NodePublisher(membership)
+        agent = Agent(config, publisher.devices)
+        cache = FileCache(Path(config.cache) if config.cache else default_directory(), config.cache_bytes)
+        emulated = [number for number, device in enumerate(config.devices) if device.kind == "emulated"]
+        files = ModelFiles(cache, config.name, emulated)
         view = ClusterView(paths, config.name)
+        follower = Follower(store, view.prefixes())
         placed: Placement | None = None
+        files.start()
         try:
             with serving("agent", agent.run, agent.stop, stop):
                 while not stop.is_set():
                     if follower.poll(TURN):
-                        agent.connect(view.backend(follower.entries))
+                        shards = view.shards(follower.entries)
+                        agent.follow(shards)
                         placement = view.placement(follower.entries)
-                        if placement != placed:
-                            agent.place(placement)
-                            placed = placement
+                        if placement is not None:
+                            files.want(placement, view.files, shards.values())
+                    available = files.available()
+                    if available != placed:
+                        agent.place(available)
+                        placed = available
+                    publisher.withheld(files.withheld())
                     membership.beat(time.monotonic())
+                # What runs may take a while to end: whoever places models need not wait for it.
+                membership.leave()
         finally:
+            files.stop()
             follower.close()
             membership.leave()
     finally:

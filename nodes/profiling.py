@@ -51,10 +51,10 @@ def measure_profile(
     return profile
 
 
-def stated_profile(stage: StageSpec) -> list[tuple[int, float]]:
-    """(batch size, seconds) of the profile that the spec states; [] where it states none."""
+def stated_profile(stage: StageSpec, device_type: str) -> list[tuple[int, float]]:
+    """(batch size, seconds) of the profile that the spec states for devices of a type; [] where it states none."""
     stated = stage.profile
     if stated is None:
         return []
-    latency = LatencyProfile.from_spec(stated).latency
+    latency = LatencyProfile.from_spec(stated, device_type).latency
     return [(size, latency(size)) for size in batch_sizes(stage.max_batch)]

@@ -34,7 +34,7 @@ class Runner(Protocol):
         """End the worker at once; ``Died`` follows."""
         ...
 
-    def load(self, key: str, spec: PipelineSpec, stage: str) -> None: ...
+    def load(self, now: float, key: str, spec: PipelineSpec, stage: str) -> None: ...
 
     def unload(self, key: str) -> None: ...
 
@@ -58,11 +58,13 @@ class Runner(Protocol):
 
 
 class WorkerRunner:
-    """A worker process for a real device, started again by :meth:`start` after it died."""
+    """A worker process for a real device (see :class:`nodes.device.DeviceConfig`), started again by :meth:`start` after
+    it died."""
 
-    def __init__(self, context: zmq.Context[Any], device: str, threads: int) -> None:
+    def __init__(self, context: zmq.Context[Any], device: str, type: str, threads: int) -> None:
         self._context = context
         self._device = device
+        self._type = type
         self._threads = threads
         self._process: WorkerProcess | None = None
 
@@ -73,9 +75,9 @@ class WorkerRunner:
         if self._process is not None:
             self._process.kill()
 
-    def load(self, key: str, spec: PipelineSpec, stage: str) -> None:
+    def load(self, now: float, key: str, spec: PipelineSpec, stage: str) -> None:
         if self._process is not None:
-            self._process.send_load(key, spec, stage)
+            self._process.send_load(key, spec, stage, self._type)
 
     def unload(self, key: str) -> None:
         if self._process is not None:

@@ -68,7 +68,7 @@ class Worker:
             self._progress(key, "loading")
             model = _Model(build_executor(spec, message.stage, self._device), spec.stages[message.stage])
             model.executor.load()
-            profile = self._profile(key, model, spec)
+            profile = self._profile(message, model, spec)
         except (MissingExtra, ModelNotFoundError, UserCodeError) as error:
             return wire.LoadFailed(key, str(error))
         except (Exception, SystemExit) as error:
@@ -77,10 +77,10 @@ class Worker:
         self._models[key] = model
         return wire.Loaded(key, profile, time.perf_counter() - begun)
 
-    def _profile(self, key: str, model: _Model, spec: PipelineSpec) -> list[tuple[int, float]]:
+    def _profile(self, load: wire.Load, model: _Model, spec: PipelineSpec) -> list[tuple[int, float]]:
         stage = model.stage
         if stage.sample is None:
-            return stated_profile(stage)
+            return stated_profile(stage, load.device_type)
         # By way of the wire's form, so that the stage's code meets what it will meet when it serves.
         sample = payload.decode(payload.encode(load_object(stage.sample, spec.root)()))
 
@@ -100,7 +100,7 @@ class Worker:
             max_batch=stage.max_batch,
             longest=spec.slo / 2,
             clock=time.perf_counter,
-            progress=lambda size: self._progress(key, f"profiling batch {size}"),
+            progress=lambda size: self._progress(load.key, f"profiling batch {size}"),
         )
 
     def _progress(self, key: str, text: str) -> None:

@@ -54,8 +54,8 @@ class WorkerProcess:
         self.sentinel = os.pidfd_open(self.pid)
         """A file descriptor that becomes readable when the process has ended."""
 
-    def send_load(self, key: str, spec: PipelineSpec, stage: str) -> None:
-        self._send(wire.Load(key, stage, msgspec.json.encode(spec)))
+    def send_load(self, key: str, spec: PipelineSpec, stage: str, device_type: str) -> None:
+        self._send(wire.Load(key, stage, msgspec.json.encode(spec), device_type))
 
     def send_unload(self, key: str) -> None:
         self._send(wire.Unload(key))

@@ -25,6 +25,7 @@ class Load(Message, tag=1):
     key: str
     stage: str
     spec: bytes
+    device_type: str
 
 
 class Unload(Message, tag=2):

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from laxity import Rejected
-from nodes.agent import DeviceConfig
+from nodes.device import DeviceConfig
 from pipelines.load import load_spec
 
 CPU = DeviceConfig("cpu", "cpu", 1)

@@ -92,8 +92,8 @@ class World:
         self.engine.tick(now)
         return self.actions()
 
-    def finish(self, now: float, batch: int, wanted: bool = True) -> list[tuple[Any, ...]]:
-        assert self.engine.finished(now, batch) == wanted
+    def finish(self, now: float, batch: int, known: bool = True) -> list[tuple[Any, ...]]:
+        assert self.engine.finished(now, batch) == known
         return self.actions()
 
 
@@ -233,13 +233,13 @@ def test_a_batch_behind_one_that_overruns_is_refused_as_soon_as_its_window_close
     assert world.finish(1.6, 7) == [("pull", 3, 0.0)]
 
 
-def test_a_batch_that_waits_for_a_load_is_refused_as_soon_as_its_window_closes() -> None:
+def test_a_batch_that_comes_during_a_load_is_refused_at_once() -> None:
     world = World("m")
     world.engine.place(0.5, ["m", "n"])
     assert world.actions() == [("load", "n")]
-    assert world.grant(1.0, 7, closes=0.5) == []
-    assert world.engine.next_wake() == pytest.approx(1.5)
-    assert world.tick(1.5 + 1e-9) == [("refuse", 7, "too_late")]
+    assert world.grant(1.0, 7) == [("refuse", 7, "unknown_model")]
+    assert "loading the model n" in world.detail
+    assert world.tick(2.0) == []
     world.engine.loaded(9.0, "n", [])
     assert world.actions() == [("announce",), ("pull", 2, 0.0)]
 
@@ -252,11 +252,52 @@ def test_a_batch_for_a_model_that_is_not_there() -> None:
     assert world.grant(1.0, 7, model="n") == [("refuse", 7, "unknown_model"), ("pull", 2, 0.0)]
 
 
-def test_placement_loads_what_is_missing_and_lets_go_of_the_rest() -> None:
+def test_placement_loads_what_is_missing_and_then_lets_go_of_the_rest() -> None:
     world = World("m", "n")
     world.engine.place(1.0, ["n", "o"])
-    assert world.actions() == [("unload", "m"), ("announce",), ("load", "o")]
+    assert world.actions() == [("announce",), ("load", "o")]
     assert set(world.engine.models) == {"n", "o"}
+    assert world.grant(1.1, 7) == [("refuse", 7, "unknown_model")]
+    world.engine.loaded(2.0, "o", [])
+    assert world.actions() == [("announce",), ("unload", "m"), ("pull", 2, 0.0)]
+
+
+def test_models_are_let_go_of_once_the_last_new_one_is_there() -> None:
+    world = World("m")
+    world.engine.place(1.0, ["n", "o"])
+    world.engine.loaded(2.0, "n", [])
+    assert world.actions() == [("announce",), ("load", "n"), ("announce",), ("load", "o")]
+    world.engine.loaded(3.0, "o", [])
+    assert world.actions() == [("announce",), ("unload", "m")]
+
+
+def test_a_device_without_room_for_both_unloads_first() -> None:
+    world = World("m")
+    world.grant(1.0, 7)
+    world.engine.place(1.01, ["n"], unload_first=True)
+    assert world.actions() == [("unload", "m"), ("announce",)]
+    assert world.finish(1.1, 7) == [("load", "n")]
+
+
+def test_what_cannot_be_loaded_is_tried_again_once_there_is_more_room() -> None:
+    world = World("m")
+    world.engine.place(1.0, ["n"])
+    world.engine.load_failed(2.0, "n", "out of memory")
+    assert world.actions() == [("announce",), ("load", "n"), ("unload", "m"), ("load", "n")]
+    world.engine.load_failed(3.0, "n", "no such file")
+    assert world.actions() == [("announce",)]
+    assert world.engine.models["n"].detail == "no such file"
+
+
+def test_a_model_that_is_placed_again_before_it_has_gone_need_not_be_loaded() -> None:
+    world = World("m")
+    world.engine.place(1.0, ["n"])
+    world.engine.place(2.0, ["m", "n"])
+    assert world.actions() == [("announce",), ("load", "n"), ("announce",)]
+    assert world.engine.models["m"].state == READY
+    world.engine.loaded(3.0, "n", [])
+    assert world.actions() == [("announce",)]
+    assert world.grant(3.1, 7) == [("start", 7)]
 
 
 def test_a_load_waits_until_the_running_batch_and_the_waiting_one_are_done() -> None:
@@ -275,7 +316,7 @@ def test_a_waiting_batch_whose_model_is_taken_away_is_refused() -> None:
     world.grant(1.0, 7)
     world.grant(1.0, 8, model="n")
     world.engine.place(1.01, ["m"])
-    assert world.actions() == [("refuse", 8, "unknown_model"), ("unload", "n"), ("announce",)]
+    assert world.actions() == [("refuse", 8, "unknown_model"), ("announce",), ("unload", "n")]
     assert world.finish(1.1, 7) == [("pull", 2, 0.0)]
 
 
@@ -418,43 +459,35 @@ def test_a_model_that_kills_its_worker_while_it_loads_is_given_up() -> None:
 # ---- shards that come and go ---------------------------------------------------------------------
 
 
-def test_a_lost_session_orphans_what_runs_and_forgets_what_waits() -> None:
+def test_a_lost_session_refuses_what_waits_and_finishes_what_runs() -> None:
     world = World("m")
     world.grant(1.0, 7)
     world.grant(1.0, 8)
     world.engine.session(1.01, False)
-    assert world.actions() == []
-    assert world.finish(1.1, 7, wanted=False) == []
+    assert world.actions() == [("refuse", 8, "unknown_model")]
+    assert world.finish(1.1, 7) == []
     assert world.engine.waiting is None
     world.engine.session(2.0, True)
     assert world.actions() == [("pull", 2, 0.0)]
 
 
-def test_a_new_session_pulls_behind_the_orphan() -> None:
+def test_another_session_is_pulled_from_behind_what_runs_for_the_one_before() -> None:
     world = World("m")
     world.grant(1.0, 7, expected=1.0)
-    world.engine.session(1.1, False)
-    world.engine.session(1.2, True)
-    assert world.actions() == []
-    assert world.tick(2.0 - LEAD + 1e-9) == [("pull", 2, LEAD)]
-    assert world.grant(1.999, 70, seq=2) == []
-    assert world.finish(2.0, 7, wanted=False) == [("start", 70)]
-    assert world.finish(2.1, 70) == [("pull", 3, 0.0)]
-
-
-def test_nobody_is_told_of_an_orphan_that_its_worker_takes_along() -> None:
-    world = World("m")
-    world.grant(1.0, 7)
-    world.engine.session(1.01, False)
-    world.engine.worker_died(1.02, "signal 9")
-    assert world.actions() == [("announce",)]
+    world.tick(2.0 - LEAD + 1e-9)
+    world.grant(1.9985, 8, seq=2)
+    world.engine.session(1.999, True)
+    assert world.actions() == [("refuse", 8, "unknown_model"), ("pull", 3, pytest.approx(0.001))]
+    assert world.grant(1.9995, 70, seq=3) == []
+    assert world.finish(2.0, 7) == [("start", 70)]
+    assert world.finish(2.1, 70) == [("pull", 4, 0.0)]
 
 
 def test_the_end_of_a_batch_that_does_not_run_is_nothing() -> None:
     world = World("m")
-    assert world.finish(1.0, 99, wanted=False) == []
+    assert world.finish(1.0, 99, known=False) == []
     world.grant(1.0, 7)
-    assert world.finish(1.0, 99, wanted=False) == []
+    assert world.finish(1.0, 99, known=False) == []
     assert world.engine.running is not None
 
 
@@ -464,7 +497,7 @@ MODELS = ["m", "n", "o"]
 
 
 class DeviceMachine(RuleBasedStateMachine):
-    """A shard and a worker, played by hypothesis. The worker does what real ones do: it is started, killed and told
+    """Shards and a worker, played by hypothesis. The worker does what real ones do: it is started, killed and told
     things by actions only, and answers in its own time or dies."""
 
     @initialize(placed=st.sets(st.sampled_from(MODELS), min_size=1))
@@ -476,12 +509,17 @@ class DeviceMachine(RuleBasedStateMachine):
         self.loading = ""
         self.held: set[str] = set()
         """What the worker has loaded."""
+        self.just_loaded = ""
+        self.room_is_short = False
+        """It may let go of a model before what is to come is there."""
         self.batch = 0
         """What the worker runs."""
         self.last_batch = 0
         self.latest: dict[int, float] = {}
         self.open: set[int] = set()
-        """Granted in this session and not answered."""
+        """Granted and not answered."""
+        self.wants: dict[int, str] = {}
+        """The model of each batch."""
         self.seq = 0
         self.owed = False
         """A pull is unanswered."""
@@ -517,7 +555,9 @@ class DeviceMachine(RuleBasedStateMachine):
             assert self.worker == "up"
             assert not self.batch, "one batch at a time"
             assert not self.loading
-            assert action.batch in self.open, "nothing is started of which nobody wants to know"
+            assert action.batch in self.open
+            assert self.wants[action.batch] in self.held
+            assert self.wants[action.batch] in self.engine.models, "nothing is started of what is to go"
             assert self.now <= self.latest[action.batch], "nothing is started late"
             self.batch = action.batch
         elif isinstance(action, Refuse):
@@ -539,9 +579,15 @@ class DeviceMachine(RuleBasedStateMachine):
             self.loading = action.model
         elif isinstance(action, Unload):
             assert self.worker in ("up", "dying")
+            assert action.model in self.held
+            assert action.model not in self.engine.models
+            assert self.room_is_short or action.model == self.just_loaded or not self.awaits_load()
             self.held.discard(action.model)
 
-    # ---- the shard -----------------------------------------------------------------------
+    def awaits_load(self) -> bool:
+        return any(model.state in (QUEUED, LOADING) for model in self.engine.models.values())
+
+    # ---- the shards ----------------------------------------------------------------------
 
     @precondition(lambda self: self.owed)
     @rule(
@@ -565,16 +611,18 @@ class DeviceMachine(RuleBasedStateMachine):
         self.last_batch += 1
         self.latest[self.last_batch] = self.now - age + closes
         self.open.add(self.last_batch)
+        self.wants[self.last_batch] = model
         self.engine.grant(self.now, self.last_batch, seq, model, self.now - age, opens, closes, expected, SLO)
         self.act()
 
     @rule(connected=st.sampled_from([True, True, False]))
     def session(self, connected: bool) -> None:
+        """The device works for another shard, or its own is another one."""
         self.connected = connected
-        self.open.clear()
         self.owed = False
         self.engine.session(self.now, connected)
         self.act()
+        assert self.open <= {self.batch}, "what has not started is left to others"
 
     # ---- the worker ----------------------------------------------------------------------
 
@@ -588,17 +636,20 @@ class DeviceMachine(RuleBasedStateMachine):
             self.engine.worker_started(self.now)
         elif self.batch:
             batch, self.batch = self.batch, 0
-            assert self.engine.finished(self.now, batch) == (batch in self.open)
-            self.open.discard(batch)
+            assert self.engine.finished(self.now, batch)
+            self.open.remove(batch)
             assert not self.engine.finished(self.now, batch)
         elif self.loading:
             model, self.loading = self.loading, ""
             if how == "good":
                 self.held.add(model)
+                self.just_loaded = model
                 self.engine.loaded(self.now, model, [(1, 0.01)])
             else:
+                self.room_is_short = True
                 self.engine.load_failed(self.now, model, "no")
         self.act()
+        self.room_is_short, self.just_loaded = False, ""
 
     def _die(self) -> None:
         self.worker, self.loading = "none", ""
@@ -606,10 +657,12 @@ class DeviceMachine(RuleBasedStateMachine):
         self.batch = 0
         self.engine.worker_died(self.now, "signal 11")
 
-    @rule(placed=st.sets(st.sampled_from(MODELS)))
-    def place(self, placed: set[str]) -> None:
-        self.engine.place(self.now, sorted(placed))
+    @rule(placed=st.sets(st.sampled_from(MODELS)), unload_first=st.sampled_from([False, False, True]))
+    def place(self, placed: set[str], unload_first: bool = False) -> None:
+        self.room_is_short = unload_first
+        self.engine.place(self.now, sorted(placed), unload_first)
         self.act()
+        self.room_is_short = False
         assert set(self.engine.models) == placed
 
     # ---- time ----------------------------------------------------------------------------
@@ -639,12 +692,8 @@ class DeviceMachine(RuleBasedStateMachine):
         running = engine.running.batch if engine.running is not None else 0
         waiting = engine.waiting.batch if engine.waiting is not None else 0
         assert running == self.batch
-        assert self.open == ({running, waiting} - {0}) & self.open
-        if running and running not in self.open:
-            assert engine.running is not None
-            assert engine.running.orphan
+        assert self.open == {running, waiting} - {0}
         if waiting:
-            assert waiting in self.open
             assert self.worker in ("up", "dying")
 
     @invariant()
@@ -653,7 +702,10 @@ class DeviceMachine(RuleBasedStateMachine):
             assert (model.state == READY) == (key in self.held)
             assert model.state != LOADING or self.loading == key
         assert self.engine.worker_up == (self.worker in ("up", "dying"))
-        assert self.held <= set(self.engine.models)
+        assert self.held <= set(self.engine.models) | set(self.engine.leaving)
+        assert set(self.engine.leaving) == self.held - set(self.engine.models)
+        if self.worker == "up":
+            assert not self.engine.leaving or self.awaits_load(), "nothing is held for nothing"
 
     def teardown(self) -> None:
         """In the hands of a good worker and a shard, a device pulls again, and owes nobody an answer."""

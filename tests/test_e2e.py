@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from laxity import Rejected
-from nodes.agent import DeviceConfig
+from nodes.device import DeviceConfig
 from pipelines.load import load_spec
 
 EMULATED = DeviceConfig("emulated", "emulated")

@@ -26,7 +26,7 @@ from cluster.records import (
 from cluster.store import open_store, sqlite_url
 from laxity import Client, Unavailable, protocol
 from laxity.protocol import Goodbye, Ready
-from nodes.agent import DeviceConfig
+from nodes.device import DeviceConfig
 from pipelines.load import parse_spec
 
 SLOW = """
@@ -226,6 +226,8 @@ def test_an_agent_process_refused_by_its_shard_says_why(processes, make_peer, sl
     backend = make_peer("tcp://127.0.0.1:*", protocol.decode_from_agent)
     record = BrokerRecord("tcp://127.0.0.1:1", backend.url, os.getpid(), "here")
     processes.store.put(PATHS.broker("s0"), encode(record))
+    processes.apply(slow)
+    processes.place("a0", 1, slow)
     agent = processes.agent("a0", "emulated:1", stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     sender, _, _ = backend.receive(Ready)
     backend.send(sender, Goodbye("protocol version 1 is not spoken here: upgrade the agent"))
@@ -249,7 +251,7 @@ def test_a_shard_killed_under_load_and_started_again(cluster, processes, slow):
     record = address()
     agent = cluster.lone_agent([DeviceConfig("emulated", "emulated")] * 4)
     agent.hold(slow)
-    agent.agent.connect(record.backend)
+    agent.connect(record.backend)
     with Client(record.frontend) as client:
         futures = [client.submit("slow", number) for number in range(200)]
         assert futures[0].result(30) == 0
@@ -300,13 +302,16 @@ def test_agents_and_services_move_to_another_shard(cluster, slow):
     assert cluster.shard.backend != first.backend
     with Client(f"{first.frontend},{cluster.shard.frontend}") as client:
         future = client.submit("slow", 2)
-        agent.agent.connect(cluster.shard.backend)
+        agent.connect(cluster.shard.backend)
         assert future.result(30) == 2
-        agent.agent.connect("")
-        cluster.wait_for(lambda status: status.agents == 0, "the agent has left")
-        agent.agent.connect(cluster.shard.backend)
+        agent.agent.follow({})  # a record that vanishes says nothing of the shard
         assert client.infer("slow", 3) == 3
-    cluster.settle(ok=2)
+        agent.agent.place({})
+        status = cluster.wait_for(lambda status: status.agents == 0, "the agent has left")
+        assert status.agents_lost == 0
+        agent.hold(slow)
+        assert client.infer("slow", 4) == 4
+    cluster.settle(ok=3)
 
 
 def test_an_agent_process_follows_its_shard_s_record(cluster, processes, slow):

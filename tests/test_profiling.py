@@ -59,8 +59,8 @@ def test_batch_one_is_always_measured_and_the_time_is_bounded(each: float, max_b
 def test_the_stated_profile() -> None:
     def stated(profile: dict[str, object]) -> list[tuple[int, float]]:
         stage = {"executor": "python", "max_batch": 4, "profile": profile}
-        return stated_profile(msgspec.convert(stage, StageSpec))
+        return stated_profile(msgspec.convert(stage, StageSpec), "cpu")
 
     assert stated({"alpha_ms": 2, "beta_ms": 1}) == [(size, pytest.approx((2 * size + 1) / 1e3)) for size in (1, 2, 4)]
     assert stated({"latency_ms": {1: 5, 4: 8}}) == [(1, 0.005), (2, pytest.approx(0.006)), (4, 0.008)]
-    assert stated_profile(msgspec.convert({"executor": "python"}, StageSpec)) == []
+    assert stated_profile(msgspec.convert({"executor": "python"}, StageSpec), "cpu") == []

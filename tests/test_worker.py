@@ -107,7 +107,7 @@ class Agent:
     def load(self, **stage: Any) -> None:
         stage = {"executor": "python", **stage}
         spec = {"name": "p", "slo": 1.0, "stages": {"s": stage}, "output": "s", "root": str(self.root)}
-        self.process.send_load("k", msgspec.convert(spec, PipelineSpec), "s")
+        self.process.send_load("k", msgspec.convert(spec, PipelineSpec), "s", "cpu")
 
     def loaded(self, **stage: Any) -> wire.Loaded:
         self.load(**stage)

@@ -104,6 +104,13 @@ class Fleet:
         self.stale = True
         return gone
 
+    def withdraw(self, agent: str, number: int) -> None:
+        """A device works here no more."""
+        device = self.devices.pop((agent, number))
+        if device.group is not None:
+            device.group.remove(device)
+        self.stale = True
+
     def take_collected(self) -> list[Device]:
         """Those of ``collected``, and begin anew."""
         collected = self.collected

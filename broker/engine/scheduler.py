@@ -108,20 +108,28 @@ class Scheduler:
             self._dispatcher.uncollect(device)
         self.fleet.report(agent, number, type, models)
 
+    def withdraw(self, agent: str, number: int) -> None:
+        """A device of an agent works for another shard from now on: its pull is void, and what it was granted it has
+        yet to answer."""
+        device = self.fleet.devices.get((agent, number))
+        if device is not None:
+            self._dispatcher.uncollect(device)
+            self.fleet.withdraw(agent, number)
+
     def pull(self, agent: str, number: int, free_at: float) -> bool:
         """A device would take a batch and can start it at ``free_at``; False for an unknown one."""
         return self.fleet.pull(agent, number, free_at)
 
     def agent_lost(self, now: float, agent: str, why: str) -> int:
         """An agent is gone: its batches are queued again while budget and attempts last. How many there were."""
-        count = 0
         for device in self.fleet.remove(agent):
             self._dispatcher.uncollect(device)
-            for batch in device.batches.values():
-                del self.batches[batch.number]
-                self._retry(now, batch, why, False, True, Outcome.UNAVAILABLE)
-                count += 1
-        return count
+        # Also those of devices that were withdrawn.
+        lost = [batch for batch in self.batches.values() if batch.device.agent == agent]
+        for batch in lost:
+            self._close(batch)
+            self._retry(now, batch, why, False, True, Outcome.UNAVAILABLE)
+        return len(lost)
 
     # ---- requests ------------------------------------------------------------------------
 

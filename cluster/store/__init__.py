@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import logging
+import threading
 from pathlib import Path
 from urllib.parse import quote, unquote
 
-from cluster.store.base import Store, StoreError
+from cluster.store.base import Store, StoreAwayError, StoreError
 from cluster.store.etcd_address import parse_address
 from cluster.store.memory import MemoryStore
 from cluster.store.sqlite import SqliteStore
 
-__all__ = ["open_store", "sqlite_path", "sqlite_url"]
+__all__ = ["open_store", "sqlite_path", "sqlite_url", "wait_for_store"]
+
+log = logging.getLogger("laxity.store")
+
+PAUSE = 1.0
+"""Seconds before a store that is away is tried again."""
 
 
 def open_store(url: str) -> Store:
@@ -21,6 +28,18 @@ def open_store(url: str) -> Store:
     if url.startswith("etcd://"):
         return _open_etcd(url)
     return SqliteStore(sqlite_path(url))
+
+
+def wait_for_store(url: str, stop: threading.Event) -> Store | None:
+    """The store, as soon as it is there; None where ``stop`` was set before. :class:`StoreError` says why it cannot
+    be opened, however long one waits."""
+    while not stop.is_set():
+        try:
+            return open_store(url)
+        except StoreAwayError as error:
+            log.warning("waiting for the store: %s", error)
+            stop.wait(PAUSE)
+    return None
 
 
 def _open_etcd(url: str) -> Store:

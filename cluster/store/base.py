@@ -73,6 +73,10 @@ class Event(msgspec.Struct, frozen=True):
     revision: int
 
 
+class StoreAwayError(StoreError):
+    """Nobody answers at present; later somebody may."""
+
+
 class LeaseEndedError(StoreError):
     """The lease named in a put has ended (or never was): take a new one and write again."""
 

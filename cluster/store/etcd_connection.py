@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import grpc
 from etcd3aio._protobuf import KVStub, LeaseStub, RangeRequest, WatchStub
 
-from cluster.store.base import CompactedError, LeaseEndedError, StoreError
+from cluster.store.base import CompactedError, LeaseEndedError, StoreAwayError, StoreError
 from cluster.store.etcd_address import EtcdAddress, read_tls
 
 ATTEMPT = 1.5
@@ -98,7 +98,7 @@ class EtcdConnection:
                 if refusals == len(self._endpoints) or (
                     time.monotonic() >= deadline and (repeatable or refused or _is_leaderless(error))
                 ):
-                    raise StoreError(self._unreachable(error, endpoint)) from error
+                    raise StoreAwayError(self._unreachable(error, endpoint)) from error
                 if not (repeatable or refused or _is_leaderless(error)):
                     raise StoreError(
                         f"the etcd at {endpoint.name} did not answer ({_text(error)}); what was to be written may or "

@@ -48,8 +48,6 @@ class Grant:
         self.overran = False
         """It runs so long that the next batch had to be refused."""
         self.slo = slo
-        self.orphan = False
-        """Its shard is gone: it runs to its end, and nobody is told."""
 
     def hangs_at(self) -> float:
         """From when on it is taken to hang, once started."""
@@ -72,6 +70,9 @@ class DeviceEngine:
 
     def __init__(self) -> None:
         self.models: dict[str, Model] = {}
+        """What it is to hold, by key."""
+        self.leaving: dict[str, Model] = {}
+        """What it still holds, without running it, until what is to come has been loaded."""
         self.running: Grant | None = None
         self.waiting: Grant | None = None
         self.worker_up = False
@@ -127,12 +128,11 @@ class DeviceEngine:
     # ---- the shard -------------------------------------------------------------------------
 
     def session(self, now: float, connected: bool) -> None:
-        """The connection to a shard began anew (or ended): pulls are void, its batches nobody's."""
+        """From now on the device works for another shard, or over a new connection to the one it had (or for none):
+        pulls are void, and the batch that waits is refused. The one that runs goes on to its end."""
         self.connected = connected
         self._pulled = False
-        if self.running is not None:
-            self.running.orphan = True
-        self.waiting = None
+        self._refuse_waiting("the device works for this shard no more")
         self._advance(now)
 
     def grant(
@@ -158,6 +158,9 @@ class DeviceEngine:
         known = self.models.get(model)
         if known is None or known.state != READY:
             self._refuse(batch, "unknown_model", f"the model {model} is not loaded on this device")
+        elif self._loading is not None:
+            # Loading takes longer than batches wait, and other devices may be free.
+            self._refuse(batch, "unknown_model", f"the device is loading the model {self._loading.key}")
         elif self.waiting is not None:
             self._refuse(batch, "too_late", "another batch is waiting for this device already")
         else:
@@ -173,14 +176,14 @@ class DeviceEngine:
         self._advance(now)
 
     def finished(self, now: float, batch: int) -> bool:
-        """A batch's run ended, well or not; whether its shard still wants to know."""
+        """A batch's run ended, well or not; whether it was this device's."""
         running = self.running
         if running is None or running.batch != batch:
             return False
         self.running = None
         self._deaths = 0
         self._advance(now)
-        return not running.orphan
+        return True
 
     def worker_died(self, now: float, why: str) -> str:
         """The worker process ended: what it ran is lost, what it held must be loaded again. Why it really was, where
@@ -195,12 +198,10 @@ class DeviceEngine:
         self._start_at = now + min(BACK_OFF * 2.0 ** (self._deaths - 1), MAX_BACK_OFF)
         running = self.running
         self.running = None
-        if running is not None and not running.orphan:
+        if running is not None:
             self._refuse(running.batch, "worker_died", why)
-        waiting = self.waiting
-        self.waiting = None
-        if waiting is not None:
-            self._refuse(waiting.batch, "unknown_model", "the worker died before the batch could start")
+        self._refuse_waiting("the worker died before the batch could start")
+        self.leaving.clear()
         loading = self._loading
         self._loading = None
         if loading is not None:
@@ -215,22 +216,29 @@ class DeviceEngine:
 
     # ---- models ----------------------------------------------------------------------------
 
-    def place(self, now: float, keys: list[str]) -> None:
-        """Hold exactly these models: load what is missing, then let go of the rest."""
-        for key in keys:
-            if key not in self.models:
-                self.models[key] = Model(key)
+    def place(self, now: float, keys: list[str], unload_first: bool = False) -> None:
+        """Hold exactly these models. What is held and not among them takes no more batches from now on, and is let go
+        of once all that is missing has been loaded or has failed; before that with ``unload_first``, for a device
+        that has no room for both."""
         wanted = set(keys)
         waiting = self.waiting
         if waiting is not None and waiting.model not in wanted:
-            self.waiting = None
-            self._refuse(waiting.batch, "unknown_model", f"the model {waiting.model} was taken off this device")
-        gone = [key for key in self.models if key not in wanted]
-        for key in gone:
+            self._refuse_waiting(f"the model {waiting.model} was taken off this device")
+        changed = False
+        for key in [key for key in self.models if key not in wanted]:
+            changed = True
             model = self.models.pop(key)
-            if model.state == READY and self.worker_up:
-                self._actions.append(Unload(key))
-        if gone:
+            if model.state == READY:
+                self.leaving[key] = model
+        for key in keys:
+            if key in self.leaving:
+                changed = True
+                self.models[key] = self.leaving.pop(key)
+            elif key not in self.models:
+                self.models[key] = Model(key)
+        if unload_first:
+            self._unload_leaving()
+        if changed:
             self._actions.append(Announce())
         self._advance(now)
 
@@ -248,12 +256,17 @@ class DeviceEngine:
         self._advance(now)
 
     def load_failed(self, now: float, key: str, detail: str) -> None:
-        """A model could not be loaded; it is not tried again until it is placed anew."""
+        """A model could not be loaded. Once what is to go has made room it is tried again, and then not until it is
+        placed anew."""
         model = self._end_load(key)
         if model is not None:
-            model.state = FAILED
-            model.detail = detail
-            self._actions.append(Announce())
+            if self.leaving:
+                self._unload_leaving()
+                model.state = QUEUED
+            else:
+                model.state = FAILED
+                model.detail = detail
+                self._actions.append(Announce())
         self._advance(now)
 
     def _end_load(self, key: str) -> Model | None:
@@ -269,10 +282,23 @@ class DeviceEngine:
             self.late += 1
         self._actions.append(Refuse(batch, code, detail))
 
+    def _refuse_waiting(self, why: str) -> None:
+        waiting = self.waiting
+        if waiting is not None:
+            self.waiting = None
+            self._refuse(waiting.batch, "unknown_model", why)
+
+    def _unload_leaving(self) -> None:
+        for key in self.leaving:
+            self._actions.append(Unload(key))
+        self.leaving.clear()
+
     def _advance(self, now: float) -> None:
         """Load what is missing, start what waits, pull the next."""
         if not self.worker_up:
             return
+        if self.leaving and not self._awaits_load():
+            self._unload_leaving()
         waiting = self.waiting
         if waiting is not None:
             busy = self._busy()
@@ -300,6 +326,9 @@ class DeviceEngine:
                 self._pull(0.0)
             elif now >= self._pull_time(running):
                 self._pull(max(running.started + running.expected - now, 0.0))
+
+    def _awaits_load(self) -> bool:
+        return any(model.state == QUEUED or model.state == LOADING for model in self.models.values())
 
     def _busy(self) -> bool:
         """Whether no batch can be started now."""

@@ -1,0 +1,273 @@
+"""The connection of an agent to one shard: greeting, heartbeats, connecting anew, and the batches that come over it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+import zmq
+
+from laxity import protocol
+from laxity.link import HEARTBEAT_BOUNDS, MISSED
+from laxity.payload import Part
+from laxity.protocol import DeviceReport, Done, Goodbye, Grant, Heartbeat, Ready, Welcome
+from nodes.device import Device, refuse
+
+log = logging.getLogger("laxity.node")
+
+BULK: Final = 65_536
+"""Frames from this many bytes on are sent without copying them."""
+LINGER_MS: Final = 1000
+"""Milliseconds that the last messages have to leave once a connection is given up in good order."""
+REFUSED_PAUSE: Final = 60.0
+"""Seconds after which a shard that refused this agent is tried again: it may have been upgraded."""
+
+
+class ShardSession:
+    """The time from a shard's WELCOME until either side lets go of the other: what was granted in it cannot be answered
+    after it."""
+
+    def __init__(self, link: ShardLink) -> None:
+        self._link = link
+        self.open = True
+
+    def send(self, message: protocol.FromAgent, frames: list[Part]) -> bool:
+        """See :class:`nodes.device.Session`."""
+        return self.open and self._link.send(message, frames)
+
+
+class ShardLink:
+    """Works for one shard with ``devices``, the ones that it owns, by number.
+
+    The owner polls ``socket``, calls :meth:`receive` when it is readable and :meth:`keep_alive` at ``next_wake``. A
+    link that has lost its last device lets go in good order, and is ``closed`` then.
+    """
+
+    def __init__(
+        self,
+        context: zmq.Context[Any],
+        shard: str,
+        agent: str,
+        heartbeat: float,
+        owing: Callable[[ShardSession], bool],
+    ) -> None:
+        """``heartbeat`` in seconds, until WELCOME says another. ``owing`` tells whether any device of the agent, also
+        one that works for another shard by now, has a batch of a session to answer."""
+        self.shard = shard
+        self.devices: dict[int, Device] = {}
+        self.session: ShardSession | None = None
+        self.refused = ""
+        """Why the shard does not talk to this agent, where it said so."""
+        self.closed = False
+        self.socket: zmq.Socket[bytes] | None = None
+        self._context = context
+        self._agent = agent
+        self._heartbeat = heartbeat
+        self._owing = owing
+        self._address = ""
+        self._heard_at = 0.0
+        self._said_at = 0.0
+        self._retry_at = 0.0
+        self._reported: list[DeviceReport] = []
+        """What the last READY said."""
+        self._unanswered = 0
+        """READYs that no WELCOME has answered yet."""
+        self._ready_due = False
+        """READY is to be said as soon as the connection stands (IMMEDIATE: the socket is writable then)."""
+
+    # ---- what the agent wants --------------------------------------------------------------
+
+    def connect(self, now: float, address: str) -> None:
+        """The shard is at this address."""
+        if address != self._address:
+            self._address = address
+            self._reconnect(now)
+
+    def report(self) -> None:
+        """Tell the shard what the devices hold, where that changed."""
+        if self.session is not None and self._reports() != self._reported:
+            self._say_ready()
+
+    def events(self) -> int:
+        """What to poll ``socket`` for."""
+        return zmq.POLLIN | zmq.POLLOUT if self._ready_due else zmq.POLLIN
+
+    def next_wake(self) -> float:
+        """When :meth:`keep_alive` has something to do."""
+        if not self.devices and self._is_done():
+            return 0.0
+        if self.socket is None:
+            return self._retry_at if self.refused else 1e18
+        return self._said_at + self._heartbeat
+
+    def keep_alive(self, now: float) -> None:
+        """Do what is due; before anything else is said after a wait: to an agent that was frozen for so long that it
+        was taken for gone, a HEARTBEAT is answered with GOODBYE, while a READY would look like a first one."""
+        if not self.devices and self._is_done():
+            self.close()
+        elif self.socket is None:
+            if self.refused and now >= self._retry_at:
+                self._reconnect(now)
+        elif self._ready_due:
+            self._say_ready()
+        elif now < self._said_at + self._heartbeat:
+            return
+        elif now > self._heard_at + MISSED * self._heartbeat:
+            log.warning("shard %s at %s is silent: connecting anew", self.shard, self._address)
+            self._reconnect(now)
+        elif self.session is None:
+            self._say_ready()
+        else:
+            self.send(Heartbeat(round(now * 1e6)), [])
+
+    def close(self) -> None:
+        """Say goodbye and close the connection for good."""
+        self.closed = True
+        if self.socket is not None:
+            self.send(Goodbye(reason=f"agent {self._agent} leaves"), [])
+            self.socket.close(LINGER_MS)
+            self.socket = None
+        if self.session is not None:
+            self.session.open = False
+            self.session = None
+
+    def _is_done(self) -> bool:
+        """Whether the shard knows that it has no device here, and has all its answers."""
+        session = self.session
+        return session is None or (not self._reported and not self._unanswered and not self._owing(session))
+
+    # ---- in --------------------------------------------------------------------------------
+
+    def receive(self, clock: Callable[[], float]) -> None:
+        """Take in what has come."""
+        socket = self.socket
+        while socket is not None and socket is self.socket:
+            try:
+                frames: list[Any] = socket.recv_multipart(zmq.NOBLOCK, copy=False)
+            except zmq.Again:
+                return
+            now = clock()
+            self._heard_at = now
+            try:
+                message = protocol.decode_to_agent(frames[0].buffer)
+            except protocol.ProtocolError as error:
+                log.warning("malformed message from shard %s: %s", self.shard, error)
+                continue
+            self._message(now, message, frames)
+
+    def _message(self, now: float, message: protocol.ToAgent, frames: list[Part]) -> None:
+        if isinstance(message, Grant):
+            if self.session is None:
+                return
+            device = self.devices.get(message.device)
+            if device is not None:
+                device.grant(now, self.session, message, frames[1:])
+            else:
+                refuse(self.session, message)
+        elif isinstance(message, Welcome):
+            self._welcome(now, message)
+        elif isinstance(message, Goodbye):
+            if not message.retry:
+                self._refuse(now, f"shard {self.shard} at {self._address} refused this agent: {message.reason}")
+                return
+            log.warning("shard %s said goodbye: %s", self.shard, message.reason)
+            self._end_session(now)
+            self._say_ready()
+
+    def _welcome(self, now: float, welcome: Welcome) -> None:
+        if welcome.version != protocol.VERSION:
+            self._refuse(
+                now,
+                f"shard {self.shard} at {self._address} speaks protocol version {welcome.version}, this agent "
+                f"{protocol.VERSION}: upgrade the older of the two",
+            )
+            return
+        shortest, longest = HEARTBEAT_BOUNDS
+        self._heartbeat = min(max(welcome.heartbeat_us * 1e-6, shortest), longest)
+        self._unanswered = max(self._unanswered - 1, 0)
+        if self.session is None:
+            self.refused = ""
+            self.session = ShardSession(self)
+            log.info("connected to shard %s", welcome.shard)
+            self.report()  # what changed since READY was said; before the devices pull
+            for device in self.devices.values():
+                device.work_for(now, self.session)
+
+    # ---- the connection ----------------------------------------------------------------------
+
+    def _refuse(self, now: float, why: str) -> None:
+        """The shard cannot be worked for: try again, but not soon."""
+        log.error("%s", why)
+        self._disconnect(now)
+        self.refused = why
+        self._retry_at = now + REFUSED_PAUSE
+
+    def _reconnect(self, now: float) -> None:
+        self._disconnect(now)
+        self._heard_at = self._said_at = now
+        socket: zmq.Socket[bytes] = self._context.socket(zmq.DEALER)
+        socket.set(zmq.LINGER, LINGER_MS)
+        socket.set(zmq.IMMEDIATE, 1)
+        socket.set(zmq.SNDHWM, 10_000)
+        socket.set(zmq.RCVHWM, 10_000)
+        socket.set(zmq.RECONNECT_IVL, 50)
+        socket.set(zmq.RECONNECT_IVL_MAX, 1000)
+        socket.set(zmq.TCP_KEEPALIVE, 1)
+        socket.connect(self._address)
+        self.socket = socket
+        self._ready_due = True
+
+    def _disconnect(self, now: float) -> None:
+        if self.socket is not None:
+            self.socket.close(0)
+            self.socket = None
+        self._ready_due = False
+        self._end_session(now)
+
+    def _end_session(self, now: float) -> None:
+        session = self.session
+        self._unanswered = 0
+        if session is not None:
+            session.open = False
+            self.session = None
+            for device in self.devices.values():
+                device.work_for(now, None)
+
+    def _reports(self) -> list[DeviceReport]:
+        return [self.devices[number].report() for number in sorted(self.devices)]
+
+    def _say_ready(self) -> None:
+        self._reported = self._reports()
+        said = self.send(Ready(protocol.VERSION, self._agent, self._reported), [])
+        if said and self._ready_due:
+            self._heard_at = self._said_at  # only now can it answer
+        self._ready_due = not said
+        self._unanswered += said
+
+    def send(self, message: protocol.FromAgent, frames: list[Part]) -> bool:
+        """Send to the shard without waiting; whether it could be sent."""
+        socket = self.socket
+        self._said_at = time.monotonic()
+        if socket is None:
+            return False
+        header = protocol.encode(message)
+        if len(header) > protocol.MAX_HEADER and isinstance(message, Done):
+            why = protocol.too_structured("answer", len(header))
+            header = protocol.encode(Done(message.device, message.batch, "model_error", detail=why))
+            frames = []
+        try:
+            if not frames:
+                socket.send(header, zmq.NOBLOCK)
+                return True
+            socket.send(header, zmq.NOBLOCK | zmq.SNDMORE)
+            last = len(frames) - 1
+            for index, frame in enumerate(frames):
+                socket.send(frame, zmq.SNDMORE if index < last else 0, copy=len(frame) < BULK)
+        except zmq.Again:
+            # No connection (IMMEDIATE) or a shard that does not read. What it does not hear of it takes
+            # for lost with this agent's silence; a READY or a heartbeat is said again.
+            log.debug("shard %s does not take a %s", self.shard, type(message).__name__)
+            return False
+        return True
