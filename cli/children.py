@@ -22,12 +22,18 @@ class ChildDied(Exception):
     """A child ended while the cluster was starting; the text has the end of its log."""
 
 
-class Child:
-    """One process: ``laxity ARGUMENTS``, its output appended to ``log``."""
+def laxity(*arguments: str) -> list[str]:
+    """The command line of ``laxity ARGUMENTS``."""
+    # -P: what lies in the working directory must not shadow modules.
+    return [sys.executable, "-P", "-m", "cli.main", *arguments]
 
-    def __init__(self, name: str, arguments: Sequence[str], log: Path, environment: Mapping[str, str]) -> None:
+
+class Child:
+    """One process: ``command``, its output appended to ``log``."""
+
+    def __init__(self, name: str, command: Sequence[str], log: Path, environment: Mapping[str, str]) -> None:
         self.name = name
-        self.arguments = list(arguments)
+        self.command = list(command)
         self.log = log
         self.restarts = Restarts()
         self.start_at: float | None = None
@@ -37,8 +43,6 @@ class Child:
         self._log_from = 0
 
     def start(self) -> None:
-        # -P: what lies in the working directory must not shadow modules.
-        command = [sys.executable, "-P", "-m", "cli.main", *self.arguments]
         libc = ctypes.CDLL(None)
         parent = os.getpid()
 
@@ -50,7 +54,7 @@ class Child:
         with self.log.open("ab") as log:
             self._log_from = log.tell()
             self._process = subprocess.Popen(
-                command,
+                self.command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -97,7 +101,7 @@ class Child:
 
 
 class Children:
-    """All processes of one cluster; ``say`` takes a line for people."""
+    """Processes that start and end together; ``say`` takes a line for people."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self._say = say
@@ -130,11 +134,11 @@ class Children:
                 child.start()
                 self._say(f"{child.name} is running again (process {child.pid})")
 
-    def end(self) -> None:
-        """End all of them: SIGTERM, after :data:`GRACE` seconds SIGKILL, the latest started first."""
+    def end(self, grace: float = GRACE) -> None:
+        """End all of them: SIGTERM, after ``grace`` seconds SIGKILL, the latest started first."""
         for child in reversed(self._children):
             child.terminate()
-        deadline = time.monotonic() + GRACE
+        deadline = time.monotonic() + grace
         for child in reversed(self._children):
             child.wait_or_kill(deadline)
         self._children.clear()

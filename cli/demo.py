@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cli.children import ChildDied
-from cli.local_cluster import ClusterError, Interrupted, LocalCluster
+from cli.local_cluster import ClusterError, Interrupted, LocalCluster, Setup
 from cli.options import explain_errors
 from cli.progress import LoadingDisplay
 from cli.render import text_lines
@@ -52,9 +52,10 @@ def demo(keep: Path | None) -> None:
     with tempfile.TemporaryDirectory(prefix="laxity-demo-") as base:
         try:
             with LocalCluster(RunDirectory("demo", Path(base)), None, signals.came, say) as cluster:
-                cluster.start([spec], lay_out([spec], Wish(), *real_devices()), port=0)
                 with LoadingDisplay() as display:
-                    address = cluster.wait_ready(display.show)
+                    layouts = lay_out([spec], Wish(), *real_devices())
+                    cluster.start(Setup(specs=[spec], layouts=layouts), display.show)
+                    (address,) = cluster.wait_ready(display.show)
                 good = _submit(address, spec, samples, signals)
         except Interrupted:
             raise click.ClickException("interrupted; everything has been ended") from None

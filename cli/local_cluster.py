@@ -1,39 +1,37 @@
-"""A cluster on this machine: its store, one shard, its agents, from start to end."""
+"""A cluster on this machine: its store, coordinators, shards and agents, from start to end."""
 
 from __future__ import annotations
 
 import errno
 import os
 import socket
+import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Self
 
 import msgspec
 
-from cli.children import Child, Children
+from cli.children import Child, Children, laxity
+from cli.rollout import Failures, ModelLoading, is_served, models_loading, waits_for
 from cli.rundir import RunDirectory
+from cli.snapshot import Snapshot
+from cluster.coordinator.decoded import Decoded
+from cluster.fixed_plan import divide
 from cluster.layout import AgentLayout
 from cluster.membership import Follower
-from cluster.records import (
-    READY,
-    BrokerRecord,
-    DevicePlacement,
-    NodeRecord,
-    Paths,
-    PipelineRecord,
-    PlacementRecord,
-    ServingRecord,
-    decode,
-    encode,
-    failure,
-)
+from cluster.records import Paths, PipelineRecord, PlacementRecord, ServingRecord, encode
 from cluster.store import open_store
-from cluster.store.base import Delete, Entry, Operation, Put, Store
+from cluster.store.base import Delete, Operation, Put, Store, StoreError
+from cluster.store.etcd_members import EtcdMembers
 from pipelines.spec import PipelineSpec
 
-SHARD = "shard-0"
 TURN = 0.2
 """Seconds between two looks at the children and the signals."""
+ETCD_PATIENCE = 60.0
+"""Seconds that the members of an etcd have to find one another."""
+WRITES = 100
+"""Operations in one transaction (etcd takes 128 unless told otherwise)."""
 
 
 class ClusterError(Exception):
@@ -44,32 +42,40 @@ class Interrupted(Exception):
     """Somebody asked for the end while the cluster was still starting."""
 
 
-class ModelLoading(msgspec.Struct, frozen=True):
-    """How far one model is: on how many of its devices it is ready, and what is being done, for people."""
+class Setup(msgspec.Struct, frozen=True, kw_only=True):
+    """What is started. Without coordinators the plan is that of ``layouts``, written once; with some it is theirs, and
+    ``layouts`` say only which agents there are. ``etcd_members`` is 0 for another store; ``port`` is the first shard's
+    (0: any free one), the others' follow; ``rest``: whether coordinators let devices rest that are not needed."""
 
-    model: str
-    ready: int
-    devices: int
-    doing: str
-    failed: str | None
+    specs: Sequence[PipelineSpec]
+    layouts: Sequence[AgentLayout]
+    shards: int = 1
+    coordinators: int = 0
+    etcd_members: int = 0
+    port: int = 0
+    rest: bool = False
 
 
 class Loading(msgspec.Struct, frozen=True):
-    """How far a starting cluster is; ``frontend`` is the shard's address, '' until it has registered."""
+    """How far a starting cluster is: what each of its parts is doing, how far the models are, and what it waits for
+    beside them, for people. ``frontends`` are the shards' addresses, once all have registered."""
 
-    frontend: str
+    parts: dict[str, str]
     models: list[ModelLoading]
+    waits: str
+    frontends: list[str]
 
     @property
     def done(self) -> bool:
-        return bool(self.frontend) and all(model.ready == model.devices for model in self.models)
+        return bool(self.frontends) and not self.waits and all(model.ready == model.devices for model in self.models)
 
 
 class LocalCluster:
     """Use it as a context manager: however it is left, every process it started has ended.
 
-    ``say`` takes lines for people about processes that died and were started again. ``interrupted`` is asked
-    several times a second; once it says True, waiting ends.
+    ``store_url`` is that of a store that is there already and stays; None for one of the cluster's own. ``say`` takes
+    lines for people about processes that died and were started again. ``interrupted`` is asked several times a second;
+    once it says True, waiting ends.
     """
 
     def __init__(
@@ -80,19 +86,22 @@ class LocalCluster:
         say: Callable[[str], None],
     ) -> None:
         self._directory = directory
-        self._embedded = store_url is None
+        self._own = store_url is None
         self._store_url = directory.default_store if store_url is None else store_url
         self._interrupted = interrupted
         self._paths = Paths(directory.cluster)
+        self._stores = Children(say)
+        """What keeps the store: ends last, so that the others can take their records away."""
         self._children = Children(say)
-        self._shard: Child | None = None
+        self._shards: dict[str, Child] = {}
+        self._etcd: EtcdMembers | None = None
         self._store: Store | None = None
         self._follower: Follower | None = None
-        self._expected: dict[str, list[tuple[str, int]]] = {}
-        """By model key: the (agent, device) that are to hold it."""
+        self._decoded = Decoded()
+        self._setup = Setup(specs=[], layouts=[])
 
     def __enter__(self) -> Self:
-        self._directory.acquire(self._store_url)
+        self._directory.acquire()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -103,121 +112,178 @@ class LocalCluster:
                 self._follower.close()
             if self._store is not None:
                 self._store.close()
-            if self._embedded:
-                self._directory.remove_store()
+            self._stores.end(grace=0.0)  # they would hand over their leadership at length; their data goes anyway
+            if self._etcd is not None:
+                self._etcd.close()
+            if self._own:
+                self._directory.remove_stores()
             self._directory.release()
 
-    def start(self, specs: Sequence[PipelineSpec], layouts: Sequence[AgentLayout], port: int) -> None:
-        """Write what is to be served and start all processes; ``port`` is the services' (0: any free one)."""
-        check_port(port)
-        if self._embedded:
-            self._directory.remove_store()
+    def start(self, setup: Setup, show: Callable[[Loading], None]) -> None:
+        """Write what is to be served and start all processes, ``show`` being told how far it is.
+
+        Raises :class:`ClusterError`, :class:`~cli.children.ChildDied`, StoreError and :class:`Interrupted`.
+        """
+        self._setup = setup
+        for number in range(setup.shards):
+            check_port(setup.port and setup.port + number)
+        if self._own:
+            self._directory.remove_stores()
+        if setup.etcd_members:
+            self._start_etcd(setup.etcd_members, show)
+        self._directory.note_store(self._store_url)
         self._store = open_store(self._store_url)
-        self._write(self._store, specs, layouts)
-        for layout in layouts:
-            for device, models in layout.placement.items():
-                for model in models:
-                    self._expected.setdefault(model, []).append((layout.agent, device))
-        self._shard = self._start_shard(f"tcp://127.0.0.1:{port or '*'}", "tcp://127.0.0.1:*")
-        for layout in layouts:
+        self._write(self._store)
+        for number in range(setup.coordinators):
+            name = f"coordinator-{number}"
+            rest = "--rest" if setup.rest else "--no-rest"
+            self._start(name, "coordinator", "run", "--name", name, rest)
+        for number, shard in enumerate(self._shard_names()):
+            frontend = f"tcp://127.0.0.1:{setup.port + number if setup.port else '*'}"
+            addresses = ("--frontend", frontend, "--backend", "tcp://127.0.0.1:*")
+            self._shards[shard] = self._start(shard, "broker", "run", "--shard", shard, *addresses)
+        for layout in setup.layouts:
             self._start(layout.agent, "node", "run", "--agent", layout.agent, "--devices", layout.devices)
         self._follower = Follower(self._store, self._paths.root)
 
-    def wait_ready(self, show: Callable[[Loading], None]) -> str:
-        """Wait until every model is ready, ``show`` being told how far it is; the address for services.
+    def wait_ready(self, show: Callable[[Loading], None]) -> list[str]:
+        """Wait until every pipeline is served and every model ready, ``show`` being told how far it is; the addresses
+        for services.
 
         Raises :class:`ClusterError` for a model that cannot be loaded, :class:`~cli.children.ChildDied`, and
         :class:`Interrupted`.
         """
         assert self._follower is not None
-        while not self._interrupted():
-            self._children.check_alive()
+        failures = Failures()
+        while True:
+            self._check()
             self._follower.poll(TURN)
-            loading = self._loading(self._follower.entries)
+            seen = self._seen()
+            loading = self._loading(seen)
             show(loading)
-            for model in loading.models:
-                if model.failed is not None:
-                    raise ClusterError(f"{model.model} could not be loaded: {model.failed}")
+            if self._setup.coordinators:
+                failed = failures.lasting(time.monotonic(), loading.models)
+            else:
+                failed = next((model for model in loading.models if model.failed is not None), None)
+            if failed is not None:
+                where = failed.model.partition("@")[0]
+                raise ClusterError(
+                    f"{failed.model} could not be loaded {failed.failed}\nThe agents' logs: {self._directory.logs}; "
+                    f"`laxity pipeline validate` checks {where} without loading it"
+                )
             if loading.done:
-                self._pin_addresses(self._follower.entries)
-                return loading.frontend
-        raise Interrupted
+                self._pin_addresses(seen)
+                return loading.frontends
 
     def serve(self) -> None:
         """Start again what dies, until interrupted."""
-        assert self._follower is not None
         while not self._interrupted():
+            self._stores.revive()
             self._children.revive()
-            self._follower.poll(TURN)
+            time.sleep(TURN)
 
-    def _write(self, store: Store, specs: Sequence[PipelineSpec], layouts: Sequence[AgentLayout]) -> None:
-        """Pipelines and placements, in place of those of an earlier run."""
+    # ---- starting --------------------------------------------------------------------------
+
+    def _start_etcd(self, members: int, show: Callable[[Loading], None]) -> None:
+        self._etcd = EtcdMembers(self._directory.etcd, members)
+        self._store_url = self._etcd.url
+        for name, command in self._etcd.commands():
+            self._stores.add(Child(name, command, self._log(name), os.environ))
+        ends = time.monotonic() + ETCD_PATIENCE
+        while True:
+            show(Loading({"etcd": f"{members} members are starting"}, [], "the store", []))
+            self._check()
+            try:
+                self._etcd.wait_healthy(TURN)
+                return
+            except StoreError as error:
+                if time.monotonic() > ends:
+                    raise ClusterError(f"{error}\nIts log and the others': {self._directory.logs}") from error
+
+    def _shard_names(self) -> list[str]:
+        return [f"shard-{number}" for number in range(self._setup.shards)]
+
+    def _write(self, store: Store) -> None:
+        """What is to be served, in place of what an earlier run left; without coordinators the whole plan as well."""
         present = store.list(self._paths.root).entries
+        alive = (self._paths.brokers, self._paths.nodes, self._paths.coordinators, self._paths.leader)
         for entry in present:
-            if entry.key.startswith((self._paths.brokers, self._paths.nodes)):
+            if entry.key.startswith(alive):
                 raise ClusterError(
                     f"the store {self._store_url} already has a running cluster {self._directory.cluster!r} "
                     f"({entry.key}); end that one first, or take another name with --cluster"
                 )
         wanted: dict[str, bytes] = {
-            self._paths.pipeline(spec.name): encode(PipelineRecord(spec.version, spec)) for spec in specs
+            self._paths.pipeline(spec.name): encode(PipelineRecord(spec.version, spec)) for spec in self._setup.specs
         }
-        for spec in specs:
-            wanted[self._paths.served(spec.name)] = encode(ServingRecord(spec.version, spec, {SHARD: 1.0}))
-        for layout in layouts:
-            placed = {device: DevicePlacement(SHARD, models) for device, models in layout.placement.items()}
-            wanted[self._paths.placement(layout.agent)] = encode(PlacementRecord(placed))
+        if not self._setup.coordinators:
+            plan = divide(self._setup.layouts, self._shard_names())
+            for spec in self._setup.specs:
+                serving = ServingRecord(spec.version, spec, plan.parts[spec.name])
+                wanted[self._paths.served(spec.name)] = encode(serving)
+            for agent, devices in plan.placement.items():
+                wanted[self._paths.placement(agent)] = encode(PlacementRecord(devices))
         operations: list[Operation] = [Delete(entry.key) for entry in present if entry.key not in wanted]
         operations += [Put(key, value) for key, value in wanted.items()]
-        store.transaction([], operations)
-
-    def _start_shard(self, frontend: str, backend: str) -> Child:
-        return self._start("shard", "broker", "run", "--shard", SHARD, "--frontend", frontend, "--backend", backend)
+        for first in range(0, len(operations), WRITES):
+            store.transaction([], operations[first : first + WRITES])
 
     def _start(self, name: str, *command: str) -> Child:
         arguments = [*command, "--store", self._store_url, "--cluster", self._directory.cluster]
-        return self._children.add(Child(name, arguments, self._directory.logs / f"{name}.log", os.environ))
+        return self._children.add(Child(name, laxity(*arguments), self._log(name), _environment()))
 
-    def _pin_addresses(self, entries: dict[str, Entry]) -> None:
+    def _log(self, name: str) -> Path:
+        return self._directory.logs / f"{name}.log"
+
+    # ---- waiting ---------------------------------------------------------------------------
+
+    def _check(self) -> None:
+        if self._interrupted():
+            raise Interrupted
+        self._stores.check_alive()
+        self._children.check_alive()
+
+    def _seen(self) -> Snapshot:
+        assert self._follower is not None
+        self._decoded.update(self._follower.entries)
+        return Snapshot(self._paths, self._decoded)
+
+    def _loading(self, seen: Snapshot) -> Loading:
+        setup = self._setup
+        parts: dict[str, str] = {}
+        if setup.etcd_members:
+            parts["etcd"] = f"{setup.etcd_members} members are ready"
+        if setup.coordinators:
+            parts["coordinators"] = f"{seen.leader.coordinator} leads" if seen.leader else "waiting for one to lead"
+        frontends = []
+        for shard in self._shard_names():
+            registered = seen.brokers.get(shard)
+            parts[shard] = f"services at {registered.frontend}" if registered else "starting"
+            frontends += [registered.frontend] if registered else []
+        missing = [layout.agent for layout in setup.layouts if layout.agent not in seen.nodes]
+        parts["agents"] = f"waiting for {', '.join(missing)}" if missing else f"{len(setup.layouts)} are here"
+        models = [model for spec in setup.specs for model in models_loading(seen, spec)]
+        waits = next((waits_for(seen, spec) for spec in setup.specs if not is_served(seen, spec)), "")
+        complete = len(frontends) == setup.shards and not missing
+        return Loading(parts, models, waits, frontends if complete else [])
+
+    def _pin_addresses(self, seen: Snapshot) -> None:
         """A shard that is started again must be where services and agents look for it."""
-        assert self._shard is not None
-        key = self._paths.broker(SHARD)
-        record = decode(BrokerRecord, key, entries[key].value)
-        arguments = self._shard.arguments
-        arguments[arguments.index("--frontend") + 1] = record.frontend
-        arguments[arguments.index("--backend") + 1] = record.backend
-
-    def _loading(self, entries: dict[str, Entry]) -> Loading:
-        key = self._paths.broker(SHARD)
-        frontend = decode(BrokerRecord, key, entries[key].value).frontend if key in entries else ""
-        nodes: dict[str, NodeRecord] = {}
-        for model in self._expected.values():
-            for agent, _ in model:
-                key = self._paths.node(agent)
-                if agent not in nodes and key in entries:
-                    nodes[agent] = decode(NodeRecord, key, entries[key].value)
-        return Loading(frontend, [_model_loading(*expected, nodes) for expected in self._expected.items()])
+        for shard, child in self._shards.items():
+            record = seen.brokers[shard]
+            child.command[child.command.index("--frontend") + 1] = record.frontend
+            child.command[child.command.index("--backend") + 1] = record.backend
 
 
-def _model_loading(model: str, places: list[tuple[str, int]], nodes: dict[str, NodeRecord]) -> ModelLoading:
-    ready = 0
-    doing = ""
-    failed = None
-    for agent, number in places:
-        if agent not in nodes:
-            doing = doing or f"waiting for {agent}"
-            continue
-        device = next((device for device in nodes[agent].devices if device.device == number), None)
-        state = device.models.get(model, "") if device is not None else ""
-        ready += state == READY
-        failed = failed or failure(state)
-        if device is not None and state not in (READY, ""):
-            doing = device.progress or state
-    return ModelLoading(model, ready, len(places), doing, failed)
+def _environment() -> dict[str, str]:
+    """What children are started in: their options are given to them, whatever a person has set for other clusters."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("LAXITY_")}
 
 
 def check_port(port: int) -> None:
     """Raise :class:`ClusterError` where ``port`` cannot be bound on the loopback (0 always can)."""
+    if port > 65535:
+        raise ClusterError(f"port {port} is too high: with several shards, --port and those after it are taken")
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -13,15 +13,16 @@ import click
 COMMANDS = {
     "up": ("cli.up:up", "Start a cluster on this machine and serve pipelines."),
     "down": ("cli.down:down", "End a cluster that `up` started."),
-    "status": ("cli.status:status", "Show shards, agents, devices and models."),
+    "status": ("cli.status:status", "Show what a cluster consists of and how it does."),
     "submit": ("cli.submit:submit", "Send requests to a pipeline and print the answers."),
     "load": ("cli.load:load", "Send requests at a rate, and tell how they ended."),
     "simulate": ("cli.simulate:simulate", "Simulate pipelines on many GPUs, and compare policies."),
-    "pipeline": ("cli.pipeline:pipeline", "Check and show pipelines."),
+    "pipeline": ("cli.pipeline:pipeline", "Check, apply, list, show and delete pipelines."),
     "demo": ("cli.demo:demo", "Read the text of sample pictures, from start to end."),
     "doctor": ("cli.doctor:doctor", "Look for what is wrong with this installation."),
     "broker": ("cli.services:broker", "Run a broker shard (a service; `up` starts it for you)."),
-    "node": ("cli.services:node", "Run a node agent (a service; `up` starts it for you)."),
+    "node": ("cli.node:node", "List, drain and resume nodes; run a node agent."),
+    "coordinator": ("cli.services:coordinator", "Run a coordinator (a service; `up` starts it for you)."),
 }
 """By command name: where it is, and what the list of commands says of it."""
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from difflib import get_close_matches
 from typing import Any, TypeVar
 
 import click
@@ -17,12 +19,15 @@ from cli.rundir import RunDirectory, Unwritable, running_clusters
 from cluster.records import RecordError
 from cluster.store import sqlite_path
 from cluster.store.base import StoreError
+from cluster.store.etcd_address import parse_address
 from pipelines.duration import parse_duration
 from pipelines.problems import SpecError
 
 F = TypeVar("F", bound=Callable[..., Any])
 _WIDTH_OF_PIPES = 200
 """Columns of a table that does not go to a terminal: wide enough for `grep` to find whole cells."""
+_NAMED = 12
+"""How many names an error lists at most."""
 
 
 def _check_cluster(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
@@ -49,19 +54,25 @@ cluster_option = click.option(
     show_default=True,
     callback=_check_cluster,
     metavar="NAME",
+    envvar="LAXITY_CLUSTER",
+    show_envvar=True,
     help="The cluster's name.",
 )
 
 
 def check_store(_context: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
-    """Refuse what no two processes could share."""
+    """Refuse what is no store's address, and what no two processes could share."""
     if value == "memory:":
         raise click.BadParameter(
-            "memory: is one process's alone, and a cluster is several; write sqlite:///path/to/store.db"
+            "memory: is one process's alone, and a cluster is several; write sqlite:///path/to/store.db or "
+            "etcd://host:2379"
         )
     if value is not None:
         try:
-            sqlite_path(value)
+            if value.startswith("etcd://"):
+                parse_address(value)
+            else:
+                sqlite_path(value)
         except StoreError as error:
             raise click.BadParameter(str(error)) from None
     return value
@@ -71,7 +82,10 @@ store_option = click.option(
     "--store",
     metavar="URL",
     callback=check_store,
-    help="The store, such as sqlite:///path/to/store.db (default: the one that `up` keeps for the cluster).",
+    envvar="LAXITY_STORE",
+    show_envvar=True,
+    help="The store, such as etcd://host-1:2379,host-2:2379 or sqlite:///path/to/store.db (default: the one that `up` "
+    "keeps for the cluster).",
 )
 
 
@@ -83,6 +97,19 @@ def check_duration(_context: click.Context, _parameter: click.Parameter, value: 
         return parse_duration(value)
     except ValueError as error:
         raise click.BadParameter(str(error)) from None
+
+
+_SIZE = re.compile(r"(\d{1,15}) ?(KiB|MiB|GiB)?", re.ASCII)
+_UNITS = {None: 1, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3}
+
+
+def check_size(_context: click.Context, _parameter: click.Parameter, value: str) -> int:
+    """A text such as 64MiB as bytes."""
+    match = _SIZE.fullmatch(value.strip())
+    size = int(match[1]) * _UNITS[match[2]] if match else 0
+    if not size:
+        raise click.BadParameter(f"{value!r} is no size above zero; write one such as 4096, 512KiB, 64MiB or 4GiB")
+    return size
 
 
 slo_option = click.option(
@@ -114,6 +141,8 @@ def find_store(cluster: str, store: str | None) -> str:
     running = RunDirectory(cluster).running()
     if running is None:
         raise not_running(cluster)
+    if not running.store:
+        raise click.ClickException(f"the cluster {cluster!r} is only just starting; try again in a few seconds")
     return running.store
 
 
@@ -129,6 +158,15 @@ def not_running(cluster: str, *, to_start: bool = True) -> click.ClickException:
 def cluster_argument(cluster: str) -> str:
     """What a command line needs so as to mean this cluster: nothing for the default one."""
     return "" if cluster == "local" else f" --cluster {shlex.quote(cluster)}"
+
+
+def near(name: str, known: Iterable[str], what: str) -> str:
+    """What to do about a name that is not among those known: the nearest one, or all of them."""
+    names = sorted(known)
+    found = get_close_matches(name, names, 1)
+    if found:
+        return f"did you mean {found[0]!r}?"
+    return f"{what}: {', '.join(names[:_NAMED])}{', ...' if len(names) > _NAMED else ''}" if names else f"{what}: none"
 
 
 def print_json(value: Any) -> None:

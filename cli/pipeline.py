@@ -1,4 +1,4 @@
-"""``laxity pipeline``: look at pipeline files before they are served."""
+"""``laxity pipeline``: pipeline files, and the pipelines of a running cluster."""
 
 from __future__ import annotations
 
@@ -8,10 +8,14 @@ from typing import Any
 
 import click
 import msgspec
-from rich.console import Console
+from click.core import ParameterSource
 from rich.table import Table
 from rich.text import Text
 
+from cli.options import cluster_option, explain_errors, find_store, print_table, store_option
+from cli.pipeline_cluster import apply, check_name, delete, list_pipelines
+from cli.pipeline_table import describe_pipeline, pipeline_table
+from cli.snapshot import look
 from pipelines import (
     Graph,
     LatencyProfile,
@@ -24,16 +28,18 @@ from pipelines import (
     load_spec,
 )
 
-_WIDTH_OF_PIPES = 200
-"""Columns of a table that does not go to a terminal: wide enough for `grep` to find whole cells."""
-
 
 @click.group()
 def pipeline() -> None:
-    """Check and show pipelines.
+    """Check, apply, list, show and delete pipelines.
 
     A SPEC is the path of a YAML file or the name of a shipped pipeline (tm, lv, ga, da, echo, ocr).
     """
+
+
+pipeline.add_command(apply)
+pipeline.add_command(list_pipelines)
+pipeline.add_command(delete)
 
 
 @pipeline.command()
@@ -63,33 +69,48 @@ def validate(specs: tuple[str, ...], as_json: bool) -> None:
                 table.add_row(*(Text(cell) for cell in row))
             for problem in problems:
                 click.echo(str(problem), err=True)
-        _print(table)
+        print_table(table)
     if any(spec is None for _, spec, _ in results):
         sys.exit(1)
 
 
 @pipeline.command()
-@click.argument("spec", metavar="SPEC")
+@click.argument("name", metavar="SPEC|NAME")
 @click.option("--json", "as_json", is_flag=True, help="Print the resolved spec as JSON, defaults included.")
-def show(spec: str, as_json: bool) -> None:
+@cluster_option
+@store_option
+@click.pass_context
+@explain_errors
+def show(context: click.Context, name: str, as_json: bool, cluster: str, store: str | None) -> None:
     """Show a pipeline's stages, in the order in which they run.
 
-    l(b) is the profile's latency for a batch of b; stages without a profile are measured when they are loaded.
+    With --cluster or --store (as a flag) it is what that cluster serves under NAME; otherwise a SPEC: a file or a
+    shipped pipeline. l(b) is the profile's latency for a batch of b; stages without a profile are measured when they
+    are loaded.
 
     \b
     Examples:
       laxity pipeline show lv
       laxity pipeline show ./ocr.yaml --json
+      laxity pipeline show ocr --cluster local
     """
-    try:
-        loaded = load_spec(spec)
-    except SpecError as error:
-        click.echo(str(error), err=True)
-        sys.exit(1)
-    if as_json:
-        click.echo(json.dumps(_spec_as_json(loaded), indent=2))
+    flags = (context.get_parameter_source(option) for option in ("cluster", "store"))
+    if ParameterSource.COMMANDLINE not in flags:
+        loaded = load_spec(name)
+        served = None
     else:
-        _show(loaded)
+        seen = look(find_store(cluster, store), cluster)
+        check_name(name, seen, cluster)
+        record = seen.serving.get(name) or seen.pipelines[name]
+        loaded = record.spec
+        served = describe_pipeline(seen, name)
+    if as_json:
+        shown = _spec_as_json(loaded)
+        click.echo(json.dumps(shown if served is None else {**shown, "cluster": served}, indent=2))
+        return
+    _show(loaded)
+    if served is not None:
+        print_table(pipeline_table([served]))
 
 
 @pipeline.command()
@@ -155,7 +176,7 @@ def _show(spec: PipelineSpec) -> None:
     for name in graph.order:
         stage = spec.stages[name]
         table.add_row(*(Text(cell) for cell in _row(name, stage, profiles.get(name))))
-    _print(table)
+    print_table(table)
     output = spec.output if isinstance(spec.output, str) else _named(spec.output)
     click.echo(f"output: {output}")
     if profiles:
@@ -176,10 +197,3 @@ def _row(name: str, stage: StageSpec, profile: LatencyProfile | None) -> tuple[s
 
 def _named(references: dict[str, str]) -> str:
     return ", ".join(f"{name}: {reference}" for name, reference in references.items())
-
-
-def _print(table: Table) -> None:
-    console = Console()
-    if not console.is_terminal:
-        console.width = _WIDTH_OF_PIPES
-    console.print(table)

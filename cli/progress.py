@@ -13,7 +13,8 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from cli.local_cluster import Loading, ModelLoading
+from cli.local_cluster import Loading
+from cli.rollout import ModelLoading
 
 
 class LoadingDisplay:
@@ -22,7 +23,7 @@ class LoadingDisplay:
     def __init__(self) -> None:
         self._console = Console(stderr=True)
         self._live = Live(console=self._console, transient=True) if self._console.is_terminal else None
-        self._spinner = Spinner("dots", "starting the shard and the agents; models are loaded and measured")
+        self._spinner = Spinner("dots", "starting the cluster; models are loaded and measured")
         self._told: set[str] = set()
 
     def __enter__(self) -> Self:
@@ -40,13 +41,10 @@ class LoadingDisplay:
         if self._live is not None:
             self._live.update(self._table(loading))
             return
-        if loading.frontend:
-            self._tell(f"shard: services at {loading.frontend}")
-        for model in loading.models:
-            if model.ready == model.devices:
-                self._tell(f"{model.model}: ready on {_devices(model.devices)}")
-            elif model.doing:
-                self._tell(f"{model.model}: {model.doing}")
+        for part, doing in loading.parts.items():
+            self._tell(f"{part}: {doing}")
+        for line in model_lines(loading.models):
+            self._tell(line)
 
     def _tell(self, line: str) -> None:
         if line not in self._told:
@@ -55,10 +53,22 @@ class LoadingDisplay:
 
     def _table(self, loading: Loading) -> Group:
         table = Table.grid(padding=(0, 2))
-        table.add_row("shard", "ready" if loading.frontend else "starting", loading.frontend)
+        for part, doing in loading.parts.items():
+            table.add_row(Text(part), Text(doing))
         for model in loading.models:
             table.add_row(Text(model.model), f"{model.ready}/{model.devices} ready", Text(_doing(model)))
-        return Group(self._spinner, table)
+        return Group(self._spinner, table, Text(f"waiting: {loading.waits}" if loading.waits else ""))
+
+
+def model_lines(models: Sequence[ModelLoading]) -> list[str]:
+    """A line for each model of which there is anything to say."""
+    lines = []
+    for model in models:
+        if model.devices and model.ready == model.devices:
+            lines.append(f"{model.model}: ready on {_devices(model.devices)}")
+        elif model.doing:
+            lines.append(f"{model.model}: {model.doing}")
+    return lines
 
 
 class RunsDisplay:

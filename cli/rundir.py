@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -17,7 +18,8 @@ TAKING = 2.0
 
 
 class Running(msgspec.Struct, frozen=True):
-    """What the lock file says while its cluster runs: the supervisor's pid and the store's address."""
+    """What the lock file says while its cluster runs: the supervisor's pid and the store's address ('' until there is
+    one)."""
 
     pid: int
     store: str
@@ -49,6 +51,8 @@ class RunDirectory:
         self.cluster = cluster
         self.path = (base_directory() if base is None else base) / cluster
         self.logs = self.path / "logs"
+        self.etcd = self.path / "etcd"
+        """Where the members of an etcd of its own keep their data."""
         self._lock_file = self.path / "up.lock"
         self._held: int | None = None
 
@@ -57,9 +61,9 @@ class RunDirectory:
         """The address of the embedded store."""
         return sqlite_url(self.path / "store.db")
 
-    def acquire(self, store: str) -> None:
-        """Take the lock and note the store's address; :class:`AlreadyRunning` where a supervisor has it,
-        :class:`Unwritable` where there can be no such directory."""
+    def acquire(self) -> None:
+        """Take the lock; :class:`AlreadyRunning` where a supervisor has it, :class:`Unwritable` where there can be no
+        such directory."""
         try:
             self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
             self.logs.mkdir(exist_ok=True)
@@ -82,14 +86,20 @@ class RunDirectory:
                 f"the cluster {self.cluster!r} is already up{process}; end it with `laxity down --cluster "
                 f"{self.cluster}`, or start another one with --cluster NAME"
             )
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, msgspec.json.encode(Running(os.getpid(), store)))
         self._held = descriptor
+        self.note_store("")
 
-    def remove_store(self) -> None:
-        """Remove the embedded store; nobody may have it open."""
+    def note_store(self, store: str) -> None:
+        """Say, as the holder of the lock, where the cluster's store is."""
+        assert self._held is not None
+        os.ftruncate(self._held, 0)
+        os.pwrite(self._held, msgspec.json.encode(Running(os.getpid(), store)), 0)
+
+    def remove_stores(self) -> None:
+        """Remove the stores of the cluster's own; nobody may have them open."""
         for suffix in ("", "-wal", "-shm"):
             (self.path / f"store.db{suffix}").unlink(missing_ok=True)
+        shutil.rmtree(self.etcd, ignore_errors=True)
 
     def release(self) -> None:
         """Give the lock back. The file stays: removing it would let two supervisors hold one lock each."""
@@ -138,11 +148,11 @@ def running_clusters() -> list[str]:
 
 
 def left_behind_clusters() -> list[str]:
-    """Those that do not run but whose embedded store still lies there: their supervisor was killed."""
+    """Those that do not run but whose own store still lies there: their supervisor was killed."""
     return [
         directory.cluster
         for directory in _directories()
-        if directory.running() is None and (directory.path / "store.db").exists()
+        if directory.running() is None and ((directory.path / "store.db").exists() or directory.etcd.exists())
     ]
 
 

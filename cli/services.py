@@ -1,22 +1,78 @@
-"""``laxity broker run`` and ``laxity node run``: one process of a cluster each, for service managers and `up`."""
+"""``laxity broker run``, ``node run`` and ``coordinator run``: one process of a cluster each, for service managers and
+`up`. Their options come from the command line, the environment, or a file."""
 
 from __future__ import annotations
 
 import logging
+import re
 import signal
 import threading
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import click
 
-from cli.options import check_store, cluster_option, explain_errors
+from cli.configuration import ConfigurationError, read_configuration
+from cli.options import check_duration, check_size, check_store, cluster_option, explain_errors
+from cli.planner_options import planner_options
 
-_store_option = click.option(
-    "--store",
-    required=True,
-    metavar="URL",
-    callback=check_store,
-    help="The cluster's store, such as sqlite:///path/to/store.db.",
-)
+_ADDRESS = re.compile(r"tcp://([^\s/:]+|\[[^\s/\]]+\]):(\d{1,5}|\*)|ipc://\S+")
+_setting = partial(click.option, show_envvar=True)
+"""An option that the environment and the file may set as well."""
+
+
+def _check_address(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
+    if not _ADDRESS.fullmatch(value):
+        raise click.BadParameter(
+            f"{value!r} is no address; write tcp://HOST:PORT, with * as PORT for any free one and 0.0.0.0 as HOST for "
+            "every interface"
+        )
+    return value
+
+
+def _read_file(context: click.Context, _parameter: click.Parameter, value: str | None) -> None:
+    if value is None:
+        return
+    try:
+        found = read_configuration(Path(value), SERVICES)
+    except ConfigurationError as error:
+        raise click.UsageError(str(error)) from None
+    context.default_map = dict(
+        next(values for section, values in found.items() if SERVICES[section] is context.command)
+    )
+
+
+def _service(group: click.Group) -> Callable[[Callable[..., None]], click.Command]:
+    """Make a function ``GROUP run``, with what all services take: the store, the cluster's name and a file."""
+    store = _setting(
+        "--store",
+        required=True,
+        metavar="URL",
+        callback=check_store,
+        envvar="LAXITY_STORE",
+        help="The cluster's store, such as etcd://host-1:2379,host-2:2379 or sqlite:///path/to/store.db.",
+    )
+    config = _setting(
+        "--config",
+        metavar="FILE",
+        is_eager=True,
+        expose_value=False,
+        callback=_read_file,
+        envvar="LAXITY_CONFIG",
+        help=f"A YAML file with options: `store` and `cluster` at its top, the others under `{group.name}:`, with _ in "
+        "place of - in their names.",
+    )
+    settings = {"auto_envvar_prefix": f"LAXITY_{str(group.name).upper()}"}
+
+    def make(function: Callable[..., None]) -> click.Command:
+        return group.command("run", context_settings=settings)(store(cluster_option(config(explain_errors(function)))))
+
+    return make
+
+
+# ---- broker -----------------------------------------------------------------------------------
 
 
 @click.group()
@@ -24,33 +80,69 @@ def broker() -> None:
     """Broker shards."""
 
 
-@broker.command("run")
-@_store_option
-@cluster_option
-@click.option("--shard", required=True, metavar="ID", help="The shard's name, unique in the cluster.")
-@click.option(
+@_service(broker)
+@_setting("--shard", required=True, metavar="ID", help="The shard's name, unique in the cluster.")
+@_setting(
     "--frontend",
     default="tcp://127.0.0.1:*",
     show_default=True,
+    callback=_check_address,
     metavar="ADDRESS",
     help="Where services connect; '*' for a free port.",
 )
-@click.option(
+@_setting(
     "--backend",
     default="tcp://127.0.0.1:*",
     show_default=True,
+    callback=_check_address,
     metavar="ADDRESS",
     help="Where agents connect; '*' for a free port.",
 )
-@explain_errors
-def broker_run(store: str, cluster: str, shard: str, frontend: str, backend: str) -> None:
+@_setting(
+    "--heartbeat",
+    default="1s",
+    show_default=True,
+    callback=check_duration,
+    metavar="TIME",
+    help="Between two heartbeats; who is silent for four of them is gone.",
+)
+@_setting(
+    "--max-payload",
+    default="64MiB",
+    show_default=True,
+    callback=check_size,
+    metavar="SIZE",
+    help="The largest payload of one request.",
+)
+@_setting(
+    "--max-bytes",
+    default="4GiB",
+    show_default=True,
+    callback=check_size,
+    metavar="SIZE",
+    help="Payloads held at most, all together; more requests are rejected.",
+)
+@_setting(
+    "--max-requests",
+    type=click.IntRange(min=1),
+    default=200_000,
+    show_default=True,
+    metavar="N",
+    help="Requests in flight at most; more are rejected.",
+)
+def broker_run(store: str, cluster: str, shard: str, **settings: Any) -> None:
     """Run one broker shard until SIGTERM or Ctrl-C.
 
-    It serves the pipelines that the store holds and follows their changes.
+    It serves the pipelines that the store assigns to it and follows their changes. Services and agents on other hosts
+    connect to the addresses given here: name an interface that they reach.
+
+    A flag goes before the environment, that before the file (--config), that before the default.
 
     \b
-    Example:
-      laxity broker run --store sqlite:///var/lib/laxity/store.db --cluster local --shard s0
+    Examples:
+      laxity broker run --store sqlite:///var/lib/laxity/store.db --shard s0
+      laxity broker run --config /etc/laxity.yaml --shard s0 --frontend tcp://10.0.0.7:7100
+      LAXITY_STORE=etcd://e1:2379,e2:2379 LAXITY_BROKER_SHARD=s0 laxity broker run
     """
     from broker.errors import AddressInUse
     from broker.process import run_shard_process
@@ -58,36 +150,48 @@ def broker_run(store: str, cluster: str, shard: str, frontend: str, backend: str
 
     stop = _until_signal()
     try:
-        run_shard_process(ShardConfig(name=shard, frontend=frontend, backend=backend), store, cluster, stop)
+        run_shard_process(ShardConfig(name=shard, **settings), store, cluster, stop)
     except (AddressInUse, OSError, RuntimeError) as error:
         raise click.ClickException(str(error)) from error
 
 
+# ---- node -------------------------------------------------------------------------------------
+
+
 @click.group()
 def node() -> None:
-    """Node agents."""
+    """Node agents, and the nodes that they make of hosts."""
 
 
-@node.command("run")
-@_store_option
-@cluster_option
-@click.option("--agent", required=True, metavar="ID", help="The agent's name, unique in the cluster.")
-@click.option(
+@_service(node)
+@_setting("--agent", required=True, metavar="ID", help="The agent's name, unique in the cluster.")
+@_setting(
     "--devices",
     default="cpu",
     show_default=True,
     metavar="WHAT",
     help="cpu, cuda (all GPUs, or those in CUDA_VISIBLE_DEVICES), or emulated:N.",
 )
-@explain_errors
-def node_run(store: str, cluster: str, agent: str, devices: str) -> None:
+@_setting(
+    "--heartbeat",
+    default="1s",
+    show_default=True,
+    callback=check_duration,
+    metavar="TIME",
+    help="Between two heartbeats until a shard says how often it wants them.",
+)
+@_setting("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the jitter of emulated devices.")
+def node_run(store: str, cluster: str, agent: str, devices: str, **settings: Any) -> None:
     """Run the agent of this host until SIGTERM or Ctrl-C.
 
-    Its devices hold the models that the placement in the store names.
+    Its devices hold the models that the placement in the store names, for the shards named there.
+
+    A flag goes before the environment, that before the file (--config), that before the default.
 
     \b
     Examples:
-      laxity node run --store sqlite:///var/lib/laxity/store.db --agent gpu-host-1 --devices cuda
+      laxity node run --store etcd://e1:2379,e2:2379 --agent gpu-host-1 --devices cuda
+      laxity node run --config /etc/laxity.yaml --agent $(hostname)
       laxity node run --store sqlite:///var/lib/laxity/store.db --agent play --devices emulated:16
     """
     from nodes.agent import AgentConfig
@@ -100,9 +204,75 @@ def node_run(store: str, cluster: str, agent: str, devices: str) -> None:
         raise click.UsageError(str(error)) from None
     stop = _until_signal()
     try:
-        run_agent_process(AgentConfig(name=agent, devices=configs), store, cluster, stop)
+        run_agent_process(AgentConfig(name=agent, devices=configs, **settings), store, cluster, stop)
     except (OSError, RuntimeError) as error:
         raise click.ClickException(str(error)) from error
+
+
+# ---- coordinator ------------------------------------------------------------------------------
+
+
+@click.group()
+def coordinator() -> None:
+    """Coordinators."""
+
+
+@_service(coordinator)
+@_setting("--name", required=True, metavar="ID", help="The coordinator's name, unique in the cluster.")
+@_setting(
+    "--provider-up",
+    default="",
+    metavar="COMMAND",
+    help="Powers a machine up: a command in which {node} stands for the node's name.",
+)
+@_setting("--provider-down", default="", metavar="COMMAND", help="Powers a machine down, likewise.")
+@_setting(
+    "--ttl",
+    default="5s",
+    show_default=True,
+    callback=check_duration,
+    metavar="TIME",
+    help="Of its lease: so long after the leader's death another one leads.",
+)
+@planner_options
+def coordinator_run(
+    store: str, cluster: str, name: str, provider_up: str, provider_down: str, ttl: float, **settings: Any
+) -> None:
+    """Run a coordinator until SIGTERM or Ctrl-C.
+
+    Any number of them may run; one leads, and another one takes over when it dies. The leader places the applied
+    pipelines on the nodes' devices, scales them with the load, and tunes what shards drop. Requests are served on
+    without any coordinator, by the last plan.
+
+    A flag goes before the environment, that before the file (--config), that before the default.
+
+    \b
+    Examples:
+      laxity coordinator run --store etcd://e1:2379,e2:2379,e3:2379 --name c1
+      laxity coordinator run --store sqlite:///var/lib/laxity/store.db --name c1 --no-rest
+      laxity coordinator run --config /etc/laxity.yaml --name $(hostname)
+      laxity coordinator run --config /etc/laxity.yaml --name c1 \\
+          --provider-up 'ipmitool -H {node}-bmc power on' --provider-down 'ipmitool -H {node}-bmc power soft'
+    """
+    from cluster.coordinator.leader import CoordinatorConfig
+    from cluster.coordinator.process import run_coordinator_process
+    from cluster.coordinator.provider import ProviderError
+    from cluster.planner.settings import Settings
+
+    config = CoordinatorConfig(
+        name=name, settings=Settings(**settings), provider_up=provider_up, provider_down=provider_down, ttl=ttl
+    )
+    stop = _until_signal()
+    try:
+        run_coordinator_process(config, store, cluster, stop)
+    except ProviderError as error:
+        raise click.UsageError(str(error)) from None
+    except (OSError, RuntimeError) as error:
+        raise click.ClickException(str(error)) from error
+
+
+SERVICES = {"broker": broker_run, "node": node_run, "coordinator": coordinator_run}
+"""The services by their sections in the file."""
 
 
 def _until_signal() -> threading.Event:

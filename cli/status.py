@@ -1,13 +1,16 @@
-"""``laxity status``: what a cluster consists of, from its store."""
+"""``laxity status``: what a cluster consists of and how it does, from its store."""
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import click
+import msgspec
 from rich.table import Table
 from rich.text import Text
 
+from cli.node import describe_nodes, node_table
 from cli.options import (
     cluster_option,
     explain_errors,
@@ -18,10 +21,11 @@ from cli.options import (
     print_table,
     store_option,
 )
-from cluster.records import BrokerRecord, NodeRecord, Paths, PipelineRecord, decode, name_of
-from cluster.store import open_store
-from cluster.store.base import Entry
-from pipelines import format_duration
+from cli.pipeline_table import describe_pipelines, pipeline_table
+from cli.rollout import missing_services
+from cli.snapshot import Snapshot, look
+from cli.store_health import MemberHealth, store_health
+from cluster.records import LOADING, QUEUED, READY, failure
 
 
 @click.command()
@@ -30,109 +34,146 @@ from pipelines import format_duration
 @json_option
 @explain_errors
 def status(cluster: str, store: str | None, as_json: bool) -> None:
-    """Show a cluster's pipelines, shards, agents, devices and models; exit 1 if nothing runs.
+    """Show a cluster's store, coordinators, shards, pipelines with their tuning, and nodes; exit 1 if nothing runs.
+
+    A pipeline's λ is the quantile of its batch waits that drops count on, its window the time over which queueing is
+    averaged, admission the part of its requests that is let in.
 
     \b
     Examples:
       laxity status
       laxity status --json
-      laxity status --store sqlite:///var/lib/laxity/store.db
+      laxity status --store 'etcd://e1:2379,e2:2379?ca=/etc/laxity/ca.pem&cert=/etc/laxity/me.pem&key=/etc/laxity/me.key'
     """
     url = find_store(cluster, store)
-    opened = open_store(url)
-    try:
-        entries = opened.list(Paths(cluster).root).entries
-    finally:
-        opened.close()
-    seen = describe(cluster, url, entries)
-    if not seen["shards"] and not seen["agents"]:
+    seen = look(url, cluster)
+    if not seen.brokers and not seen.nodes and not seen.coordinators:
         raise not_running(cluster)
+    described = describe(cluster, url, seen)
+    health = store_health(url)
+    described["store_health"] = msgspec.to_builtins(health)
     if as_json:
-        print_json(seen)
+        print_json(described)
     else:
-        _print(seen)
+        _print(described, seen, health)
 
 
-def describe(cluster: str, store: str, entries: list[Entry]) -> dict[str, Any]:
-    """What the records under a cluster's root say, as plain data."""
-    paths = Paths(cluster)
-    result: dict[str, Any] = {"cluster": cluster, "store": store, "pipelines": [], "shards": [], "agents": []}
-    for entry in entries:
-        name = name_of(entry.key)
-        if entry.key.startswith(paths.pipelines):
-            pipeline = decode(PipelineRecord, entry.key, entry.value)
-            result["pipelines"].append(
-                {
-                    "name": name,
-                    "version": pipeline.version,
-                    "slo_s": pipeline.spec.slo,
-                    "stages": list(pipeline.spec.stages),
-                }
-            )
-        elif entry.key.startswith(paths.brokers):
-            shard = decode(BrokerRecord, entry.key, entry.value)
-            result["shards"].append(
-                {
-                    "shard": name,
-                    "frontend": shard.frontend,
-                    "backend": shard.backend,
-                    "host": shard.host,
-                    "pid": shard.pid,
-                    "requests": shard.counters,
-                }
-            )
-        elif entry.key.startswith(paths.nodes):
-            node = decode(NodeRecord, entry.key, entry.value)
-            devices = [
-                {"device": d.device, "type": d.type, "progress": d.progress, "models": d.models} for d in node.devices
-            ]
-            result["agents"].append(
-                {"agent": name, "host": node.host, "pid": node.pid, "state": node.state, "devices": devices}
-            )
-    return result
+def describe(cluster: str, store: str, seen: Snapshot) -> dict[str, Any]:
+    """What the records of a cluster say, as plain data."""
+    return {
+        "cluster": cluster,
+        "store": store,
+        "leader": seen.leader.coordinator if seen.leader is not None else None,
+        "fixed_plan": seen.fixed,
+        "coordinators": [
+            {"coordinator": name, "host": record.host, "pid": record.pid, "release": record.release}
+            for name, record in seen.coordinators.items()
+        ],
+        "pipelines": describe_pipelines(seen),
+        "shards": [
+            {
+                "shard": name,
+                "frontend": record.frontend,
+                "backend": record.backend,
+                "host": record.host,
+                "pid": record.pid,
+                "release": record.release,
+                "requests": record.counters,
+            }
+            for name, record in seen.brokers.items()
+        ],
+        "agents": [
+            {
+                "agent": name,
+                "host": record.host,
+                "pid": record.pid,
+                "state": record.state,
+                "devices": [
+                    {"device": d.device, "type": d.type, "progress": d.progress, "models": d.models}
+                    for d in record.devices
+                ],
+            }
+            for name, record in seen.nodes.items()
+        ],
+        "nodes": describe_nodes(seen),
+    }
 
 
-def _print(seen: dict[str, Any]) -> None:
-    pipelines = Table("pipeline", "version", "slo", "stages")
-    for p in seen["pipelines"]:
-        pipelines.add_row(Text(p["name"]), p["version"], format_duration(p["slo_s"]), Text(", ".join(p["stages"])))
-    shards = Table("shard", "services connect to", "agents connect to", "host", "process")
-    for s in seen["shards"]:
-        shards.add_row(Text(s["shard"]), Text(s["frontend"]), Text(s["backend"]), Text(s["host"]), str(s["pid"]))
-    agents = Table("agent", "host", "process", "state", "device", "type", "model", "model state")
-    for a in seen["agents"]:
-        about = (Text(a["agent"]), Text(a["host"]), str(a["pid"]), a["state"])
-        rows = [
-            (_ranges(devices), Text(kind), Text(model), Text(state))
-            for (kind, model, state), devices in _alike(a["devices"]).items()
-        ]
-        for number, row in enumerate(rows or [("-", Text("-"), Text("-"), Text("-"))]):
-            agents.add_row(*(about if number == 0 else ("",) * 4), *row)
-    counters = list(dict.fromkeys(name for s in seen["shards"] for name in s["requests"]))
-    requests = Table("shard's requests", *(name.replace("_", " ") for name in counters))
-    for s in seen["shards"]:
-        requests.add_row(Text(s["shard"]), *(f"{s['requests'].get(name, 0):,}" for name in counters))
-    click.echo(f"cluster {seen['cluster']}, store {seen['store']}")
-    for table in (pipelines, shards, requests, agents):
-        print_table(table)
+def _print(described: dict[str, Any], seen: Snapshot, health: list[MemberHealth]) -> None:
+    click.echo(f"cluster {described['cluster']}, store {described['store']}")
+    _print_store(health)
+    print_table(_coordinators(described))
+    print_table(_shards(described["shards"]))
+    print_table(pipeline_table(described["pipelines"]))
+    print_table(_models(seen))
+    print_table(node_table(described["nodes"]))
+    missing = missing_services(seen)
+    if missing:
+        click.echo(f"{missing[0].upper()}{missing[1:]}.", err=True)
 
 
-def _alike(devices: list[dict[str, Any]]) -> dict[tuple[str, str, str], list[int]]:
-    """The devices' numbers by (type, model, state of the model), so that sixty-four lines become a few."""
-    alike: dict[tuple[str, str, str], list[int]] = {}
-    for device in devices:
-        for model, state in (device["models"] or {"-": "-"}).items():
-            shown = f"{state} ({device['progress']})" if device["progress"] else state
-            alike.setdefault((device["type"], model, shown), []).append(device["device"])
-    return alike
+def _print_store(health: list[MemberHealth]) -> None:
+    good = [f"{member.ms:.0f} ms" for member in health if member.ms is not None]
+    click.echo(f"store: {len(good)} of {len(health)} answer ({', '.join(good)})" if good else "store: none answers")
+    for member in health:
+        if member.trouble:
+            click.echo(f"store: {member.trouble}", err=True)
 
 
-def _ranges(numbers: list[int]) -> str:
-    """``0-3, 7`` for 0, 1, 2, 3 and 7."""
-    ranges: list[list[int]] = []
-    for number in sorted(numbers):
-        if ranges and number == ranges[-1][1] + 1:
-            ranges[-1][1] = number
-        else:
-            ranges.append([number, number])
-    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in ranges)
+def _coordinators(described: dict[str, Any]) -> Table:
+    table = Table("coordinator", "role", "host", "process", "release")
+    for one in described["coordinators"]:
+        role = "leader" if one["coordinator"] == described["leader"] else "standing by"
+        table.add_row(Text(one["coordinator"]), role, Text(one["host"]), str(one["pid"]), one["release"])
+    if not described["coordinators"]:
+        table.add_row("none", "the plan is fixed" if described["fixed_plan"] else "-", "", "", "")
+    return table
+
+
+def _shards(shards: list[dict[str, Any]]) -> Table:
+    counters = list(dict.fromkeys(name for shard in shards for name in shard["requests"]))
+    # What never happened would only make the table wide.
+    counters = [
+        name for number, name in enumerate(counters) if number < 3 or any(s["requests"].get(name) for s in shards)
+    ]
+    heads = (name.replace("_", " ") for name in counters)
+    table = Table("shard", "services connect to", "agents connect to", "host", "process", *heads)
+    for shard in shards:
+        cells = (shard["shard"], shard["frontend"], shard["backend"], shard["host"], str(shard["pid"]))
+        counts = (f"{shard['requests'].get(name, 0):,}" for name in counters)
+        table.add_row(*(Text(cell) for cell in cells), *counts)
+    return table
+
+
+def _models(seen: Snapshot) -> Table:
+    """One row for each model that any device is to hold or has."""
+    table = Table("model", "devices", "ready", "on", "loading", "failed")
+    models: dict[str, list[tuple[str, int]]] = {}
+    for agent, placement in seen.placements.items():
+        for number, device in placement.devices.items():
+            for model in device.models:
+                models.setdefault(model, []).append((agent, number))
+    for agent, node in seen.nodes.items():
+        for record in node.devices:
+            for model in record.models:
+                holders = models.setdefault(model, [])
+                if (agent, record.device) not in holders:
+                    holders.append((agent, record.device))
+    for model, holders in sorted(models.items()):
+        states = [seen.model_state(agent, number, model) for agent, number in holders]
+        on = Counter(
+            seen.device_type(agent, number)
+            for (agent, number), state in zip(holders, states, strict=True)
+            if state == READY
+        )
+        failed = next((f"{why}" for why in map(failure, states) if why is not None), "")
+        loading = sum(state in (QUEUED, LOADING, "") for state in states)
+        table.add_row(
+            Text(model),
+            str(len(holders)),
+            str(on.total()),
+            Text(", ".join(f"{count} {kind}" for kind, count in on.items())),
+            str(loading or ""),
+            Text(failed),
+        )
+    return table

@@ -12,15 +12,17 @@ import click
 import msgspec
 
 from cli.children import ChildDied
-from cli.local_cluster import ClusterError, Interrupted, LocalCluster
-from cli.options import check_split_option, cluster_argument, cluster_option, explain_errors, store_option
+from cli.local_cluster import ClusterError, Interrupted, LocalCluster, Setup
+from cli.options import check_split_option, check_store, cluster_argument, cluster_option, explain_errors
 from cli.progress import LoadingDisplay
 from cli.rundir import AlreadyRunning, RunDirectory
-from cluster.layout import AgentLayout, Wish, lay_out
+from cluster.layout import Wish, equip, lay_out
 from cluster.placement import PlacementError
 from pipelines import PipelineSpec, load_spec, shipped_pipelines
 from pipelines.policies import PolicyError, parse_policy
 from pipelines.problems import SpecNotFound
+
+ETCD_MEMBERS = 3
 
 
 class Signals:
@@ -38,6 +40,10 @@ class Signals:
         return self._came
 
 
+def _check_store(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    return value if value == "etcd" else check_store(context, parameter, value)
+
+
 @click.command()
 @click.argument("specs", metavar="[SPEC]...", nargs=-1)
 @click.option("--gpus", type=click.IntRange(1, 100_000), help="Emulated GPUs (default: one for each emulated stage).")
@@ -48,11 +54,34 @@ class Signals:
 @click.option("--agents", type=click.IntRange(1, 1000), help="Agents that play the emulated GPUs (default: 16 each).")
 @click.option("--policy", metavar="NAME", help="Schedule every pipeline by this policy instead of its own.")
 @click.option(
-    "--port", type=click.IntRange(0, 65535), default=0, help="Where services connect (default: any free one)."
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=0,
+    help="Where services connect; further shards take the ports that follow (default: any free ones).",
+)
+@click.option(
+    "--store",
+    metavar="etcd|URL",
+    callback=_check_store,
+    help="etcd: run one here; URL: one that is there already, such as etcd://host:2379 or sqlite:///path/to/store.db "
+    "(default: a file of the cluster's own).",
+)
+@click.option("--etcd-members", type=click.IntRange(1, 9), help="Members that --store etcd runs (default: 3).")
+@click.option(
+    "--coordinators",
+    type=click.IntRange(0, 16),
+    metavar="N",
+    help="Coordinators, which place the pipelines and scale them (default: 2 with etcd, else 0: the plan is fixed).",
+)
+@click.option("--shards", type=click.IntRange(1, 64), metavar="N", help="Broker shards (default: 2 with etcd, else 1).")
+@click.option(
+    "--rest/--no-rest",
+    default=False,
+    show_default=True,
+    help="Whether the coordinators let GPUs rest that are not needed.",
 )
 @click.option("-d", "--detach", is_flag=True, help="Return once it is ready and leave it running.")
 @cluster_option
-@store_option
 @explain_errors
 def up(
     specs: tuple[str, ...],
@@ -62,15 +91,22 @@ def up(
     agents: int | None,
     policy: str | None,
     port: int,
+    store: str | None,
+    etcd_members: int | None,
+    coordinators: int | None,
+    shards: int | None,
+    rest: bool,
     detach: bool,
     cluster: str,
-    store: str | None,
 ) -> None:
     """Start a cluster on this machine and serve pipelines until Ctrl-C.
 
     A SPEC is the path of a YAML file or the name of a shipped pipeline (see `laxity pipeline --help`). Stages run on
     the NVIDIA GPUs of this machine, or on its CPU where there are none; stages whose executor is `emulated` run on
     emulated GPUs, which answer after the time that the stage's profile says.
+
+    Without coordinators the plan is written once and stays. With some it is theirs: it follows the load, what dies, and
+    `laxity pipeline apply`; then it may also start without any SPEC.
 
     \b
     Examples:
@@ -79,12 +115,46 @@ def up(
       laxity up lv --gpus 64
       laxity up lv --split 40,6,5,7,6 --agents 8
       laxity up lv --gpus 16 --policy pard
+      laxity up lv --gpus 16 --coordinators 1 --rest
+      laxity up lv --gpus 64 --store etcd
     """
-    if not specs:
+    etcd = store is not None and store.startswith("etcd")
+    if coordinators is None:
+        coordinators = 2 if etcd else 0
+    if etcd_members is not None and store != "etcd":
+        raise click.UsageError("--etcd-members belongs to --store etcd, which runs them")
+    if rest and not coordinators:
+        raise click.UsageError("--rest is for coordinators to do, and there are none; add --coordinators 1")
+    if not specs and not coordinators:
         raise click.UsageError(
             f"name at least one pipeline: a YAML file, or one of {', '.join(shipped_pipelines())}; "
-            "for example `laxity up ocr`"
+            "for example `laxity up ocr` (with --coordinators 1 pipelines can be applied later)"
         )
+    if split is not None and coordinators:
+        raise click.UsageError(
+            "with coordinators it is they who divide the GPUs over the stages; leave out --split, or have a fixed plan "
+            "with --coordinators 0"
+        )
+    loaded = _load(specs, policy)
+    wish = Wish(emulate=executor == "emulated", gpus=gpus, split=split, agents=agents)
+    try:
+        layouts = (equip if coordinators else lay_out)(loaded, wish, *real_devices())
+    except PlacementError as error:
+        raise click.UsageError(str(error)) from None
+    setup = Setup(
+        specs=loaded,
+        layouts=layouts,
+        shards=shards or (2 if etcd else 1),
+        coordinators=coordinators,
+        etcd_members=(etcd_members or ETCD_MEMBERS) if store == "etcd" else 0,
+        port=port,
+        rest=rest,
+    )
+    detached = Detached() if detach else None
+    sys.exit(_serve(RunDirectory(cluster), None if store == "etcd" else store, setup, detached))
+
+
+def _load(specs: Sequence[str], policy: str | None) -> list[PipelineSpec]:
     try:
         loaded = [load_spec(name) for name in specs]
     except SpecNotFound as error:
@@ -99,13 +169,7 @@ def up(
     for name in names:
         if names.count(name) > 1:
             raise click.UsageError(f"two of the specs are named {name!r}; a cluster serves each name once")
-    wish = Wish(emulate=executor == "emulated", gpus=gpus, split=split, agents=agents)
-    try:
-        layouts = lay_out(loaded, wish, *real_devices())
-    except PlacementError as error:
-        raise click.UsageError(str(error)) from None
-    detached = Detached() if detach else None
-    sys.exit(_serve(RunDirectory(cluster), store, loaded, layouts, port, detached))
+    return loaded
 
 
 def real_devices() -> tuple[str, int]:
@@ -116,21 +180,14 @@ def real_devices() -> tuple[str, int]:
     return ("cuda", gpus) if gpus else ("cpu", 1)
 
 
-def _serve(
-    directory: RunDirectory,
-    store: str | None,
-    specs: Sequence[PipelineSpec],
-    layouts: Sequence[AgentLayout],
-    port: int,
-    detached: Detached | None,
-) -> int:
+def _serve(directory: RunDirectory, store: str | None, setup: Setup, detached: Detached | None) -> int:
     signals = Signals()
     try:
         with LocalCluster(directory, store, signals.came, say) as cluster:
-            cluster.start(specs, layouts, port)
             with LoadingDisplay() as display:
-                address = cluster.wait_ready(display.show)
-            _tell_how(address, directory.cluster, specs, detached is not None)
+                cluster.start(setup, display.show)
+                addresses = cluster.wait_ready(display.show)
+            _tell_how(",".join(addresses), directory.cluster, setup, detached is not None)
             if detached is not None:
                 detached.ready(directory)
             cluster.serve()
@@ -149,13 +206,19 @@ def say(line: str) -> None:
     click.echo(line, err=True)
 
 
-def _tell_how(address: str, cluster: str, specs: Sequence[PipelineSpec], detached: bool) -> None:
+def _tell_how(address: str, cluster: str, setup: Setup, detached: bool) -> None:
     named = cluster_argument(cluster)
-    click.echo(f"Serving {', '.join(spec.name for spec in specs)} at {address}")
+    specs = setup.specs
+    if specs:
+        click.echo(f"Serving {', '.join(spec.name for spec in specs)} at {address}")
+    else:
+        click.echo(f"Serving no pipeline yet at {address}")
+        click.echo(f"  laxity pipeline apply ocr{named}")
     for spec in specs:
         what = "picture.png" if spec.name == "ocr" else "--text hello"
         click.echo(f"  laxity submit {spec.name} {what}{named}")
-    click.echo(f'  or in Python: laxity.Client("{address}").infer("{specs[0].name}", payload)')
+    if specs:
+        click.echo(f'  or in Python: laxity.Client("{address}").infer("{specs[0].name}", payload)')
     click.echo(f"End it with `laxity down{named}`." if detached else "Press Ctrl-C to end it.")
 
 

@@ -42,6 +42,37 @@ def lay_out(specs: Sequence[PipelineSpec], wish: Wish, real: str, real_devices: 
     Emulated GPUs are divided over the emulated stages, max-min by cost; stages share them where there are fewer
     GPUs than stages. Every real device holds every other model. Raises :class:`PlacementError`.
     """
+    costs, others = _models(specs, wish)
+    layouts: list[AgentLayout] = []
+    if others:
+        layouts.append(AgentLayout("agent-0", real, {device: list(others) for device in range(real_devices)}))
+    if costs:
+        layouts += _emulated(_hold(costs, wish), wish, len(layouts))
+    elif wish.gpus is not None or wish.split is not None or wish.agents is not None:
+        raise PlacementError(
+            "no stage is emulated, so there are no GPUs to divide; leave out --gpus, --split and --agents, "
+            "or add --executor emulated"
+        )
+    return layouts
+
+
+def equip(specs: Sequence[PipelineSpec], wish: Wish, real: str, real_devices: int) -> list[AgentLayout]:
+    """The agents alone, for coordinators that place ``specs`` (and others later) themselves: the host's devices where
+    a stage needs them or no GPU is emulated, and the emulated GPUs. Raises :class:`PlacementError`."""
+    costs, others = _models(specs, wish)
+    gpus = wish.gpus if wish.gpus is not None else len(costs)
+    layouts: list[AgentLayout] = []
+    if others or not gpus:
+        layouts.append(AgentLayout("agent-0", real, {device: [] for device in range(real_devices)}))
+    if gpus:
+        layouts += _emulated([[] for _ in range(gpus)], wish, len(layouts))
+    elif wish.agents is not None:
+        raise PlacementError("there are no emulated GPUs for --agents to play; say how many with --gpus")
+    return layouts
+
+
+def _models(specs: Sequence[PipelineSpec], wish: Wish) -> tuple[dict[str, float], list[str]]:
+    """The planned cost of each model that is emulated, and the other models, by key."""
     costs: dict[str, float] = {}
     others: list[str] = []
     for spec in specs:
@@ -58,20 +89,16 @@ def lay_out(specs: Sequence[PipelineSpec], wish: Wish, real: str, real_devices: 
                     f"stage {name!r} of pipeline {spec.name!r} has no profile, so it cannot be emulated; "
                     "give it one, or leave out --executor emulated"
                 )
-    layouts: list[AgentLayout] = []
-    if others:
-        layouts.append(AgentLayout("agent-0", real, {device: list(others) for device in range(real_devices)}))
-    if costs:
-        held = _hold(costs, wish)
-        agents = wish.agents if wish.agents is not None else -(-len(held) // DEVICES_PER_AGENT)
-        for placement in deal(held, agents):
-            layouts.append(AgentLayout(f"agent-{len(layouts)}", f"emulated:{len(placement)}", placement))
-    elif wish.gpus is not None or wish.split is not None or wish.agents is not None:
-        raise PlacementError(
-            "no stage is emulated, so there are no GPUs to divide; leave out --gpus, --split and --agents, "
-            "or add --executor emulated"
-        )
-    return layouts
+    return costs, others
+
+
+def _emulated(held: Sequence[list[str]], wish: Wish, first: int) -> list[AgentLayout]:
+    """The agents, numbered from ``first``, that play the GPUs which hold this."""
+    agents = wish.agents if wish.agents is not None else -(-len(held) // DEVICES_PER_AGENT)
+    return [
+        AgentLayout(f"agent-{first + number}", f"emulated:{len(placement)}", placement)
+        for number, placement in enumerate(deal(held, agents))
+    ]
 
 
 def _hold(costs: Mapping[str, float], wish: Wish) -> list[list[str]]:

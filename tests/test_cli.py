@@ -22,7 +22,7 @@ from cli.rundir import AlreadyRunning, RunDirectory
 from cli.submit import _print
 from cluster.records import RecordError
 from laxity import Outcome, Reply
-from nodes.agent import DeviceConfig
+from nodes.device import DeviceConfig
 from nodes.discovery import NoSuchDevices, parse_devices, visible_devices
 
 
@@ -85,8 +85,9 @@ def test_the_list_of_commands_needs_none_of_them() -> None:
         (["status"], 1, "no cluster 'local' is running here"),
         (["status", "--store", "memory:"], 2, "memory: is one process's alone"),
         (["up", "echo", "--store", "memory:"], 2, "memory: is one process's alone"),
-        (["up", "echo", "--store", "banana"], 2, "unknown store 'banana'; write sqlite:///path/to/store.db"),
-        (["status", "--store", "etcd://h:1"], 2, "unknown store"),
+        (["up", "echo", "--store", "banana"], 2, "unknown store 'banana'; write sqlite:///path/to/store.db or etcd://"),
+        (["status", "--store", "etcd://h"], 2, "is no host:port"),
+        (["status", "--store", "etcd://h:2379?cert=/c"], 2, "half a key pair"),
         (["submit", "echo"], 2, "give either files"),
         (["submit", "echo", "--text", "x"], 1, "no cluster 'local' is running here"),
         (["submit", "echo", "no-such-file"], 2, "does not exist"),
@@ -237,17 +238,21 @@ def test_restarts_back_off_and_forgive() -> None:
 def test_a_cluster_has_one_supervisor(tmp_path: Path) -> None:
     first, second = RunDirectory("c", tmp_path), RunDirectory("c", tmp_path)
     assert first.running() is None
-    first.acquire("sqlite:///x")
+    first.acquire()
+    running = second.running()
+    assert running is not None
+    assert running.store == ""
+    first.note_store("sqlite:///x")
     running = second.running()
     assert running is not None
     assert running.store == "sqlite:///x"
     with pytest.raises(AlreadyRunning, match=f"process {running.pid}"):
-        second.acquire("sqlite:///y")
+        second.acquire()
     other = RunDirectory("d", tmp_path)
-    other.acquire("sqlite:///z")
+    other.acquire()
     first.release()
     assert second.running() is None
-    second.acquire("sqlite:///y")
+    second.acquire()
     other.release()
     second.release()
     with pytest.raises(RecordError):
@@ -258,14 +263,22 @@ def test_devices_are_named_or_refused() -> None:
     assert parse_devices("cpu")[0].kind == "cpu"
     assert parse_devices("cpu")[0].threads >= 1
     assert len(parse_devices("emulated:3")) == 3
-    for text in ("", "gpu", "emulated", "emulated:0", "emulated:1025", "emulated:-1", "emulated:3x"):
+    a100, t4 = DeviceConfig("emulated", "A100", memory_mb=81920.0), DeviceConfig("emulated", "T4")
+    assert parse_devices("emulated:2:A100:81920+emulated:1:T4") == [a100, a100, t4]
+    assert [device.kind for device in parse_devices("cpu+emulated:1")] == ["cpu", "emulated"]
+    for text in ("", "gpu", "emulated", "emulated:0", "emulated:1025", "emulated:-1", "emulated:3x", "emulated:1:T4:x"):
         with pytest.raises(NoSuchDevices, match="write cpu, cuda, or emulated:N"):
             parse_devices(text)
+    with pytest.raises(NoSuchDevices, match="names the same devices twice"):
+        parse_devices("cpu+cpu")
+    with pytest.raises(NoSuchDevices, match="more than 1024 devices"):
+        parse_devices("emulated:1024+emulated:1:T4")
 
 
 def test_gpus_are_read_from_the_drivers_list() -> None:
-    listed = "0, GPU-aa, NVIDIA A100-SXM4-80GB\n1, GPU-bb, Tesla T4\n"
-    first, second = DeviceConfig("cuda:0", "A100-SXM4-80GB"), DeviceConfig("cuda:1", "Tesla-T4")
+    listed = "0, GPU-aa, 81920, NVIDIA A100-SXM4-80GB\n1, GPU-bb, [N/A], Tesla T4\n"
+    first = DeviceConfig("cuda:0", "A100-SXM4-80GB", memory_mb=81920.0)
+    second = DeviceConfig("cuda:1", "Tesla-T4")
     assert visible_devices(listed, None) == [first, second]
     assert visible_devices(listed, "1") == [second]
     assert visible_devices(listed, "GPU-bb,0") == [second, first]

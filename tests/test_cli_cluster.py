@@ -238,7 +238,7 @@ def test_what_dies_is_started_again_where_it_was(shell: Shell) -> None:
     assert (found["shard"].frontend, found["shard"].backend) == (shard["frontend"], shard["backend"])
     assert shell("submit", "echo", "--text", "still there").stdout == "still there\n"
     log = (shell.runtime / "laxity" / "local" / "logs" / "up.log").read_text()
-    assert "shard ended (signal SIGKILL); it is started again in 0.5 s" in log
+    assert "shard-0 ended (signal SIGKILL); it is started again in 0.5 s" in log
     assert "agent-0 is running again" in log
 
 
