@@ -158,6 +158,7 @@ class ShardFiles:
 
     def _read(self, endpoint: Endpoint, sender: bytes, fetch: Fetch) -> None:
         total, data, detail = NOT_HERE, b"", "no pipeline that is applied needs this file"
+        self._give_up_idle(time.monotonic())
         try:
             found = self._cache.read(fetch.digest, fetch.offset, fetch.length)
             if found is not None:
@@ -187,6 +188,7 @@ class ShardFiles:
         self._call(answer)
 
     def _stored(self, store: Store, data: Part, now: float) -> Stored:
+        self._give_up_idle(now)
         digest = store.digest
         file = self._named.get(digest)
         if file is None:
@@ -200,7 +202,6 @@ class ShardFiles:
         try:
             upload = self._uploads.get(digest)
             if upload is None:
-                self._give_up_idle(now)
                 if len(self._uploads) >= MAX_UPLOADS:
                     return Stored(digest, 0, f"{MAX_UPLOADS} other files are being uploaded", retry=True)
                 upload = self._uploads[digest] = _Upload(self._cache.writer(digest, file.size), now)

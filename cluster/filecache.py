@@ -108,7 +108,7 @@ class FileCache:
     def hold(self, digests: Collection[str], trees: Collection[str] = ()) -> None:
         """Keep these files (here or yet to come) and trees from being removed, and no others, until told otherwise or
         the process ends."""
-        with self._exclusive():
+        with self.exclusive():
             if self._own is None:
                 path = self._held / secrets.token_hex(8)
                 self._own = path.open("w+")
@@ -138,7 +138,8 @@ class FileCache:
                 self._checked[digest] = seen
                 return True
             log.warning("the cached file %s is damaged: removing it", path)
-            path.unlink(missing_ok=True)
+            with self.exclusive():
+                path.unlink(missing_ok=True)
         except FileNotFoundError:
             pass
         except InterruptedError:
@@ -187,7 +188,7 @@ class FileCache:
     def writer(self, digest: str, size: int) -> CacheWriter:
         """A file to be written piece by piece; its room is reserved at once. Raises :class:`CacheFull`."""
         final = self._path(digest)
-        with self._exclusive():
+        with self.exclusive():
             self._make_room(size)
             path = self._new / f"{digest}.{secrets.token_hex(8)}"
             stream = path.open("wb", buffering=0)
@@ -258,8 +259,8 @@ class FileCache:
         return files, trees
 
     @contextmanager
-    def _exclusive(self) -> Iterator[None]:
-        """The directory to this thread alone, of all processes."""
+    def exclusive(self) -> Iterator[None]:
+        """The directory to this thread alone, of all processes; OSErrors come out as :class:`CacheError`."""
         with self._lock:
             try:
                 if self._lock_file is None:
@@ -324,19 +325,18 @@ class CacheWriter:
                 f"{self.have} bytes with the SHA-256 digest {found} came, where {self._size} bytes with "
                 f"{self._final.name} were to come"
             )
-        try:
+        with self._cache.exclusive():
             # Not synchronised to the disk: whoever uses it after a power cut checks it again.
             os.fchmod(self._stream.fileno(), 0o444)
             self._path.replace(self._final)
-        except OSError as error:
-            raise self._cache.error(error) from error
-        self._stream.close()
+            self._stream.close()
 
     def close(self) -> None:
         """Remove what was not committed."""
         if not self._stream.closed:
-            self._path.unlink(missing_ok=True)
-            self._stream.close()
+            with self._cache.exclusive():
+                self._path.unlink(missing_ok=True)
+                self._stream.close()
 
 
 def _unlocked(path: Path) -> bool:
