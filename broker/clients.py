@@ -13,6 +13,7 @@ from broker.engine.request import Request as EngineRequest
 from broker.engine.scheduler import Scheduler
 from broker.files import ShardFiles
 from broker.greeting import refusal, worth_a_line
+from broker.routing import Routing
 from laxity import protocol
 from laxity.node import PayloadError
 from laxity.outcomes import Outcome
@@ -104,6 +105,7 @@ class Clients:
         self._by_routing_id: dict[bytes, Connection] = {}
         self._by_name: dict[str, Connection] = {}
         self._full: set[str] = set()
+        self._routing = Routing()
         self.undeliverable = 0
         """Answers whose service was gone."""
         self.malformed = 0
@@ -187,13 +189,23 @@ class Clients:
             heartbeat_us=round(self._heartbeat * 1e6),
             max_payload=scheduler.ledger.limits.max_payload,
             pipelines=[(name, round(pipeline.slo * 1e6)) for name, pipeline in scheduler.pipelines.items()],
+            shards=self._routing.shards,
+            routes=self._routing.routes,
+            revision=self._routing.revision,
         )
 
     def announce(self) -> None:
-        """Tell every service that the pipelines served have changed."""
-        welcome = self._welcome()
+        """Tell every service that the pipelines served, or the routes to them, have changed."""
+        header = protocol.encode(self._welcome())
         for connection in self._by_name.values():
-            self._say(connection.routing_id, welcome)
+            self._deliver(connection, header, [], 0)
+
+    def route(self, routing: Routing) -> None:
+        """Tell every service from now on, and those that are here where it is another one, this routing table."""
+        same = routing.says_the_same(self._routing)
+        self._routing = routing
+        if not same:
+            self.announce()
 
     def _submit(self, now: float, connection: Connection, submit: Submit, frames: list[Part]) -> None:
         requests = submit.requests

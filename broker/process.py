@@ -10,12 +10,13 @@ import threading
 import time
 
 from broker.files import files_in_store
+from broker.routing import RoutingFollower
 from broker.shell import Shard, ShardConfig
+from cluster.coordinator.decoded import Decoded
 from cluster.membership import Follower, Membership
-from cluster.records import BrokerRecord, Paths, RecordError, ServingRecord, decode, encode
+from cluster.records import BrokerRecord, Paths, ServingRecord, encode
 from cluster.serving import serving
 from cluster.store import open_store
-from cluster.store.base import Entry
 
 log = logging.getLogger("laxity.broker")
 
@@ -33,22 +34,14 @@ class PipelineFollower:
         self._served: dict[str, str] = {}
         """Version by pipeline name."""
 
-    def update(self, entries: dict[str, Entry]) -> None:
-        """``entries``: the records of what is served, by key."""
-        seen: set[str] = set()
-        for key, entry in entries.items():
-            try:
-                record = decode(ServingRecord, key, entry.value)
-            except RecordError as error:
-                log.error("%s", error)
-                continue
-            name = record.spec.name
-            seen.add(name)
+    def update(self, served: dict[str, ServingRecord]) -> None:
+        """``served``: the records of what is served, by name."""
+        for name, record in served.items():
             if self._served.get(name) != record.version:
                 self._shard.apply(record.spec)
                 self._served[name] = record.version
                 log.info("serving pipeline %s version %s", name, record.version)
-        for name in [name for name in self._served if name not in seen]:
+        for name in [name for name in self._served if name not in served]:
             self._shard.delete(name)
             del self._served[name]
             log.info("no longer serving pipeline %s", name)
@@ -76,6 +69,8 @@ def run_shard_process(config: ShardConfig, store_url: str, cluster: str, stop: t
         follower = Follower(store, (paths.serving, paths.pipelines, paths.brokers))
         shard = Shard(config)
         pipelines = PipelineFollower(shard)
+        routing = RoutingFollower()
+        decoded = Decoded()
         log.info("shard %s: services at %s, agents at %s", config.name, shard.frontend, shard.backend)
         try:
             with serving("shard", shard.run, shard.stop, stop):
@@ -83,7 +78,12 @@ def run_shard_process(config: ShardConfig, store_url: str, cluster: str, stop: t
                 while not stop.is_set():
                     if follower.poll(TURN):
                         entries = follower.entries
-                        pipelines.update({key: entries[key] for key in entries if key.startswith(paths.serving)})
+                        decoded.update(entries)
+                        served = decoded.under(ServingRecord, paths.serving)
+                        # In this order: who is told that this shard serves a pipeline must find it here.
+                        pipelines.update(served)
+                        brokers = decoded.under(BrokerRecord, paths.brokers)
+                        shard.route(routing.update(served, brokers, follower.revision))
                         shard.keep_files(*files_in_store(entries, paths, config.name))
                     now = time.monotonic()
                     if now >= counted_at + COUNTERS:

@@ -25,6 +25,7 @@ from broker.engine.limits import Limits
 from broker.engine.scheduler import Scheduler
 from broker.files import ShardFiles
 from broker.plans import build_pipeline
+from broker.routing import Routing
 from cluster.filecache import DEFAULT_LIMIT, FileCache, default_directory
 from cluster.records import FileRecord
 from laxity import protocol
@@ -129,6 +130,10 @@ class Shard:
                 self._clients.announce()
 
         self.call(delete)
+
+    def route(self, routing: Routing) -> None:
+        """Tell services which shards serve what; called again when that changes."""
+        self.call(lambda: self._clients.route(routing))
 
     def keep_files(self, files: Sequence[FileRecord], others: Sequence[str]) -> None:
         """Keep the files of pipelines and give them to whoever asks, getting them from the shards whose frontends

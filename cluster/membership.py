@@ -86,6 +86,8 @@ class Follower:
         self._away = False
         self.entries: dict[str, Entry] = {}
         """By key, as last seen."""
+        self.revision = 0
+        """The store's revision that they are as of; 0 before the first."""
         self.last_contact = time.monotonic()
         """Monotonic time when the store was last in contact, for all that is known; at first, when this was made."""
 
@@ -119,6 +121,7 @@ class Follower:
         if self._watch is None:
             listing = self._store.list(self._prefix)
             self.entries = {entry.key: entry for entry in listing.entries}
+            self.revision = listing.revision
             self._watch = self._store.watch(self._prefix, listing.revision + 1)
             return True
         events = self._watch.get(timeout)
@@ -127,6 +130,7 @@ class Follower:
                 self.entries.pop(event.key, None)
             else:
                 self.entries[event.key] = event.entry
+            self.revision = max(self.revision, event.revision)
         return bool(events)
 
     def close(self) -> None:

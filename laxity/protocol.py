@@ -108,6 +108,13 @@ class Welcome(Message, tag=6):
     pipelines: list[tuple[str, int]] = []
     """To services: the pipelines served and their SLOs in µs. A service ends a request without an explicit
     budget by these when no answer comes; a name that is missing here may be submitted all the same."""
+    shards: list[tuple[str, str]] = []
+    """To services: the names of the cluster's shards and the addresses at which they serve services."""
+    routes: list[tuple[str, list[tuple[int, float]]]] = []
+    """To services: for each pipeline the shards that serve it, as (index into ``shards``, weight): the parts of the
+    requests that they are to get are in proportion to the weights. Any shard takes a pipeline that is missing here."""
+    revision: int = 0
+    """To services: of the ``shards`` and ``routes`` that different shards tell, those of the highest revision hold."""
 
 
 class StageTiming(msgspec.Struct, array_like=True, gc=False):
@@ -164,7 +171,8 @@ class DeviceReport(msgspec.Struct, array_like=True):
 
 
 class Ready(Message, tag=10):
-    """READY, the agent's greeting, and again whenever the models that its devices hold change."""
+    """READY, the agent's greeting, with the devices that work for this shard; and again whenever these change, or the
+    models that they hold. A device that is named no more has still to answer what it was granted."""
 
     version: int
     agent: str
@@ -205,7 +213,7 @@ class Done(Message, tag=12):
 DONE_CODES: Final = ("ok", "too_late", "model_error", "worker_died", "unknown_model")
 """``ok``; ``too_late``: not started, its window had closed; ``model_error``: the model raised, hung or
 returned the wrong number of outputs; ``worker_died``: the process that ran it died; ``unknown_model``: not
-started, the model is not loaded there (any more), which is no attempt."""
+started, the model is not loaded there (any more), or the device works for another shard, which is no attempt."""
 
 
 # ---- shards to agents ------------------------------------------------------------------

@@ -28,6 +28,7 @@ MESSAGES = {
     ],
     "to_client": [
         p.Welcome(1, "s1", 1_000_000, 2**26, [("ocr", 5_000_000)]),
+        p.Welcome(1, "s1", 1_000_000, 0, [], [("s1", "tcp://h:1"), ("s2", "")], [("ocr", [(1, 0.5), (0, 2.0)])], 7),
         p.Result(
             [
                 p.Answer(1, Outcome.OK, NODE, 5, timings=[p.StageTiming("detect", 1, 2, 3, 4, -5)]),
@@ -156,4 +157,4 @@ def test_headers_are_bounded():
 def test_each_kind_has_a_number_of_its_own():
     kinds = [kind for kind in vars(p).values() if isinstance(kind, type) and issubclass(kind, p.Message)]
     tags = [kind.__struct_config__.tag for kind in kinds if kind is not p.Message]
-    assert len(tags) == len(set(tags)) == 11
+    assert len(tags) == len(set(tags)) == 15
