@@ -5,8 +5,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from difflib import get_close_matches
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 from rich.console import Console
@@ -20,13 +19,17 @@ from cli.options import (
     explain_errors,
     find_store,
     json_option,
+    near,
+    not_running,
     print_json,
+    shard_option,
     slo_option,
     store_option,
 )
-from cli.submit import connect, find_shards
-from cluster.records import READY, NodeRecord, Paths, PipelineRecord, decode, name_of
-from cluster.store import open_store
+from cli.rollout import waits_for
+from cli.snapshot import look
+from cli.submit import connect
+from cluster.records import READY
 from laxity import Client
 from laxity.outcomes import Outcome
 from pipelines import PipelineSpec, format_duration
@@ -88,6 +91,7 @@ def _window(_context: click.Context, _parameter: click.Parameter, value: str | N
     metavar="N",
     help="How many requests may be under way at once; more are not sent.",
 )
+@shard_option
 @cluster_option
 @store_option
 @json_option
@@ -105,6 +109,7 @@ def load(
     slo: float | None,
     payload_bytes: int,
     in_flight: int,
+    shard: str | None,
     cluster: str,
     store: str | None,
     as_json: bool,
@@ -114,7 +119,8 @@ def load(
     Requests are sent when they are due, whatever became of those before (open loop). A trace file is CSV with the
     columns seconds_offset,requests or arrival_s; it is scaled so that the mean rate over the window is --rate, or
     --load times the capacity: what the bottleneck stage carries in planned batches on the GPUs that hold it now. The
-    same seed gives the same arrivals, here and in `laxity simulate`.
+    same seed gives the same arrivals, here and in `laxity simulate`. What GPUs hold is in the cluster's store: with
+    --shard nothing is known of them, so that only --rate can be used and there is no bound.
 
     Beside goodput and drops it tells the fluid bound, Σ min(offered, capacity) over the seconds, and by how much
     requests were sent later than due (lag): a generator that lags measures itself.
@@ -126,6 +132,8 @@ def load(
       laxity load tm --rate 100 --duration 10s
       laxity load lv --trace trace.csv --window 330:450 --load 0.85
       laxity load lv --trace gamma:2 --duration 60s --load 0.9 --json
+      laxity load lv --rate 500 --duration 1m --store etcd://e1:2379,e2:2379
+      laxity load lv --rate 500 --duration 1m --shard tcp://10.0.0.7:7100,tcp://10.0.0.8:7100
     """
     if (relative is None) == (rate is None):
         raise click.UsageError("give either --rate (requests per second) or --load (a part of the capacity)")
@@ -133,18 +141,18 @@ def load(
         source = prepare(trace, as_seconds=as_seconds, superpose=superpose, window=window, seconds=duration)
     except TraceError as error:
         raise click.UsageError(str(error)) from None
-    shards = find_shards(cluster, store)
-    spec, held = _served(pipeline, cluster, store)
-    if slo is not None and slo > spec.slo:
+    target = _known_target(pipeline, cluster, store) if shard is None else _Target(shard, None, [])
+    spec = target.spec
+    if slo is not None and spec is not None and slo > spec.slo:
         raise click.UsageError(
             f"--slo {format_duration(slo)} is longer than the pipeline's {format_duration(spec.slo)}: ask for less"
         )
-    carried = _capacity(spec, held)
+    carried = _capacity(spec, target.held) if spec is not None else None
     if relative is not None:
         rate = _rate(relative, carried, spec)
     assert rate is not None
     arrivals = _arrivals(source, rate, seed)
-    with Client(shards, max_pending=in_flight) as client:
+    with _client(target.shards, in_flight) as client:
         missing = connect(client)
         if missing is not None:
             raise click.ClickException(missing.detail)
@@ -155,9 +163,9 @@ def load(
         "pipeline": pipeline,
         "trace": source.name,
         "seed": seed,
-        **_gpus(spec, held),
+        **_gpus(spec, target.held),
         "seconds": source.length,
-        **figures(loop, spec, arrivals, source.length, carried),
+        **figures(loop, Graph(spec).order if spec is not None else (), arrivals, source.length, carried),
     }
     if as_json:
         print_json(found)
@@ -168,37 +176,47 @@ def load(
         sys.exit(1)
 
 
-def _served(pipeline: str, cluster: str, store: str | None) -> tuple[PipelineSpec, list[list[str]]]:
-    """A pipeline, and which of its stages each GPU holds that holds any, by the records of a running cluster."""
-    paths = Paths(cluster)
-    opened = open_store(find_store(cluster, store))
-    try:
-        entries = opened.list(paths.root).entries
-    finally:
-        opened.close()
-    specs = {
-        name_of(entry.key): decode(PipelineRecord, entry.key, entry.value).spec
-        for entry in entries
-        if entry.key.startswith(paths.pipelines)
-    }
-    if pipeline not in specs:
-        near = get_close_matches(pipeline, specs, 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"it serves {', '.join(specs) or 'none'}"
+class _Target(NamedTuple):
+    """What the load is for: the shards' addresses, the pipeline (None: only the shards know it), and which of its
+    stages each GPU holds that holds any."""
+
+    shards: str
+    spec: PipelineSpec | None
+    held: list[list[str]]
+
+
+def _known_target(pipeline: str, cluster: str, store: str | None) -> _Target:
+    """What a cluster's records say of a pipeline."""
+    seen = look(find_store(cluster, store), cluster)
+    if not seen.brokers:
+        raise not_running(cluster)
+    if pipeline not in seen.serving:
+        if pipeline in seen.pipelines:
+            why = waits_for(seen, seen.pipelines[pipeline].spec)
+            raise click.ClickException(f"the pipeline {pipeline!r} is applied but not served yet: {why}")
+        hint = near(pipeline, seen.serving, "it serves")
         raise click.ClickException(f"the cluster {cluster!r} serves no pipeline {pipeline!r}; {hint}")
-    spec = specs[pipeline]
+    spec = seen.serving[pipeline].spec
     stages = {spec.model_key(stage): stage for stage in spec.stages}
-    held = []
-    for entry in entries:
-        if entry.key.startswith(paths.nodes):
-            for device in decode(NodeRecord, entry.key, entry.value).devices:
-                ready = [stages[key] for key, state in device.models.items() if state == READY and key in stages]
-                held.append(ready)
+    held = [
+        [stages[model] for model, state in device.models.items() if state == READY and model in stages]
+        for node in seen.nodes.values()
+        for device in node.devices
+    ]
     missing = set(spec.stages) - {stage for stages_held in held for stage in stages_held}
     if missing:
         raise click.ClickException(
             f"no GPU is ready for stage {', '.join(sorted(missing))} of {pipeline!r}; see `laxity status`"
         )
-    return spec, [stages_held for stages_held in held if stages_held]
+    shards = ",".join(record.frontend for record in seen.brokers.values())
+    return _Target(shards, spec, [stages_held for stages_held in held if stages_held])
+
+
+def _client(shards: str, in_flight: int) -> Client:
+    try:
+        return Client(shards, max_pending=in_flight)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
 
 
 def _shared(held: Sequence[Sequence[str]]) -> bool:
@@ -215,12 +233,16 @@ def _capacity(spec: PipelineSpec, held: Sequence[Sequence[str]]) -> float | None
     return capacity(spec, Counter(stage for stages in held for stage in stages))
 
 
-def _gpus(spec: PipelineSpec, held: Sequence[Sequence[str]]) -> dict[str, Any]:
+def _gpus(spec: PipelineSpec | None, held: Sequence[Sequence[str]]) -> dict[str, Any]:
+    if spec is None:
+        return {"gpus": None, "split": []}
     counts = Counter(stage for stages in held for stage in stages)
     return {"gpus": len(held), "split": [] if _shared(held) else [counts[stage] for stage in Graph(spec).order]}
 
 
-def _rate(relative: float, carried: float | None, spec: PipelineSpec) -> float:
+def _rate(relative: float, carried: float | None, spec: PipelineSpec | None) -> float:
+    if spec is None:
+        raise click.UsageError("--load is a part of the capacity, which is not known with --shard; use --rate")
     if carried is None:
         unknown = ", ".join(name for name, stage in spec.stages.items() if stage.profile is None)
         raise click.ClickException(

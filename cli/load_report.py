@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -13,18 +14,16 @@ from rich.text import Text
 from cli.open_loop import OpenLoop
 from cli.options import print_table
 from laxity.outcomes import Outcome
-from pipelines import PipelineSpec
-from pipelines.graph import Graph
 from simulation.metrics import Floats, fluid_bound, latency, rates
 
 TOLERATED_LAG_MS = 3.0
 
 
 def figures(
-    loop: OpenLoop, spec: PipelineSpec, arrivals: Floats, seconds: float, carried: float | None
+    loop: OpenLoop, stages: Sequence[str], arrivals: Floats, seconds: float, carried: float | None
 ) -> dict[str, Any]:
     """What came out; the names are those of :class:`simulation.results.RunResult`. Requests that were not sent count
-    as offered, and as not good."""
+    as offered, and as not good. ``stages`` are in order; those that are not known appear where they dropped."""
     good = loop.outcomes[Outcome.OK]
     bound = float(len(arrivals)) if carried is None else float(fluid_bound(arrivals, seconds, carried)[1].sum())
     found = rates(len(arrivals), good, bound, seconds)._asdict()
@@ -38,7 +37,9 @@ def figures(
         "outcomes": {str(outcome): loop.outcomes[outcome] for outcome in Outcome},
         **found,
         "latency_ms": msgspec.to_builtins(latency(np.array(loop.latencies))),
-        "drops_by_stage": {stage: loop.dropped_at[stage] for stage in Graph(spec).order},
+        "drops_by_stage": {
+            stage: loop.dropped_at[stage] for stage in (*stages, *sorted(loop.dropped_at.keys() - set(stages)))
+        },
         "lag_ms": {"p99": float(p99), "max": float(most)},
     }
 
@@ -47,7 +48,9 @@ def print_figures(found: dict[str, Any]) -> None:
     capacity_rps, bound_rps = found["capacity_rps"], found["bound_rps"]
     table = Table("pipeline", found["pipeline"])
     table.add_row("trace", Text(f"{found['trace']}, {found['seconds']:g} s, seed {found['seed']}"))
-    table.add_row("GPUs", f"{found['gpus']}" + (f" ({','.join(map(str, found['split']))})" if found["split"] else ""))
+    if found["gpus"] is not None:
+        split = f" ({','.join(map(str, found['split']))})" if found["split"] else ""
+        table.add_row("GPUs", f"{found['gpus']}{split}")
     if capacity_rps is not None:
         load = found["offered_rps"] / capacity_rps
         table.add_row("offered", f"{found['offered_rps']:,.1f}/s, load {load:.2f} of {capacity_rps:,.1f}/s")

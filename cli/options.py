@@ -115,6 +115,11 @@ def check_size(_context: click.Context, _parameter: click.Parameter, value: str)
 slo_option = click.option(
     "--slo", callback=check_duration, metavar="TIME", help="Latency budget, as in 800ms or 2s (default: the SLO)."
 )
+shard_option = click.option(
+    "--shard",
+    metavar="URL,...",
+    help="The addresses of one shard or several, as in tcp://127.0.0.1:7100 (default: those in the cluster's store).",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
@@ -166,7 +171,7 @@ def near(name: str, known: Iterable[str], what: str) -> str:
     found = get_close_matches(name, names, 1)
     if found:
         return f"did you mean {found[0]!r}?"
-    return f"{what}: {', '.join(names[:_NAMED])}{', ...' if len(names) > _NAMED else ''}" if names else f"{what}: none"
+    return f"{what} {', '.join(names[:_NAMED]) or 'none'}{', ...' if len(names) > _NAMED else ''}"
 
 
 def print_json(value: Any) -> None:

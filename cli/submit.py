@@ -19,6 +19,7 @@ from cli.options import (
     json_option,
     not_running,
     print_table,
+    shard_option,
     slo_option,
     store_option,
 )
@@ -48,7 +49,7 @@ PATIENCE = (1.0, 4.0)
     help="How many requests may be under way at once.",
 )
 @click.option("--timings", is_flag=True, help="Show how long each stage took.")
-@click.option("--shard", metavar="URL", help="The shard, as in tcp://127.0.0.1:7100 (default: the cluster's).")
+@shard_option
 @cluster_option
 @store_option
 @json_option
@@ -80,6 +81,8 @@ def submit(
       laxity submit ocr *.png --slo 2s --timings
       laxity submit ocr scans/*.jpg --in-flight 1
       laxity submit lv --text hello --json
+      laxity submit lv --text hello --store etcd://e1:2379,e2:2379
+      laxity submit lv --text hello --shard tcp://10.0.0.7:7100,tcp://10.0.0.8:7100
       cat receipt.png | laxity submit ocr -
     """
     if (text is None) == (not files):

@@ -20,7 +20,7 @@ from cli.load_report import figures
 from cli.open_loop import OpenLoop
 from laxity import Client
 from laxity.outcomes import Outcome
-from pipelines import PipelineSpec, load_spec
+from pipelines import load_spec
 from pipelines.capacity import capacity, pool_capacity
 from simulation.arrivals import prepare
 
@@ -142,6 +142,19 @@ def test_a_bad_trace_is_named_with_its_line(laxity: Laxity, tmp_path: Path) -> N
     assert "bad.csv:3: requests must be a number of 0 or more, not '-4'" in result.stderr
 
 
+def test_shards_are_enough(laxity: Laxity) -> None:
+    shards = ",".join(shard["frontend"] for shard in loaded(laxity("status", "--json"))["shards"])
+    result = laxity("load", "tm", "--rate", "30", "--duration", "1s", "--shard", shards, "--json")
+    assert result.returncode == 0, result.stderr
+    found = loaded(result)
+    assert found["outcomes"]["ok"] > 0
+    assert found["gpus"] is found["capacity_rps"] is found["bound_rps"] is None
+    assert laxity("load", "tm", "--rate", "30", "--duration", "1s", "--shard", shards).returncode == 0
+    relative = laxity("load", "tm", "--load", "0.5", "--duration", "1s", "--shard", shards)
+    assert relative.returncode == 2
+    assert "not known with --shard; use --rate" in relative.stderr
+
+
 def test_no_cluster(tmp_path: Path) -> None:
     result = runner(tmp_path)("load", "tm", "--rate", "5", "--duration", "1s")
     assert result.returncode == 1
@@ -159,7 +172,7 @@ def test_capacity_by_what_gpus_hold() -> None:
     assert _capacity(measured, [[first], [second], [third]]) is None
 
 
-def test_requests_are_sent_whatever_the_answers_do(peer: Any, echo: PipelineSpec) -> None:
+def test_requests_are_sent_whatever_the_answers_do(peer: Any) -> None:
     """The shard answers nothing before it has every request; then each kind of end is counted."""
     arrivals = np.arange(6) * 0.005
     with Client(peer.url) as client:
@@ -182,13 +195,14 @@ def test_requests_are_sent_whatever_the_answers_do(peer: Any, echo: PipelineSpec
     assert (loop.submitted, loop.unsent, loop.in_flight) == (6, 0, 0)
     assert len(loop.lags) == 6
     assert len(loop.latencies) == 2
-    found = figures(loop, echo, arrivals, 1.0, 4.0)
+    found = figures(loop, ["echo"], arrivals, 1.0, 4.0)
     assert found["drops_by_stage"] == {"echo": 2}
     assert (found["goodput_rps"], found["bound_rps"]) == (2.0, 4.0)
     assert (found["drop_rate"], found["avoidable_drop_rate"]) == pytest.approx((4 / 6, 2 / 6))
-    unknown = figures(loop, echo, arrivals, 1.0, None)
+    unknown = figures(loop, [], arrivals, 1.0, None)
     assert unknown["capacity_rps"] is unknown["bound_rps"] is unknown["bound_ratio"] is None
     assert unknown["goodput_rps"] == 2.0
+    assert unknown["drops_by_stage"] == {"echo": 2}
 
 
 def test_what_the_client_refuses_is_counted(peer: Any) -> None:
