@@ -72,6 +72,10 @@ class Peer:
                 return sender, message, frames
             assert type(message) is protocol.Heartbeat, f"unexpected {message!r}"
 
+    def waits(self, milliseconds: int) -> bool:
+        """Whether a message is there, or comes within that long."""
+        return bool(self._router.poll(milliseconds))
+
     def quiet(self, milliseconds: int = 50) -> bool:
         """Whether nothing but heartbeats comes for that long."""
         while self._router.poll(milliseconds):
