@@ -35,7 +35,9 @@ class Gpu:
         """Since when it has not been at rest; FOREVER while it is."""
         self.taken = 0.0
         """Seconds that it was not at rest before."""
+        self.loads_begun = 0
         self.spent_loading = 0.0
+        """How many loads that took time have begun, and the seconds that they take."""
         self.boots = False
         self.engine = DeviceEngine()
         self.epoch = 0

@@ -283,6 +283,7 @@ class Machine:
             seconds = gpu.loads.get(action.model, 0.0)
             if seconds > 0.0:
                 gpu.loading += 1
+                gpu.loads_begun += 1
                 gpu.spent_loading += seconds
                 event = Event(LOADED, gpu, gpu.epoch)
                 event.code = action.model

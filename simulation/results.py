@@ -37,6 +37,8 @@ class Series(msgspec.Struct, frozen=True):
     bound: list[float]
     """min(offered, capacity)."""
     stages: list[StageSeries]
+    allocated: list[float] = []
+    """GPU-seconds that were allocated, of the whole cluster; empty where the GPUs were not scaled."""
 
 
 class RunResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,7 +72,16 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
     """GPU time spent on requests that were not good / all GPU time of the pipeline."""
     gpu_seconds_busy: float
     gpu_seconds_allocated: float
-    """GPUs × seconds."""
+    """GPUs × seconds; where they were scaled, those seconds alone in which a GPU held or was loading something."""
+    scaler: str = ""
+    """What scaled the GPUs, if anything did: ``planner`` or ``reactive``. What follows is the whole cluster's."""
+    moves: int = 0
+    """Changes of what a GPU was to hold, after the first placement."""
+    moves_per_hour: float = 0.0
+    loads: int = 0
+    """Models that were loaded by these moves."""
+    gpu_seconds_loading: float = 0.0
+    """What these loads took."""
     gpu_seconds_floor: float
     """Good requests × Σ l(b)/b over the stages, with planned batches: the busy time that those would take."""
     mean_batch: float

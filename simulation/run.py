@@ -16,6 +16,7 @@ from nodes.emulated import EmulatedModel
 from pipelines.capacity import all_profiles, capacity, planned_costs, pool_capacity
 from pipelines.graph import Graph
 from pipelines.spec import PipelineSpec
+from simulation.autoscale import Autoscale, Autoscaler
 from simulation.gpu import Delays, Gpu
 from simulation.machine import Machine
 from simulation.metrics import fluid_bound, latency, rates
@@ -56,7 +57,8 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True):
     """The GPUs and how they behave."""
 
     held: Sequence[Sequence[str]]
-    """The model keys (``spec.model_key(stage)``) that each GPU holds."""
+    """The model keys (``spec.model_key(stage)``) that each GPU holds; what bounds are reckoned by where the GPUs are
+    scaled and hold what the scaler says."""
     gpus_per_agent: int = 8
     jitter: float = 0.0
     """Standard deviation of the logarithm of execution times."""
@@ -65,6 +67,7 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True):
     straggler_factor: float = 5.0
     network: Network = Network()
     faults: Sequence[Fault] = ()
+    autoscale: Autoscale | None = None
 
 
 def simulate(
@@ -79,9 +82,11 @@ def simulate(
 ) -> list[RunResult]:
     """Run ``seconds`` of arrivals, then until every request has ended; one result a workload, in order.
 
-    ``control`` is called with the time and the machine after each second: what the control plane does to a cluster.
-    The same arguments give the same results. ``progress`` is called now and then with the part (0 to 1) that is done.
-    Raises ValueError for a stage without a profile and :class:`pipelines.policies.PolicyError`.
+    ``control`` is called with the time and the machine after each second; where the GPUs are scaled
+    (``Cluster.autoscale``) it must leave the shard's reports to the scaler. Those GPUs begin with what the rate of the
+    first second asks for. The same arguments give the same results. ``progress`` is called now and then with the part
+    (0 to 1) that is done. Raises ValueError for a stage without a profile and
+    :class:`pipelines.policies.PolicyError`.
     """
     started = time.perf_counter()
     whole = max(math.ceil(seconds), 1)
@@ -106,6 +111,11 @@ def simulate(
         seed,
         record,
     )
+    scaler = None
+    if cluster.autoscale is not None:
+        scaler = Autoscaler(cluster.autoscale, [workload.spec for workload in workloads], machine, record)
+        first = min(seconds, 1.0)
+        scaler.begin([int(np.searchsorted(workload.arrivals, first)) / first for workload in workloads])
     for fault in cluster.faults:
         machine.lose(f"agent-{fault.agent}", fault.at, fault.back)
     times = np.concatenate([workload.arrivals for workload in workloads])
@@ -117,15 +127,31 @@ def simulate(
         machine.run(arrivals, which_of, payload, float(second + 1))
         if control is not None:
             control(float(second + 1), machine)
+        if scaler is not None:
+            scaler.step(float(second + 1), seconds)
         if progress is not None:
             progress((second + 1) / whole)
     machine.run(arrivals, which_of, payload, math.inf)
     wall = time.perf_counter() - started
     capacities = _capacities(workloads, cluster)
-    return [
+    results = [
         _result(workload, pipeline, cluster, most, seconds, seed, trace, wall)
         for workload, pipeline, most in zip(workloads, records, capacities, strict=True)
     ]
+    return results if scaler is None else [_scaled(result, scaler, machine) for result in results]
+
+
+def _scaled(result: RunResult, scaler: Autoscaler, machine: Machine) -> RunResult:
+    return msgspec.structs.replace(
+        result,
+        scaler=scaler.name,
+        gpu_seconds_allocated=math.fsum(scaler.allocated),
+        moves=scaler.moves,
+        moves_per_hour=scaler.moves * 3600.0 / result.seconds,
+        loads=sum([gpu.loads_begun for gpu in machine.gpus]),
+        gpu_seconds_loading=math.fsum([gpu.spent_loading for gpu in machine.gpus]),
+        series=msgspec.structs.replace(result.series, allocated=scaler.allocated),
+    )
 
 
 def _capacities(workloads: Sequence[Workload], cluster: Cluster) -> list[float]:
@@ -152,7 +178,7 @@ def _gpus(workloads: Sequence[Workload], cluster: Cluster) -> list[Gpu]:
             seconds[workload.spec.model_key(name)] = [0.0, *(profile.latency(b) for b in range(1, largest + 1))]
     each = cluster.gpus_per_agent
     return [
-        Gpu(f"agent-{index // each}", index % each, {key: seconds[key] for key in keys}, list(keys))
+        Gpu(f"agent-{index // each}", index % each, seconds, list(keys) if cluster.autoscale is None else [])
         for index, keys in enumerate(cluster.held)
     ]
 
