@@ -1,4 +1,4 @@
-"""Which shard a client talks to, and whether it is there: an engine without sockets or clocks.
+"""One connection of a client: to which endpoint, and whether a shard is there. An engine without sockets or clocks.
 
 The shell reports what happens (a handshake, a message, a loss) and asks :meth:`Link.advance` what to do.
 Every (re)connection is a new socket to one endpoint. An endpoint that is lost or silent makes room for the
@@ -8,7 +8,7 @@ refused, requests are told why instead of waiting for their deadlines.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import Enum, auto
 
 from laxity.protocol import VERSION, Welcome
@@ -35,11 +35,12 @@ class Step(Enum):
     GREET = auto()
     """Send HELLO."""
     RESUBMIT = auto()
-    """The shard is ready: submit every request that has not ended."""
+    """The shard is ready: submit every request that is its own and has not ended."""
     HEARTBEAT = auto()
     """Send HEARTBEAT."""
     GIVE_UP = auto()
-    """Every endpoint refused: end all requests as unavailable, for the reason in :attr:`Link.trouble`."""
+    """Every endpoint refused: where there is no other shard, end all requests as unavailable, for the reason in
+    :attr:`Link.trouble`."""
 
 
 class State(Enum):
@@ -50,13 +51,17 @@ class State(Enum):
 
 
 class Link:
-    """The connection to one of several shards. ``jitter`` (0 to 1) spreads the reconnections of many clients."""
+    """The connection to one of several endpoints. ``jitter`` (0 to 1) spreads the reconnections of many clients;
+    ``passes_over`` says which endpoints are not to be tried at present, as another connection leads there."""
 
-    def __init__(self, endpoints: Sequence[str], jitter: float, now: float) -> None:
+    def __init__(
+        self, endpoints: Sequence[str], jitter: float, now: float, passes_over: Callable[[str], bool] = lambda _: False
+    ) -> None:
         self.state = State.DOWN
         self.trouble = "no shard was reached yet"
         self.heartbeat = 1.0
         self._endpoints = endpoints
+        self._passes_over = passes_over
         self._jitter = 0.5 + jitter / 2
         self._index = 0
         self._failures = 0
@@ -104,8 +109,7 @@ class Link:
             versions = f"the shard speaks protocol version {welcome.version}, this client {VERSION}"
             self._refused(now, f"{versions}; upgrade the older of the two")
             return
-        shortest, longest = HEARTBEAT_BOUNDS
-        self.heartbeat = min(max(welcome.heartbeat_us / 1e6, shortest), longest)
+        self.heartbeat = heartbeat_of(welcome)
         if self.state is State.GREETING:
             self.state = State.OPEN
             self.trouble = ""
@@ -146,9 +150,12 @@ class Link:
             missing = "connection" if self.state is State.CONNECTING else "answer to HELLO"
             self.lost(now, f"no {missing} within {ATTEMPT:g} s")
         if self.state is State.DOWN and now >= self._retry_at:
-            self.state = State.CONNECTING
-            self._give_up_at = now + ATTEMPT
-            self._steps.append(Step.CONNECT)
+            if self._find_endpoint():
+                self.state = State.CONNECTING
+                self._give_up_at = now + ATTEMPT
+                self._steps.append(Step.CONNECT)
+            else:
+                self._retry_at = now + BACKOFF[1] * self._jitter
         steps = self._steps
         self._steps = []
         return steps
@@ -169,6 +176,15 @@ class Link:
             # Also while requests go out and nothing comes in: a HEARTBEAT is answered, a SUBMIT may take long.
             self._asked = self._sent = now
             self._steps.append(Step.HEARTBEAT)
+
+    def _find_endpoint(self) -> bool:
+        """Turn to the next endpoint that is not passed over; whether there is one."""
+        count = len(self._endpoints)
+        for index in range(self._index, self._index + count):
+            if not self._passes_over(self._endpoints[index % count]):
+                self._index = index % count
+                return True
+        return False
 
     def _greet(self, now: float) -> None:
         self.state = State.GREETING
@@ -194,3 +210,9 @@ class Link:
         first, longest = BACKOFF
         pause = NEXT if rest else min(first * 2.0 ** min(rounds - 1, 10), longest)
         self._retry_at = now + pause * self._jitter
+
+
+def heartbeat_of(welcome: Welcome) -> float:
+    """The heartbeat interval in seconds that a WELCOME asks for, within bounds."""
+    shortest, longest = HEARTBEAT_BOUNDS
+    return min(max(welcome.heartbeat_us / 1e6, shortest), longest)

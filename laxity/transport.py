@@ -1,17 +1,22 @@
 """The I/O thread of a client: the only one that touches its sockets.
 
-It carries requests from the user's threads to a shard and answers back, and does what its two engines,
-:class:`~laxity.link.Link` and :class:`~laxity.requests.RequestTable`, decide. Requests that wait when it comes
-round share one SUBMIT; whatever has arrived is read before it sleeps again.
+It carries requests from the user's threads to shards and answers back, and does what its engines decide:
+:class:`~laxity.routes.Router`, which shard gets a request; :class:`~laxity.requests.RequestTable`, what is in flight;
+and for each :class:`~laxity.connection.Connection` its :class:`~laxity.link.Link`. Requests that wait when it comes
+round share one SUBMIT a shard; whatever has arrived is read before it sleeps again.
+
+One connection, *home*, goes to the addresses that the user gave, one after the other until a shard answers. Shards tell
+where the others are, and those that the requests made so far are to be spread over get a connection each, unless it is
+the one at home. A shard must not be connected to twice: it would take the second connection for the first one's
+successor. So endpoints known to lead where another connection leads are passed over; where a WELCOME shows that a
+connection is a second one, it is given up and the first one greets again.
 """
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import math
 import socket
-import struct
 import threading
 import time
 from collections import deque
@@ -21,12 +26,14 @@ from typing import Any
 import zmq
 
 from laxity import protocol
-from laxity.link import Link, Step
+from laxity.connection import LOST, Connection
+from laxity.link import Link, State, Step
 from laxity.node import PayloadError
 from laxity.outcomes import Outcome
 from laxity.payload import Unpacker, decode, pack
 from laxity.protocol import Answer, ProtocolError
-from laxity.requests import Pending, RequestTable, local_answer
+from laxity.requests import Lane, Pending, RequestTable, local_answer
+from laxity.routes import Router
 from laxity.version import __version__
 
 log = logging.getLogger("laxity")
@@ -34,33 +41,8 @@ log = logging.getLogger("laxity")
 Ended = tuple[Pending, Answer, Any]
 """A request that ended: with its answer's header, and its value where the outcome is ``ok``."""
 
-MAX_FRAME = 256 * 1024 * 1024
-"""The largest frame that a shard may send, in bytes."""
-HIGH_WATER = 100
-"""Messages that may lie in ZeroMQ's queue; more wait here, where they can still be cancelled or joined."""
-DRAIN = 64
-"""Messages that are read before it is looked whether something wants to be sent."""
-COPY_BELOW = 65536
-"""Frames of fewer bytes are copied; for larger ones that costs more than the bookkeeping of not doing so."""
 LINGER_MS = 200
 """How long the last words of a closing client may take, in milliseconds."""
-RECONNECT_MS = 60_000
-"""How long libzmq waits before it reconnects, in milliseconds: for ever, as :class:`Link` sees to that."""
-MONITORED = (
-    zmq.EVENT_HANDSHAKE_SUCCEEDED
-    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
-    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
-    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
-    | zmq.EVENT_DISCONNECTED
-    | zmq.EVENT_CONNECT_RETRIED
-)
-LOST = {
-    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL: "the handshake failed; is that a shard's port for services?",
-    zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL: "it does not speak ZeroMQ; is that a shard's port for services?",
-    zmq.EVENT_HANDSHAKE_FAILED_AUTH: "it did not accept this client's credentials",
-    zmq.EVENT_DISCONNECTED: "the connection broke",
-    zmq.EVENT_CONNECT_RETRIED: "nobody listens there",
-}
 
 
 class Transport:
@@ -78,20 +60,24 @@ class Transport:
         self.ready = threading.Event()
         """Whether a shard is connected and has said what it serves; also set once the thread has ended."""
         self._deliver = deliver
-        self._link = Link(endpoints, jitter=int(client[:4], 16) / 0xFFFF, now=time.monotonic())
-        self._cancels: list[int] = []
+        self._jitter = int(client[:4], 16) / 0x10000
+        self._router = Router(self._jitter)
+        self._seen = -1
+        self._given = list(dict.fromkeys(endpoints))
+        self._shard_at: dict[str, str] = {}
+        """The shard that answered last at an endpoint."""
         self._ended: list[Ended] = []
-        self._blocked = False
-        self._greeting_due = False
         self._last_words: tuple[Outcome, str] | None = None
         self._wake_read, self._wake_write = socket.socketpair()
         self._wake_read.setblocking(False)
         self._wake_write.setblocking(False)
-        self._context = zmq.Context()
-        self._dealer: zmq.Socket[bytes] | None = None
-        self._monitor: zmq.Socket[bytes] | None = None
+        self._context: zmq.Context[Any] = zmq.Context()
         self._poller = zmq.Poller()
         self._poller.register(self._wake_read, zmq.POLLIN)
+        self._connections: list[Connection] = []
+        self._retired: list[Connection] = []
+        """Connections to shards that get no more requests."""
+        self._home = self._new_connection(self._given)
 
     # ---- called by the user's threads ------------------------------------------------------
 
@@ -113,8 +99,8 @@ class Transport:
 
     @property
     def trouble(self) -> str:
-        """Why no shard is connected; '' while one is."""
-        return self._link.trouble
+        """Why no shard is connected."""
+        return self._home.link.trouble
 
     # ---- the I/O thread ------------------------------------------------------------------
 
@@ -141,35 +127,48 @@ class Transport:
 
     def _turn(self) -> None:
         now = time.monotonic()
+        table = self.table
+        connections = self._connections
         if self.inbox:
             self._empty_inbox()
-        for step in self._link.advance(now):
-            self._take_step(step, now)
-        if self._greeting_due and not self._blocked:
-            self._greet(now)
-        if self._link.is_open:
-            self._send_waiting(now)
-        if now >= self.table.due_at():
-            for pending, answer in self.table.look_after(now, self._link.is_open, self._link.trouble):
+        for connection in connections:
+            for step in connection.link.advance(now):
+                self._take_step(connection, step, now)
+        if table.is_unassigned or self._router.changes != self._seen:
+            self._assign(now)
+        for connection in connections:
+            if connection.greeting_due and not connection.blocked:
+                self._greet(connection, now)
+            if connection.lane is not None and connection.link.is_open:
+                self._send_waiting(connection, connection.lane, now)
+        if now >= table.due_at():
+            for pending, answer in table.look_after(now, self._trouble_of):
                 self._ended.append((pending, answer, None))
+        if self._retired:
+            self._leave_retired(now)
         self._flush()
         # From here on who adds to the inbox wakes this thread; what came before is seen now.
         self.sleeping = True
         if self.inbox or self.stopping:
             timeout = 0
         else:
-            due = min(self._link.due_at(), self.table.due_at())
+            due = table.due_at()
+            for connection in connections:
+                due = min(due, connection.link.due_at())
             timeout = min(max(0, math.ceil((due - time.monotonic()) * 1000)), 60_000)
         ready = self._poller.poll(timeout)
         self.sleeping = False
         for source, events in ready:
-            if source is self._dealer:
-                if events & zmq.POLLIN:
-                    self._receive()
-                if events & zmq.POLLOUT:
-                    self._unblock()
-            elif source is self._monitor:
-                self._watch()
+            for connection in connections:
+                if source is connection.dealer:
+                    if events & zmq.POLLIN:
+                        connection.receive(self._understand)
+                    if events & zmq.POLLOUT:
+                        connection.unblock()
+                    break
+                if source is connection.monitor:
+                    self._watch(connection)
+                    break
             else:
                 self._wake_read.recv(4096)
 
@@ -181,9 +180,7 @@ class Transport:
             if isinstance(item, Pending):
                 table.add(item)
             else:
-                pending = table.pop(item)
-                if pending is not None and pending.sent:
-                    self._cancels.append(item)
+                table.cancel(item)
 
     def _flush(self) -> None:
         if self._ended:
@@ -198,69 +195,27 @@ class Transport:
 
     # ---- sending -----------------------------------------------------------------------
 
-    def _send_waiting(self, now: float) -> None:
-        if self._cancels and not self._blocked and self._send([protocol.encode(protocol.Cancel(self._cancels))], now):
-            self._cancels = []
+    def _send_waiting(self, connection: Connection, lane: Lane, now: float) -> None:
         table = self.table
-        while table.is_waiting and not self._blocked:
-            batch = table.take(now)
+        if (lane.cancels or lane.left_behind) and not connection.blocked:
+            ids = table.take_cancels(lane)
+            if ids and not connection.say(protocol.Cancel(ids), now):
+                lane.cancels = ids
+        while lane.waiting and not connection.blocked:
+            batch = table.take(lane, now)
             if not batch:
                 return
             header = protocol.encode(protocol.Submit(int(now * 1e6), [pending.request for pending in batch]))
-            if not self._send([header, *pack([pending.payload for pending in batch])], now):
-                table.put_back(batch)
+            if not connection.send([header, *pack([pending.payload for pending in batch])], now):
+                table.put_back(lane, batch)
                 return
             table.sent(batch)
 
-    def _send(self, frames: list[Any], now: float) -> bool:
-        """False where the socket takes nothing now; it is then polled for when it does."""
-        dealer = self._dealer
-        if dealer is None:
-            return False
-        last = len(frames) - 1
-        try:
-            for index, frame in enumerate(frames):
-                flags = zmq.NOBLOCK if index == last else zmq.NOBLOCK | zmq.SNDMORE
-                dealer.send(frame, flags, copy=len(frame) < COPY_BELOW)
-        except zmq.Again:
-            self._blocked = True
-            self._poller.modify(dealer, zmq.POLLIN | zmq.POLLOUT)
-            return False
-        self._link.sent(now)
-        return True
-
-    def _unblock(self) -> None:
-        self._blocked = False
-        if self._dealer is not None:
-            self._poller.modify(self._dealer, zmq.POLLIN)
-
     # ---- receiving ---------------------------------------------------------------------
 
-    def _receive_all(self) -> None:
-        """Read what a broken connection has left."""
-        while self._receive():
-            pass
-
-    def _receive(self) -> bool:
-        """Read what has come in; whether there may be more."""
-        dealer = self._dealer
-        if dealer is None:
-            return False
-        for _ in range(DRAIN):
-            try:
-                frame = dealer.recv(zmq.NOBLOCK, copy=False)
-            except zmq.Again:
-                return False
-            parts: list[Any] = []
-            header = frame.bytes
-            while frame.more:
-                frame = dealer.recv(copy=False)
-                parts.append(frame if len(frame) >= COPY_BELOW else frame.bytes)
-            self._understand(header, parts, time.monotonic())
-        return True
-
-    def _understand(self, header: bytes, parts: list[Any], now: float) -> None:
-        link = self._link
+    def _understand(self, connection: Connection, header: bytes, parts: list[Any]) -> None:
+        now = time.monotonic()
+        link = connection.link
         try:
             message = protocol.decode_to_client(header)
         except ProtocolError as error:
@@ -269,17 +224,14 @@ class Transport:
             return
         link.heard(now)
         if type(message) is protocol.Result:
-            self._take_answers(message.answers, parts)
+            if connection.lane is not None:
+                self._take_answers(connection.lane, message.answers, parts)
         elif type(message) is protocol.Welcome:
-            link.welcome(now, message)
-            self.table.learn(link.heartbeat, message.max_payload, message.pipelines)
-            self._ended += [(pending, answer, None) for pending, answer in self.table.too_large()]
-            if link.is_open:
-                self.ready.set()
+            self._welcome(connection, message, now)
         elif type(message) is protocol.Goodbye:
             link.goodbye(now, message.reason, message.retry)
 
-    def _take_answers(self, answers: list[Answer], parts: list[Any]) -> None:
+    def _take_answers(self, lane: Lane, answers: list[Answer], parts: list[Any]) -> None:
         unpacker = Unpacker(parts)
         broken: PayloadError | None = None
         for answer in answers:
@@ -290,7 +242,7 @@ class Transport:
                 payload = unpacker.take(answer.payload)
             except PayloadError as error:
                 broken = error  # where the next answer's parts begin is unknown
-            pending = self.table.pop(answer.id)
+            pending = self.table.pop_answered(answer, lane)
             if pending is None:
                 continue
             try:
@@ -302,96 +254,175 @@ class Transport:
                 answer = local_answer(pending, Outcome.FAILED, f"the shard's answer cannot be read: {error}")
             self._ended.append((pending, answer, value))
 
-    # ---- the link ----------------------------------------------------------------------
-
-    def _watch(self) -> None:
-        """Tell the link what the monitor saw."""
-        monitor = self._monitor
-        while monitor is not None and monitor is self._monitor:
-            try:
-                event, _ = monitor.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
+    def _welcome(self, connection: Connection, welcome: protocol.Welcome, now: float) -> None:
+        link = connection.link
+        shard = welcome.shard
+        if welcome.version == protocol.VERSION:
+            self._shard_at[link.endpoint] = shard
+            twin = next((c for c in self._connections if c is not connection and c.is_connected_to(shard)), None)
+            if twin is not None:
+                link.lost(now, f"it is shard {shard}, which there is a connection to already")
+                twin.link.goodbye(now, "another connection took its place", retry=True)
                 return
-            kind = struct.unpack_from("=H", event)[0]
-            if kind == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-                self._link.handshaked(time.monotonic())
-            elif kind in LOST:
-                self._receive_all()
-                reason = LOST[kind]
-                if kind == zmq.EVENT_CONNECT_RETRIED and _is_named(self._link.endpoint):
-                    reason += ", or the name does not resolve"  # libzmq does not tell the two apart
-                self._link.lost(time.monotonic(), reason)
+            expected = connection.shard if connection.lane is None else connection.lane.shard
+            if expected not in ("", shard):
+                link.lost(now, f"it is shard {shard}, not {expected}")
                 return
-
-    def _take_step(self, step: Step, now: float) -> None:
-        if step is Step.CLOSE:
-            log.info("left a shard: %s", self._link.trouble)
-            self.ready.clear()
-            self._disconnect(0)
-        elif step is Step.CONNECT:
-            self._connect()
-        elif step is Step.GREET:
-            self._greeting_due = True
-        elif step is Step.RESUBMIT:
-            self.table.resubmit()
-        elif step is Step.HEARTBEAT:
-            self._send([protocol.encode(protocol.Heartbeat(int(now * 1e6)))], now)
-        elif step is Step.GIVE_UP:
-            self._end_all(Outcome.UNAVAILABLE, self._link.trouble)
-
-    def _greet(self, now: float) -> None:
-        hello = protocol.Hello(protocol.VERSION, self.client, f"laxity-python {__version__}")
-        self._greeting_due = not self._send([protocol.encode(hello)], now)
-
-    def _connect(self) -> None:
-        dealer: zmq.Socket[bytes] = self._context.socket(zmq.DEALER)
-        dealer.setsockopt(zmq.LINGER, 0)
-        # Not IMMEDIATE: with it libzmq throws unread answers away when the connection breaks. Nothing is sent
-        # before the handshake, and this socket is closed before it would connect a second time.
-        dealer.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
-        dealer.setsockopt(zmq.SNDHWM, HIGH_WATER)
-        dealer.setsockopt(zmq.RCVHWM, HIGH_WATER)
-        dealer.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME)
-        self._dealer = dealer
-        self._monitor = dealer.get_monitor_socket(MONITORED)
-        self._poller.register(dealer, zmq.POLLIN)
-        self._poller.register(self._monitor, zmq.POLLIN)
-        self._blocked = self._greeting_due = False
-        dealer.connect(self._link.endpoint)
-
-    def _disconnect(self, linger_ms: int) -> None:
-        if self._dealer is None or self._monitor is None:
+        link.welcome(now, welcome)
+        if not link.is_open:
             return
-        self._poller.unregister(self._dealer)
-        self._poller.unregister(self._monitor)
-        self._dealer.disable_monitor()
-        self._monitor.close(0)
-        self._dealer.close(linger_ms)
-        self._dealer = self._monitor = None
+        table, router = self.table, self._router
+        connection.lane = table.lane(shard)
+        router.welcome(welcome)
+        table.learn(router.heartbeat, router.max_payload, router.slos)
+        self._ended += [(pending, answer, None) for pending, answer in table.too_large()]
+        self.ready.set()
+
+    # ---- connections ----------------------------------------------------------------------
+
+    def _new_connection(self, endpoints: Sequence[str], shard: str = "", address: str = "") -> Connection:
+        def passes_over(endpoint: str) -> bool:
+            return any(other is not connection and self._leads_there(other, endpoint) for other in self._connections)
+
+        link = Link(endpoints, self._jitter, time.monotonic(), passes_over)
+        connection = Connection(self._context, self._poller, link, shard, address)
+        self._connections.append(connection)
+        return connection
+
+    def _leads_there(self, connection: Connection, endpoint: str) -> bool:
+        """Whether a connection leads, or may lead in a moment, to the shard at an endpoint."""
+        if connection.link.state is State.DOWN:
+            return False
+        if connection.link.endpoint == endpoint:
+            return True
+        shard = self._shard_at.get(endpoint, "")
+        if connection.lane is not None or connection.shard:
+            return connection.leads_to(shard)
+        return shard != "" and shard == self._shard_at.get(connection.link.endpoint)
+
+    def _watch(self, connection: Connection) -> None:
+        """Tell the link what the monitor saw."""
+        for kind in connection.events():
+            if kind == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                connection.link.handshaked(time.monotonic())
+            elif kind in LOST:
+                while connection.receive(self._understand):
+                    pass  # what a broken connection has left
+                connection.link.lost(time.monotonic(), connection.why_lost(kind))
+                return
+
+    def _take_step(self, connection: Connection, step: Step, now: float) -> None:
+        if step is Step.CLOSE:
+            log.info("left a shard: %s", connection.link.trouble)
+            self._disconnect(connection, 0)
+        elif step is Step.CONNECT:
+            try:
+                connection.connect()
+            except zmq.ZMQError as error:
+                connection.link.lost(now, f"that is no address to connect to: {error}")
+        elif step is Step.GREET:
+            connection.greeting_due = True
+            if connection.lane is not None:
+                self._router.lost(connection.lane.shard)
+        elif step is Step.RESUBMIT:
+            assert connection.lane is not None
+            self.table.resubmit(connection.lane)
+        elif step is Step.HEARTBEAT:
+            connection.say(protocol.Heartbeat(int(now * 1e6)), now)
+        elif step is Step.GIVE_UP and connection is self._home and not any(c.link.is_open for c in self._connections):
+            self._end_all(Outcome.UNAVAILABLE, connection.link.trouble)
+
+    def _greet(self, connection: Connection, now: float) -> None:
+        hello = protocol.Hello(protocol.VERSION, self.client, f"laxity-python {__version__}")
+        connection.greeting_due = not connection.say(hello, now)
+
+    def _disconnect(self, connection: Connection, linger_ms: int) -> None:
+        connection.disconnect(linger_ms)
+        lane = connection.lane
+        if lane is not None:
+            connection.lane = None
+            self._router.lost(lane.shard)
+            self.table.lost(lane)
+        if not any(other.lane is not None for other in self._connections):
+            self.ready.clear()
+
+    # ---- routes -----------------------------------------------------------------------------
+
+    def _assign(self, now: float) -> None:
+        """Say of requests which shard they go to."""
+        router, table = self._router, self.table
+        changed = False
+        while table.is_unassigned or self._seen != router.changes:
+            if self._seen != router.changes:
+                self._seen = router.changes
+                changed = True
+                table.unstrand()
+            table.assign(router.choose)
+        if changed:
+            self._follow_routes(now)
+
+    def _follow_routes(self, now: float) -> None:
+        """The routing table, the shards connected or the pipelines in use are others than before."""
+        router, table = self._router, self.table
+        wanted = router.wanted
+        home = "" if self._home.lane is None else self._home.lane.shard
+        wanted.pop(home, None)
+        self._retired = []
+        for connection in self._connections[1:]:
+            if connection.lane is None and wanted.get(connection.shard) != connection.address:
+                self._leave(connection, now)
+            elif connection.shard not in wanted:
+                self._retired.append(connection)
+        there = {connection.shard for connection in self._connections}
+        for shard, address in wanted.items():
+            if shard not in there:
+                # The given addresses too: the client's network may know the shard under another one than the table.
+                known = [endpoint for endpoint in self._given if self._shard_at.get(endpoint) == shard]
+                self._new_connection(list(dict.fromkeys([*known, address, *self._given])), shard, address)
+        places = {*self._given, *router.table.shards.values()}
+        self._shard_at = {endpoint: shard for endpoint, shard in self._shard_at.items() if endpoint in places}
+        table.forget_lanes({home, *wanted, *self._shard_at.values(), *there})
+
+    def _leave_retired(self, now: float) -> None:
+        """Leave the shards that get no more requests and have answered all."""
+        for connection in list(self._retired):
+            if connection.lane is None or not connection.lane.in_flight:
+                self._retired.remove(connection)
+                self._leave(connection, now)
+
+    def _leave(self, connection: Connection, now: float) -> None:
+        self._connections.remove(connection)
+        if connection.lane is not None:
+            connection.say(protocol.Goodbye("the routing table names this shard no more"), now)
+        self._disconnect(connection, LINGER_MS)
+
+    def _trouble_of(self, pipeline: str) -> str:
+        """What is wrong with the shards that serve a pipeline; '' where one of them is connected."""
+        if self._router.table.routes.get(pipeline) == {}:
+            return f"no shard serves {pipeline!r} at present"
+        serving = self._router.serving(pipeline)
+        concerned = [c for c in self._connections if any(c.leads_to(shard) for shard in serving)] or [self._home]
+        if any(connection.link.is_open for connection in concerned):
+            return ""
+        return "; ".join(dict.fromkeys(connection.link.trouble for connection in concerned))
+
+    # ---- the end ------------------------------------------------------------------------------
 
     def _part(self) -> None:
-        """Last words to the shard: what was in flight is no longer wanted."""
-        if self._link.is_known:
-            self._empty_inbox()
-            now = time.monotonic()
-            ids = [*self._cancels, *self.table.sent_ids()]
-            if ids:
-                self._send([protocol.encode(protocol.Cancel(ids))], now)
-            self._send([protocol.encode(protocol.Goodbye("the client was closed"))], now)
+        """Last words to the shards: what was in flight is no longer wanted."""
+        self._empty_inbox()
+        now = time.monotonic()
+        for connection in self._connections:
+            if connection.link.is_known:
+                lane = connection.lane
+                ids = [] if lane is None else [*lane.cancels, *self.table.sent_ids(lane)]
+                if ids:
+                    connection.say(protocol.Cancel(ids), now)
+                connection.say(protocol.Goodbye("the client was closed"), now)
 
     def _close_sockets(self) -> None:
-        self._disconnect(LINGER_MS)
+        for connection in self._connections:
+            connection.disconnect(LINGER_MS)
         self._context.term()
         self._wake_read.close()
         self._wake_write.close()
-
-
-def _is_named(endpoint: str) -> bool:
-    """Whether an endpoint is a host's name, and not a numeric address or a file."""
-    scheme, _, rest = endpoint.partition("://")
-    host = rest.rpartition(":")[0].strip("[]").partition("%")[0]
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return scheme == "tcp"
-    return False

@@ -1,16 +1,16 @@
-"""The client's two engines in virtual time: the link to a shard, and the table of requests."""
+"""The client's engines in virtual time: the link to a shard, and the table of requests."""
 
 from __future__ import annotations
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from laxity.link import ATTEMPT, BACKOFF, MISSED, Link, State, Step
 from laxity.outcomes import Outcome
 from laxity.payload import encode
-from laxity.protocol import MAX_HEADER, MAX_SHARED, Request, Welcome
+from laxity.protocol import MAX_HEADER, MAX_SHARED, Answer, Request, Welcome
 from laxity.requests import FRESH, GRACE, SHARED_BYTES, UNKNOWN_SLO, Pending, RequestTable
 
 WELCOME = Welcome(1, "shard", 1_000_000)
@@ -130,14 +130,38 @@ def test_heartbeat_intervals_are_held_within_bounds(heartbeat_us):
     assert 0.01 <= link.heartbeat <= 60
 
 
+def test_an_endpoint_that_another_connection_leads_to_is_passed_over():
+    taken = {"b"}
+    link = Link(("a", "b", "c"), 1.0, 0.0, taken.__contains__)
+    assert link.advance(0.0) == [Step.CONNECT]
+    assert link.endpoint == "a"
+    link.lost(0.0, "x")
+    assert link.advance(link.due_at()) == [Step.CLOSE, Step.CONNECT]
+    assert link.endpoint == "c"
+    link.lost(0.0, "x")
+    taken |= {"a", "c"}
+    now = link.due_at()
+    assert link.advance(now) == [Step.CLOSE]
+    assert link.state is State.DOWN
+    taken.discard("b")
+    assert now < link.due_at() <= now + BACKOFF[1]
+    assert link.advance(link.due_at()) == [Step.CONNECT]
+    assert link.endpoint == "b"
+
+
 class LinkMachine(RuleBasedStateMachine):
     """Whatever happens in whatever order, the steps make sense for one socket."""
 
     def __init__(self):
         super().__init__()
         self.now = 0.0
-        self.link = Link(("a", "b"), 0.5, 0.0)
+        self.taken = set()
+        self.link = Link(("a", "b"), 0.5, 0.0, self.taken.__contains__)
         self.socket = False
+
+    @rule(endpoint=st.sampled_from("ab"))
+    def take_or_leave(self, endpoint):
+        self.taken ^= {endpoint}
 
     @rule(seconds=st.floats(0, 5))
     def wait(self, seconds):
@@ -168,6 +192,7 @@ class LinkMachine(RuleBasedStateMachine):
         for step in self.link.advance(self.now):
             if step is Step.CONNECT:
                 assert not self.socket
+                assert self.link.endpoint not in self.taken
                 self.socket = True
             elif step is Step.CLOSE:
                 assert self.socket
@@ -188,10 +213,21 @@ def pending(id, now=0.0, slo=1.0, payload=b"", weight=100, implicit=False, pipel
     return Pending(id, request, encode(payload), weight, now, deadline, implicit, slo is not None, sink=None)
 
 
-def send(table, now):
-    batch = table.take(now)
+def assign(table, shard="s"):
+    """Everything goes to one shard; its lane."""
+    table.unstrand()
+    table.assign(lambda _: shard)
+    return table.lane(shard)
+
+
+def send(table, now, shard="s"):
+    batch = table.take(assign(table, shard), now)
     table.sent(batch)
     return [entry.id for entry in batch]
+
+
+def fine(_pipeline):
+    return ""
 
 
 def test_budgets_shrink_while_requests_wait_and_when_they_are_submitted_again():
@@ -201,19 +237,19 @@ def test_budgets_shrink_while_requests_wait_and_when_they_are_submitted_again():
     assert send(table, 10.25) == [1]
     assert entry.request.budget_us == 750_000
     assert send(table, 10.3) == []
-    table.resubmit()
+    table.resubmit(table.lane("s"))
     assert send(table, 10.5) == [1]
     assert entry.request.budget_us == 500_000
 
 
 def test_an_implicit_budget_is_named_only_once_time_has_passed():
     table = RequestTable()
-    table.learn(1.0, 0, [("p", 2_000_000)])
+    table.learn(1.0, 0, {"p": 2_000_000})
     entry = pending(1, slo=2.0, implicit=True)
     table.add(entry)
     send(table, FRESH / 2)
     assert entry.request.budget_us is None
-    table.resubmit()
+    table.resubmit(table.lane("s"))
     send(table, 0.5)
     assert entry.request.budget_us == 1_500_000
 
@@ -221,10 +257,10 @@ def test_an_implicit_budget_is_named_only_once_time_has_passed():
 def test_an_slo_learnt_later_bounds_what_waits():
     table = RequestTable()
     table.add(pending(1, slo=None, implicit=True))
-    table.learn(0.1, 0, [("p", 2_000_000), ("odd", 0)])
+    table.learn(0.1, 0, {"p": 2_000_000, "odd": 0})
     send(table, 0.0)
-    assert table.look_after(2.0 + GRACE - 0.001, True, "") == []
-    ((entry, answer),) = table.look_after(2.0 + GRACE + 0.02, True, "")
+    assert table.look_after(2.0 + GRACE - 0.001, fine) == []
+    ((entry, answer),) = table.look_after(2.0 + GRACE + 0.02, fine)
     assert (entry.id, answer.outcome) == (1, Outcome.EXPIRED)
 
 
@@ -232,29 +268,33 @@ def test_without_any_slo_a_request_ends_after_a_minute_and_says_so():
     table = RequestTable()
     table.add(pending(1, slo=None, implicit=True))
     send(table, 0.0)
-    assert table.look_after(UNKNOWN_SLO, True, "") == []
-    ((_, answer),) = table.look_after(UNKNOWN_SLO + 1.0, True, "")
+    assert table.look_after(UNKNOWN_SLO, fine) == []
+    ((_, answer),) = table.look_after(UNKNOWN_SLO + 1.0, fine)
     assert "no SLO is known for 'p'" in answer.detail
 
 
 @pytest.mark.parametrize(
-    ("sent", "reachable", "outcome"),
+    ("assigned", "sent", "lost", "outcome"),
     [
-        (True, True, Outcome.EXPIRED),
-        (True, False, Outcome.EXPIRED),
-        (False, True, Outcome.EXPIRED),
-        (False, False, Outcome.UNAVAILABLE),
+        (True, True, False, Outcome.EXPIRED),
+        (True, True, True, Outcome.EXPIRED),
+        (True, False, False, Outcome.EXPIRED),
+        (True, False, True, Outcome.UNAVAILABLE),
+        (False, False, False, Outcome.UNAVAILABLE),
     ],
 )
-def test_how_a_request_ends_that_nobody_answers(sent, reachable, outcome):
+def test_how_a_request_ends_that_nobody_answers(assigned, sent, lost, outcome):
     table = RequestTable()
     table.add(pending(1, slo=1.0))
+    table.assign(lambda pipeline: "s" if assigned else None)
     if sent:
         send(table, 0.0)
-    assert table.look_after(0.99, reachable, "trouble") == []
-    ((_, answer),) = table.look_after(1.0 + 1.0, reachable, "trouble")
+    if lost:
+        table.lost(table.lane("s"))
+    assert table.look_after(0.99, fine) == []
+    ((_, answer),) = table.look_after(1.0 + 1.0, lambda pipeline: f"trouble with {pipeline}")
     assert answer.outcome is outcome
-    assert answer.detail.endswith("trouble")
+    assert answer.detail.endswith("trouble with p")
     assert len(table) == 0
 
 
@@ -276,72 +316,12 @@ def test_what_could_not_be_sent_comes_first_and_was_not_sent():
     table = RequestTable()
     for number in (1, 2):
         table.add(pending(number))
-    table.put_back(table.take(0.0))
+    lane = assign(table)
+    table.put_back(lane, table.take(lane, 0.0))
     table.add(pending(3))
-    assert table.sent_ids() == []
+    assert table.sent_ids(lane) == []
     assert send(table, 0.0) == [1, 2, 3]
-    assert table.sent_ids() == [1, 2, 3]
-
-
-class TableMachine(RuleBasedStateMachine):
-    """Every request that enters leaves exactly once, whatever happens; none is sent after it left."""
-
-    @initialize()
-    def start(self):
-        self.now = 0.0
-        self.table = RequestTable()
-        self.entered = 0
-        self.left = []
-        self.reachable = False
-
-    @rule(count=st.integers(1, 5), slo=st.sampled_from([0.01, 0.5, 3.0, None]))
-    def add(self, count, slo):
-        for _ in range(count):
-            self.entered += 1
-            self.table.add(pending(self.entered, self.now, slo, implicit=slo is None))
-
-    @rule(fails=st.booleans())
-    def send(self, fails):
-        batch = self.table.take(self.now)
-        assert not {entry.id for entry in batch} & set(self.left)
-        assert all(entry.request.budget_us is None or entry.request.budget_us >= 0 for entry in batch)
-        if fails:
-            self.table.put_back(batch)
-        else:
-            self.table.sent(batch)
-
-    @rule()
-    def reconnect(self):
-        self.table.resubmit()
-
-    @rule(data=st.data())
-    def answer_or_cancel(self, data):
-        number = data.draw(st.integers(0, self.entered + 1))
-        if self.table.pop(number) is not None:
-            self.left.append(number)
-
-    @rule(slo_us=st.integers(1, 10_000_000), limit=st.sampled_from([0, 1000]))
-    def welcome(self, slo_us, limit):
-        self.table.learn(0.5, limit, [("p", slo_us)])
-        self.left += [entry.id for entry, _ in self.table.too_large()]
-
-    @rule(seconds=st.floats(0, 2))
-    def time_passes(self, seconds):
-        self.now += seconds
-        self.left += [entry.id for entry, _ in self.table.look_after(self.now, False, "")]
-
-    @invariant()
-    def each_is_in_or_out(self):
-        assert len(self.left) == len(set(self.left))
-        assert len(self.left) + len(self.table) == self.entered
-
-    def teardown(self):
-        self.now += UNKNOWN_SLO + 20
-        self.left += [entry.id for entry, _ in self.table.look_after(self.now, True, "")]
-        assert sorted(self.left) == list(range(1, self.entered + 1))
-
-
-TestTableMachine = TableMachine.TestCase
+    assert table.sent_ids(lane) == [1, 2, 3]
 
 
 @given(st.lists(st.integers(0, 3 * SHARED_BYTES // 2), max_size=8))
@@ -352,6 +332,94 @@ def test_everything_is_sent_in_order_once(sizes):
         entry.payload.nbytes = size
         table.add(entry)
     sent = []
-    while table.is_waiting:
+    while table.is_unassigned or table.lane("s").waiting:
         sent += send(table, 0.0)
     assert sent == list(range(len(sizes)))
+
+
+# ---- between shards ---------------------------------------------------------------------------
+
+
+def test_what_a_lost_shard_had_goes_elsewhere_before_what_came_later():
+    table = RequestTable()
+    for number in (1, 2):
+        table.add(pending(number))
+        send(table, 0.0, "a")
+    table.lost(table.lane("a"))
+    table.add(pending(3))
+    assert send(table, 0.0, "b") == [1, 2, 3]
+    assert (table.lane("a").in_flight, table.lane("b").in_flight) == (0, 3)
+
+
+def test_without_a_shard_requests_wait_in_order():
+    table = RequestTable()
+    table.add(pending(1))
+    table.assign(lambda _: None)
+    table.add(pending(2))
+    table.assign(lambda _: None)
+    assert not table.is_unassigned
+    assert send(table, 0.0) == [1, 2]
+
+
+def test_only_the_shard_that_has_a_request_answers_it():
+    table = RequestTable()
+    table.add(pending(1))
+    send(table, 0.0, "a")
+    answer = Answer(1, Outcome.EXPIRED, None)
+    assert table.pop_answered(answer, table.lane("b")) is None
+    table.lost(table.lane("a"))
+    assert table.pop_answered(answer, table.lane("a")) is None
+    send(table, 0.0, "b")
+    assert table.pop_answered(answer, table.lane("a")) is None
+    assert table.pop_answered(answer, table.lane("b")).id == 1
+    assert table.pop_answered(answer, table.lane("b")) is None
+
+
+def test_what_was_left_behind_is_cancelled_there_without_ending_here():
+    table = RequestTable()
+    for number in (1, 2, 3, 4):
+        table.add(pending(number))
+    send(table, 0.0, "a")
+    a, b = table.lane("a"), table.lane("b")
+    table.cancel(4)  # not told yet
+    table.lost(a)
+    send(table, 0.0, "b")
+    table.cancel(3)
+    assert table.take_cancels(b) == [3]
+    # 1 comes back to its first shard, before that one's answer to the CANCEL.
+    assert table.take_cancels(a) == [1, 2, 3, 4]
+    table.pop(2)
+    table.lost(b)
+    assert send(table, 0.0, "a") == [1]
+    cancelled = Answer(1, Outcome.CANCELLED, None)
+    assert table.pop_answered(cancelled, a) is None
+    assert table.pop_answered(cancelled, a).id == 1
+
+
+def test_a_cancelled_request_is_cancelled_at_its_shard_alone():
+    table = RequestTable()
+    table.add(pending(1))
+    send(table, 0.0, "a")
+    table.add(pending(2))
+    assign(table, "b")
+    table.cancel(1)
+    table.cancel(2)  # never sent
+    table.cancel(2)
+    assert table.take_cancels(table.lane("b")) == []
+    assert table.take_cancels(table.lane("a")) == [1]
+    assert table.take_cancels(table.lane("a")) == []
+    assert table.take(table.lane("b"), 0.0) == []
+
+
+def test_lanes_of_shards_long_gone_are_forgotten():
+    table = RequestTable()
+    table.add(pending(1))
+    send(table, 0.0, "a")
+    a = table.lane("a")
+    table.forget_lanes(set())
+    assert table.lane("a") is a
+    table.lost(a)
+    table.forget_lanes({"a"})
+    assert table.lane("a") is a
+    table.forget_lanes(set())
+    assert table.lane("a") is not a
