@@ -23,9 +23,11 @@ METADATA = (("hasleader", "true"),)
 """Has a member without a leader refuse, rather than wait for one (or, with a watch, be silent)."""
 
 _OPTIONS: list[tuple[str, int | str]] = [
-    # Finds half-open connections in 9 seconds. etcd cuts off who pings more often than every 5 seconds.
+    # Finds half-open connections in 9 seconds. etcd cuts off who pings more often than every 5 seconds. Of the two
+    # timeouts older versions of gRPC know the first alone, newer ones go by the second.
     ("grpc.keepalive_time_ms", 6_000),
     ("grpc.keepalive_timeout_ms", 3_000),
+    ("grpc.http2.ping_timeout_ms", 3_000),
     ("grpc.http2.max_pings_without_data", 0),
     # How soon a member that was away is tried again. The least back-off is also the time that connecting may take.
     ("grpc.initial_reconnect_backoff_ms", 100),
@@ -171,8 +173,9 @@ def explained(error: grpc.RpcError, where: str) -> StoreError | None:
         return None
     for needle, advice in (
         ("database space exceeded", "it is full; compact and defragment it, then disarm its alarm (etcdctl alarm)"),
-        ("request is too large", "a value is too large; let it take more with --max-request-bytes"),
-        ("too many operations", "a transaction is too large; let it take more with --max-txn-ops"),
+        ("is too large", "a value or transaction is too large; let it take more with --max-request-bytes"),
+        ("larger than max", "a value or transaction is too large; let it take more with --max-request-bytes"),
+        ("too many operations", "a transaction has too many operations; let it take more with --max-txn-ops"),
     ):
         if needle in text:
             return StoreError(f"the etcd at {where}: {advice} ({text})")
@@ -203,6 +206,7 @@ def _advice(error: grpc.RpcError) -> str:
         ("CERTIFICATE_VERIFY_FAILED", "its certificate was not issued by the CA given as ca=, or for another name"),
         ("Hostname Verification", "its certificate is for another name; give that one as server_name="),
         ("WRONG_VERSION_NUMBER", "it does not speak TLS; leave out ca="),
+        ("Endpoint closing", "it does not answer; check that it runs, and is not stopped or cut off"),
         ("andshake", "TLS fails; check ca=, cert= and key=, and whether it speaks TLS at all"),
         ("Connection refused", "nothing listens there; start it, or correct the address"),
         ("resol", "the name is not known; correct the address"),

@@ -17,7 +17,8 @@ HOST = "127.0.0.1"
 KEPT_REVISIONS = 10_000
 """How many past revisions the members keep for watches."""
 TRANSACTION_OPERATIONS = 10_000
-"""How many operations one transaction may have."""
+TRANSACTION_BYTES = 16_000_000
+"""How large one transaction may be."""
 PAUSE = 0.1
 """Seconds between two attempts to reach a member that starts."""
 
@@ -127,6 +128,7 @@ class EtcdMembers:
             "auto-compaction-mode": "revision",
             "auto-compaction-retention": KEPT_REVISIONS,
             "max-txn-ops": TRANSACTION_OPERATIONS,
+            "max-request-bytes": TRANSACTION_BYTES,
             "logger": "zap",
             "log-level": "warn",
             "log-outputs": "stderr",
