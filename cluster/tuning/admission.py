@@ -20,7 +20,7 @@ BUSY: Final = 0.9
 """The part of a stage's devices that run if it is at its limit."""
 LOST: Final = 0.1
 """The part of its arrivals that such a stage does not come to run, at least."""
-HEADROOM: Final = 1.15
+HEADROOM: Final = 1.3
 """How much more than such a stage can take is let in: it is to have a choice, and is never to wait for work."""
 LEAST: Final = 0.05
 STEP: Final = 0.1
