@@ -130,8 +130,7 @@ class FileCache:
         where it has changed since."""
         path = self._path(digest)
         try:
-            state = path.stat()
-            seen = (state.st_ino, state.st_size, state.st_mtime_ns)
+            seen = _identity(path)
             if self._checked.get(digest) == seen:
                 return True
             if (digest, size) == file_digest(path, stopped):
@@ -139,7 +138,8 @@ class FileCache:
                 return True
             log.warning("the cached file %s is damaged: removing it", path)
             with self.exclusive():
-                path.unlink(missing_ok=True)
+                if path.exists() and _identity(path) == seen:  # nobody else has replaced it meanwhile
+                    path.unlink()
         except FileNotFoundError:
             pass
         except InterruptedError:
@@ -337,6 +337,11 @@ class CacheWriter:
             with self._cache.exclusive():
                 self._path.unlink(missing_ok=True)
                 self._stream.close()
+
+
+def _identity(path: Path) -> tuple[int, int, int]:
+    state = path.stat()
+    return state.st_ino, state.st_size, state.st_mtime_ns
 
 
 def _unlocked(path: Path) -> bool:

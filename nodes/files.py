@@ -33,6 +33,8 @@ BACK_OFF: Final = (0.5, 30.0)
 """The first and the longest pause in seconds between attempts."""
 LOOK_AGAIN: Final = 1.0
 """Seconds until a shard is asked again for a file that is being uploaded to it."""
+NEVER: Final = 1e9
+"""A pause in seconds, and a time, that does not come."""
 
 
 class _NotYet(Exception):
@@ -66,8 +68,11 @@ class ModelFiles:
     """Tell it with :meth:`want` what is placed, and place what :meth:`available` says. ``emulated`` are the devices
     that need no files. ``start`` before, ``stop`` in the end."""
 
-    def __init__(self, cache: FileCache, agent: str, emulated: Collection[int]) -> None:
+    def __init__(
+        self, cache: FileCache, agent: str, emulated: Collection[int], back_off: tuple[float, float] = BACK_OFF
+    ) -> None:
         self._cache = cache
+        self._back_off = back_off
         self._emulated = emulated
         self._first = zlib.crc32(agent.encode())
         """Which shard is asked first; agents that start together begin at different ones."""
@@ -146,8 +151,8 @@ class ModelFiles:
             with self._news:
                 job = self._next_job()
                 while job is None and not self._stopping and self._held.keys() <= self._jobs.keys():
-                    waiting = [job.due_at for job in self._jobs.values() if job.provided is None]
-                    self._news.wait(max(min(waiting) - time.monotonic(), 0.0) if waiting else None)
+                    due_at = min((job.due_at for job in self._jobs.values() if job.provided is None), default=NEVER)
+                    self._news.wait(min(max(due_at - time.monotonic(), 0.0), threading.TIMEOUT_MAX))
                     job = self._next_job()
                 if self._stopping:
                     return
@@ -166,7 +171,7 @@ class ModelFiles:
         return job if job is not None and job.due_at <= time.monotonic() else None
 
     def _provide(self, job: _Job) -> None:
-        first, longest = BACK_OFF
+        first, longest = self._back_off
         pause = min(first * 2.0**job.attempts, longest)
         job.due_at = time.monotonic() + longest
         try:
@@ -177,7 +182,7 @@ class ModelFiles:
             self._told(job, f"{QUEUED}: {error}", LOOK_AGAIN)
         except FilesError as error:
             log.error("%s: %s", job.key, error)
-            self._told(job, f"{FAILED}: {error}", float("inf"))
+            self._told(job, f"{FAILED}: {error}", NEVER)
         except (_FetchError, CacheError, DownloadError, OSError) as error:
             job.attempts += 1
             if job.attempts == ATTEMPTS:
