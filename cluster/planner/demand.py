@@ -1,14 +1,23 @@
-"""How many elements per second each stage has to be ready for, from the rates that were measured."""
+"""How many elements per second each stage has to be ready for, from the rates that were measured.
+
+What the first stages receive is the pipeline's demand. A stage behind them sees only what they let through, and would
+learn of a rise only once they have been given devices; so a stage's demand follows from the pipeline's: as much where
+it runs once for each request, and times the items that requests have brought lately where it runs for each item.
+"""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Mapping
+import math
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
+from cluster.planner.forecast import Forecast
 from cluster.planner.keys import parse_key
 from cluster.planner.settings import Settings
 from pipelines.spec import PipelineSpec
+
+ITEMS_REMEMBERED = 0.97
+"""What a second's items per request count for a second later."""
 
 
 class StageDemand(NamedTuple):
@@ -19,36 +28,21 @@ class StageDemand(NamedTuple):
     kept: float | None
 
 
-class Series:
-    """One rate: its forecast with a margin for bursts, and the most that was forecast lately."""
+class _Items:
+    """Items per request of a map stage."""
 
-    __slots__ = ("_began", "_level", "_most", "_patience", "need")
+    __slots__ = ("_items", "_requests")
 
-    def __init__(self, patience: float) -> None:
-        self._patience = patience
-        self._level = 0.0
-        self._began: float | None = None
-        self._most: deque[tuple[float, float]] = deque()
-        self.need = 0.0
+    def __init__(self) -> None:
+        self._items = 0.0
+        self._requests = 0.0
 
-    def observe(self, now: float, rate: float) -> None:
-        """Take the rate of the last second."""
-        if self._began is None:
-            self._began = now
-            self._level = rate
-        self._level += 0.2 * (rate - self._level)
-        self.need = max(rate, self._level) * 1.2
-        while self._most and self._most[-1][1] <= self.need:
-            self._most.pop()
-        self._most.append((now, self.need))
-        while self._most[0][0] < now - self._patience:
-            self._most.popleft()
+    def observe(self, items: float, requests: float) -> None:
+        self._items = self._items * ITEMS_REMEMBERED + items
+        self._requests = self._requests * ITEMS_REMEMBERED + requests
 
-    def kept(self, now: float) -> float | None:
-        """The most that was needed within the patience; None before that is known."""
-        if self._began is None or now < self._began + self._patience:
-            return None
-        return self._most[0][1] if self._most else 0.0
+    def each(self) -> float:
+        return self._items / self._requests if self._requests > 0.0 else 0.0
 
 
 class Demand:
@@ -56,32 +50,67 @@ class Demand:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._requests: dict[str, Series] = {}
-        self._stages: dict[tuple[str, str], Series] = {}
+        self._specs: dict[str, tuple[PipelineSpec, int]] = {}
+        self._requests: dict[str, Forecast] = {}
+        self._stages: dict[tuple[str, str], tuple[Forecast, _Items]] = {}
 
-    def observe(self, now: float, rates: Mapping[str, float]) -> None:
-        """``rates``: elements per second over the last second by model key."""
-        stages: dict[tuple[str, str], float] = {}
+    def know(self, specs: Mapping[str, tuple[PipelineSpec, float]]) -> None:
+        """The pipelines that there are, by name, each with the seconds that its slowest model takes to load; all others
+        are forgotten."""
+        self._specs = {name: (spec, max(1, math.ceil(load))) for name, (spec, load) in specs.items()}
+        self._requests = {name: forecast for name, forecast in self._requests.items() if name in specs}
+        self._stages = {key: known for key, known in self._stages.items() if key[0] in specs}
+
+    def observe(self, rates: Mapping[str, float]) -> None:
+        """``rates``: elements per second over the last second by model key. What is not named was not measured."""
+        measured: dict[str, dict[str, float]] = {}
         for key, rate in rates.items():
             pipeline, _, stage = parse_key(key)
-            stages[pipeline, stage] = stages.get((pipeline, stage), 0.0) + rate
-        for stage_id, rate in stages.items():
-            series = self._stages.get(stage_id)
-            if series is None:
-                series = self._stages[stage_id] = Series(self._settings.patience)
-            series.observe(now, rate)
+            if pipeline in self._specs:
+                stages = measured.setdefault(pipeline, {})
+                stages[stage] = stages.get(stage, 0.0) + rate
+        for name, stages in measured.items():
+            self._observe(name, stages)
 
-    def keep(self, pipelines: Mapping[str, object]) -> None:
-        """Forget pipelines that are neither wanted nor served."""
-        self._stages = {key: series for key, series in self._stages.items() if key[0] in pipelines}
+    def _observe(self, name: str, stages: Mapping[str, float]) -> None:
+        spec, horizon = self._specs[name]
+        once = [rate for stage, rate in stages.items() if stage in spec.stages and not spec.stages[stage].map]
+        requests = max(once, default=None)
+        if requests is not None:
+            if name not in self._requests:
+                self._requests[name] = Forecast(self._settings, horizon)
+            self._requests[name].observe(requests)
+        for stage, rate in stages.items():
+            if stage in spec.stages and spec.stages[stage].map:
+                if (name, stage) not in self._stages:
+                    self._stages[name, stage] = (Forecast(self._settings, horizon), _Items())
+                forecast, items = self._stages[name, stage]
+                forecast.observe(rate)
+                if requests is not None:
+                    items.observe(rate, requests)
 
-    def of(self, now: float, spec: PipelineSpec) -> dict[str, StageDemand]:
+    def requests(self, name: str) -> float:
+        """Requests per second to be ready for; elements of a map stage where every stage is one."""
+        known = self._requests.get(name)
+        if known is not None:
+            return known.need
+        return max((forecast.need for (of, _), (forecast, _) in self._stages.items() if of == name), default=0.0)
+
+    def of(self, name: str, stages: Collection[str]) -> dict[str, StageDemand]:
         """By stage; a stage that is not in it has not been measured yet."""
-        found = {name: self._stages.get((spec.name, name)) for name in spec.stages}
-        most = max((series.need for name, series in found.items() if series and not spec.stages[name].map), default=0.0)
+        spec, _ = self._specs[name]
+        requests = self._requests.get(name)
         demands: dict[str, StageDemand] = {}
-        for name, series in found.items():
-            if series is not None:
-                need = series.need if spec.stages[name].map else max(most, series.need)
-                demands[name] = StageDemand(need, series.kept(now))
+        for stage in stages:
+            own = self._stages.get((name, stage)) if stage in spec.stages and spec.stages[stage].map else None
+            if own is not None:
+                forecast, items = own
+                each = items.each()
+                need, kept = forecast.need, forecast.kept
+                if requests is not None:
+                    need = max(need, requests.need * each)
+                    kept = None if kept is None or requests.kept is None else max(kept, requests.kept * each)
+                demands[stage] = StageDemand(need, kept)
+            elif requests is not None and not (stage in spec.stages and spec.stages[stage].map):
+                demands[stage] = StageDemand(requests.need, requests.kept)
         return demands

@@ -18,6 +18,7 @@ from cluster.planner.rollout import Rollout, serve
 from cluster.planner.settings import Settings
 from cluster.planner.sharding import choose, shards_wanted
 from cluster.planner.view import ClusterView, DeviceId, Move, Placed, Plan, Served
+from pipelines.spec import PipelineSpec
 
 PERIOD = 1.0
 """Seconds after which the planner wants to be asked again while something is under way."""
@@ -36,13 +37,18 @@ class Planner:
 
     def observe(self, now: float, rates: Mapping[str, float]) -> None:
         """Take the elements per second that arrived over the last second, by model key; to be called once a second."""
-        self._demand.observe(now, rates)
+        self._demand.observe(rates)
 
     def plan(self, now: float, view: ClusterView) -> Plan:
         """What is to be, given what is."""
         specs = [*view.pipelines.values(), *(served.spec for served in view.serving.values())]
         self._costs.keep(specs)
-        self._demand.keep({spec.name: None for spec in specs})
+        types = frozenset(device.type for node in view.nodes.values() for device in node.devices)
+        known: dict[str, tuple[PipelineSpec, float]] = {}
+        for name, spec in view.pipelines.items():
+            table = self._costs.of(spec, types, view.profiles)
+            known[name] = (spec, max((cost.load for cost in table.values()), default=0.0))
+        self._demand.know(known)
         self._note_served(now, view)
         return _Pass(self._settings, now, view, self._demand, self._costs, self._lifecycle, self._last_served).plan()
 
@@ -88,7 +94,7 @@ class _Pass:
             name: Rollout(name, spec, view.serving.get(name), costs) for name, spec in view.pipelines.items()
         }
         self._demands: dict[str, dict[str, StageDemand]] = {
-            name: demand.of(now, spec) for name, spec in view.pipelines.items()
+            name: demand.of(name, self._rollouts[name].stages()) for name in view.pipelines
         }
         self._stage_costs: dict[tuple[str, str], dict[str, StageCost]] = {}
         for name, rollout in self._rollouts.items():
@@ -213,11 +219,7 @@ class _Pass:
 
     def _goodput(self, name: str) -> float:
         """Requests per second that are planned for."""
-        spec = self._rollouts[name].base
-        rates = [
-            d.now for stage, d in self._demands[name].items() if stage in spec.stages and not spec.stages[stage].map
-        ]
-        return max(rates or [d.now for d in self._demands[name].values()], default=0.0)
+        return self._demand.requests(name)
 
     def _cut(self, name: str, level: float) -> float:
         goodput = self._goodput(name)

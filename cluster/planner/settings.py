@@ -10,12 +10,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     headroom: float = 0.05
     """The part of a device's throughput in planned batches that is left free whatever the load does."""
-    coverage: float = 0.95
-    """The part of the last ``memory`` seconds for which the margin over the forecast would have been enough."""
+    shortfall: float = 0.015
+    """The part of all arrivals that the forecasts, with their margin, may have missed lately. Requests are lost later
+    than that: queues and the headroom make up for most of it."""
     memory: float = 120.0
-    """For how long the arrivals' burstiness is remembered."""
-    patience: float = 8.0
-    """For how long a need must have been lower before devices are given back to rest."""
+    """For how long forecasts' errors are remembered."""
+    patience: float = 30.0
+    """The longest that a need must have been lower before devices are given back to rest."""
+    thrift: float = 0.04
+    """The part of the devices that patience may cost: where the need goes up and down faster, it is shorter."""
     hysteresis: float = 0.03
     """A device is given back only where the others could carry this part more than what is needed."""
     replicas: int = 2
