@@ -7,6 +7,8 @@ TORCH := torch==2.13.0
 VENV := .venv
 COMPILED := .venv-compiled
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check install -q
+# Where .ci/etcd puts an etcd, if there is none.
+WITH_ETCD := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 
 help:
 	@echo "make demo    read the text of sample pictures through a cluster on this machine"
@@ -22,12 +24,12 @@ demo: $(VENV)/.demo
 test: lint test-source test-compiled
 
 test-source: $(VENV)/.dev
-	LAXITY_EXPECT_COMPILED=0 $(VENV)/bin/python -m pytest -q
+	$(WITH_ETCD) LAXITY_EXPECT_COMPILED=0 $(VENV)/bin/python -m pytest -q
 
 # Away from the source, whose modules would be found before the compiled ones.
 test-compiled: $(COMPILED)/.wheel
 	rm -rf build/compiled && mkdir -p build/compiled && cp -R tests docs README.md pyproject.toml build/compiled
-	cd build/compiled && PYTHONSAFEPATH=1 LAXITY_EXPECT_COMPILED=1 ../../$(COMPILED)/bin/python -m pytest -q
+	cd build/compiled && $(WITH_ETCD) PYTHONSAFEPATH=1 LAXITY_EXPECT_COMPILED=1 ../../$(COMPILED)/bin/python -m pytest -q
 
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check .
@@ -56,6 +58,7 @@ $(VENV)/.dev: pyproject.toml setup.py
 	test -x $(VENV)/bin/python || { python=$$(.ci/python --compile) && $$python -m venv $(VENV); }
 	$(PIP) 'setuptools>=77'
 	$(PIP) --no-build-isolation -e '.[ocr,dev]' $(TORCH)
+	.ci/etcd $(VENV)/bin
 	touch $@ $(VENV)/.demo
 
 # The wheel alone is installed here; its dependencies are those of the other environment.
