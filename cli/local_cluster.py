@@ -14,6 +14,7 @@ import msgspec
 
 from cli.children import Child, Children, laxity
 from cli.rollout import Failures, ModelLoading, is_served, models_loading, waits_for
+from cli.publish import files_at_addresses
 from cli.rundir import RunDirectory
 from cli.snapshot import Snapshot
 from cluster.coordinator.decoded import Decoded
@@ -90,6 +91,7 @@ class LocalCluster:
         self._store_url = directory.default_store if store_url is None else store_url
         self._interrupted = interrupted
         self._paths = Paths(directory.cluster)
+        self._say = say
         self._stores = Children(say)
         """What keeps the store: ends last, so that the others can take their records away."""
         self._children = Children(say)
@@ -213,13 +215,15 @@ class LocalCluster:
                     f"the store {self._store_url} already has a running cluster {self._directory.cluster!r} "
                     f"({entry.key}); end that one first, or take another name with --cluster"
                 )
+        files = {spec.name: files_at_addresses(spec, self._say) for spec in self._setup.specs}
         wanted: dict[str, bytes] = {
-            self._paths.pipeline(spec.name): encode(PipelineRecord(spec.version, spec)) for spec in self._setup.specs
+            self._paths.pipeline(spec.name): encode(PipelineRecord(spec.version, spec, files[spec.name]))
+            for spec in self._setup.specs
         }
         if not self._setup.coordinators:
             plan = divide(self._setup.layouts, self._shard_names())
             for spec in self._setup.specs:
-                serving = ServingRecord(spec.version, spec, plan.parts[spec.name])
+                serving = ServingRecord(spec.version, spec, plan.parts[spec.name], files[spec.name])
                 wanted[self._paths.served(spec.name)] = encode(serving)
             for agent, devices in plan.placement.items():
                 wanted[self._paths.placement(agent)] = encode(PlacementRecord(devices))

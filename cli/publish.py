@@ -33,18 +33,28 @@ class PublishError(click.ClickException):
 
 def pipeline_record(spec: PipelineSpec, say: Say) -> PipelineRecord:
     """The record of a pipeline, with the files that it needs. Raises :class:`PublishError`."""
-    at_addresses = []
+    at_addresses = files_at_addresses(spec, say)
     try:
-        for address, digest in addresses(spec).items():
-            if digest is None:
-                say(f"{spec.name}: finding out the digest of {address}")
-            at_addresses.append(record_of(address, digest))
         described, files = describe(spec, at_addresses)
-    except (FilesError, ModelNotFoundError, DownloadError) as error:
+    except (FilesError, ModelNotFoundError) as error:
         raise PublishError(f"{spec.name}: {error}") from error
     except OSError as error:
         raise PublishError(f"{spec.name}: {error.filename} cannot be read: {error.strerror}; mend that") from error
     return PipelineRecord(described.version, described, files)
+
+
+def files_at_addresses(spec: PipelineSpec, say: Say) -> list[FileRecord]:
+    """The models at addresses: all that has to be told of a pipeline whose other files lie where its agents run. Raises
+    :class:`PublishError`."""
+    found = []
+    for address, digest in addresses(spec).items():
+        if digest is None:
+            say(f"{spec.name}: finding out the digest of {address}")
+        try:
+            found.append(record_of(address, digest))
+        except DownloadError as error:
+            raise PublishError(f"{spec.name}: {error}") from error
+    return found
 
 
 def publish_files(record: PipelineRecord, frontends: Sequence[str], say: Say) -> None:
