@@ -1,8 +1,9 @@
-"""The store's contract: small, and the same for memory, SQLite and (later) etcd.
+"""The store's contract: small, and the same for memory, SQLite and etcd.
 
 Keys are texts such as ``/laxity/demo/pipelines/ocr``; values are bytes. Every write gets the next
 *revision* of the whole store. All calls block and are thread-safe; :class:`StoreError` is raised when
-the store cannot be reached or written (a full disk, a locked file), with what to do in its text.
+the store cannot be reached or written (a full disk, a locked file), with what to do in its text. Over a network, and
+then its text says so, a write that failed may have been done all the same.
 """
 
 from __future__ import annotations
@@ -128,7 +129,7 @@ class Watch(Protocol):
 
     def get(self, timeout: float | None = None) -> list[Event]:
         """The next changes; waits until there is one, [] after ``timeout`` seconds without any (or once
-        closed).
+        closed). From a store on other machines changes arrive a little after they were made.
 
         Raises :class:`CompactedError` or :class:`StoreError`; then the watch is over.
         """
@@ -168,7 +169,8 @@ class Store(Protocol):
         ...
 
     def grant_lease(self, ttl: float) -> int:
-        """A new lease that ends ``ttl`` seconds after its last keep-alive; its (positive) number."""
+        """A new lease that ends ``ttl`` seconds after its last keep-alive (no sooner; later where the store has a
+        coarser clock); its (positive) number."""
         ...
 
     def keep_alive(self, lease: int) -> bool:
