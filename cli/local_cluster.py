@@ -13,8 +13,8 @@ from typing import Self
 import msgspec
 
 from cli.children import Child, Children, laxity
-from cli.rollout import Failures, ModelLoading, is_served, models_loading, waits_for
 from cli.publish import files_at_addresses
+from cli.rollout import Failures, ModelLoading, is_served, models_loading, waits_for
 from cli.rundir import RunDirectory
 from cli.snapshot import Snapshot
 from cluster.coordinator.decoded import Decoded
