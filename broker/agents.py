@@ -61,6 +61,10 @@ class Agents:
     def __len__(self) -> int:
         return len(self._by_name)
 
+    def names(self) -> list[str]:
+        """Who is there."""
+        return list(self._by_name)
+
     # ---- in --------------------------------------------------------------------------
 
     def drain(self, clock: Callable[[], float], most: int) -> bool:

@@ -10,11 +10,12 @@ import threading
 import time
 
 from broker.files import files_in_store
+from broker.reporting import Reporter
 from broker.routing import RoutingFollower
 from broker.shell import Shard, ShardConfig
 from cluster.coordinator.decoded import Decoded
 from cluster.membership import Follower, Membership
-from cluster.records import BrokerRecord, Paths, ServingRecord, encode
+from cluster.records import BrokerRecord, Paths, ServingRecord, TuningRecord, encode
 from cluster.serving import serving
 from cluster.store import open_store
 
@@ -47,6 +48,22 @@ class PipelineFollower:
             log.info("no longer serving pipeline %s", name)
 
 
+class TuningFollower:
+    """Tells a shard what the leader found to be right for the pipelines, each time it is written: also what is written
+    again as it was, which says that it still holds."""
+
+    def __init__(self, shard: Shard) -> None:
+        self._shard = shard
+        self._told: dict[str, TuningRecord] = {}
+
+    def update(self, tuning: dict[str, TuningRecord]) -> None:
+        """``tuning``: the records by pipeline name, each the same object until it is written again."""
+        for name, record in tuning.items():
+            if self._told.get(name) is not record:
+                self._shard.tune(name, record)
+        self._told = dict(tuning)
+
+
 def spare_collector() -> None:
     """Have Python look for reference cycles seldom: requests in flight are many, long-lived for its taste, and make
     none, yet with tens of thousands of them each full collection would hold up every grant for tens of ms."""
@@ -66,14 +83,17 @@ def run_shard_process(config: ShardConfig, store_url: str, cluster: str, stop: t
     try:
         paths = Paths(cluster)
         membership = Membership(store, paths.broker(config.name))
-        follower = Follower(store, (paths.serving, paths.pipelines, paths.brokers))
+        follower = Follower(store, (paths.serving, paths.pipelines, paths.brokers, paths.tuning))
         shard = Shard(config)
         pipelines = PipelineFollower(shard)
+        tuning = TuningFollower(shard)
+        reporter = Reporter(shard.report, store, paths.report(config.name), membership)
         routing = RoutingFollower()
         decoded = Decoded()
         log.info("shard %s: services at %s, agents at %s", config.name, shard.frontend, shard.backend)
         try:
             with serving("shard", shard.run, shard.stop, stop):
+                reporter.start()
                 counted_at = float("-inf")
                 while not stop.is_set():
                     if follower.poll(TURN):
@@ -82,6 +102,7 @@ def run_shard_process(config: ShardConfig, store_url: str, cluster: str, stop: t
                         served = decoded.under(ServingRecord, paths.serving)
                         # In this order: who is told that this shard serves a pipeline must find it here.
                         pipelines.update(served)
+                        tuning.update(decoded.under(TuningRecord, paths.tuning))
                         brokers = decoded.under(BrokerRecord, paths.brokers)
                         shard.route(routing.update(served, brokers, follower.revision))
                         shard.keep_files(*files_in_store(entries, paths, config.name))
@@ -91,6 +112,7 @@ def run_shard_process(config: ShardConfig, store_url: str, cluster: str, stop: t
                         membership.publish(encode(_record(shard)))
                     membership.beat(now)
         finally:
+            reporter.stop()
             follower.close()
             membership.leave()
     finally:

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 import zmq
@@ -22,17 +22,21 @@ from broker.agents import Agents
 from broker.clients import Clients
 from broker.endpoint import Endpoint
 from broker.engine.limits import Limits
+from broker.engine.report import Report
 from broker.engine.scheduler import Scheduler
 from broker.files import ShardFiles
 from broker.plans import build_pipeline
+from broker.reporting import tuning_of
 from broker.routing import Routing
 from cluster.filecache import DEFAULT_LIMIT, FileCache, default_directory
-from cluster.records import FileRecord
+from cluster.records import FileRecord, TuningRecord
 from laxity import protocol
 from laxity.loop import Calls, wait
 from pipelines.spec import PipelineSpec
 
 log = logging.getLogger("laxity.broker")
+
+T = TypeVar("T")
 
 DRAIN: Final = 128
 """Messages taken from one socket before the other one and the engine get their turn."""
@@ -140,13 +144,25 @@ class Shard:
         are ``others`` where they are not uploaded here."""
         self._files.keep(files, others)
 
+    def tune(self, name: str, record: TuningRecord) -> None:
+        """Have a pipeline go by what the leader found to be right."""
+        self.call(lambda: self._scheduler.tune(time.monotonic(), name, tuning_of(record, time.monotonic())))
+
     def status(self) -> ShardStatus:
-        """The counters now; waits for the shard's thread (from another thread only). RuntimeError once it has ended."""
-        found: list[ShardStatus] = []
+        """The counters now. As for :meth:`report`."""
+        return self._ask(self._status)
+
+    def report(self) -> tuple[Report, list[str]]:
+        """What there is to tell since the last call, and the agents that are heard. Waits for the shard's thread (from
+        another thread only); RuntimeError once it has ended."""
+        return self._ask(lambda: (self._scheduler.take_report(time.monotonic()), self._agents.names()))
+
+    def _ask(self, question: Callable[[], T]) -> T:
+        found: list[T] = []
         done = threading.Event()
 
         def read() -> None:
-            found.append(self._status())
+            found.append(question())
             done.set()
 
         if not self._calls.add(read):

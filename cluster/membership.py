@@ -31,6 +31,11 @@ class Membership:
         self._alive_at = 0.0
         self._away = False
 
+    @property
+    def lease(self) -> int:
+        """The lease that the record is under; 0 while it has none. From any thread."""
+        return self._lease
+
     def publish(self, value: bytes) -> None:
         """Set what the record says; :meth:`beat` writes it. From any thread."""
         self._value = value

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from broker.engine.tuning import Tuning
-from broker.reporting import report_record
+from broker.reporting import report_record, tuning_of
 from cluster.records import TuningRecord
 from cluster.tuning.report import ReportRecord
 from cluster.tuning.tuner import Tuner
@@ -27,8 +26,3 @@ class Tuned:
         self.reports.append(report)
         self._tuner.observe(now, {"shard": report})
         self.told.append(self._tuner.tuning(now))
-
-
-def tuning_of(record: TuningRecord, now: float) -> Tuning:
-    """What the engine is told."""
-    return Tuning(record.quantile, record.history, record.admission, record.limit, record.queued, now)
