@@ -334,6 +334,16 @@ def test_a_model_that_cannot_be_loaded_is_given_up_until_it_is_placed_anew() -> 
     assert world.actions() == [("announce",), ("load", "n")]
 
 
+def test_a_model_that_failed_is_tried_again_when_another_is_taken_away() -> None:
+    world = World("m")
+    world.engine.place(1.0, ["m", "n"])
+    world.engine.load_failed(2.0, "n", "out of memory")
+    world.engine.place(3.0, ["n"])
+    assert world.actions() == [("load", "n"), ("announce",), ("announce",), ("load", "n")]
+    world.engine.load_failed(4.0, "n", "out of memory")
+    assert world.actions() == [("unload", "m"), ("load", "n")]
+
+
 def test_a_device_whose_models_all_failed_does_not_pull() -> None:
     world = World()
     engine = world.engine

@@ -224,12 +224,16 @@ class DeviceEngine:
         waiting = self.waiting
         if waiting is not None and waiting.model not in wanted:
             self._refuse_waiting(f"the model {waiting.model} was taken off this device")
-        changed = False
-        for key in [key for key in self.models if key not in wanted]:
-            changed = True
+        gone = [key for key in self.models if key not in wanted]
+        changed = bool(gone)
+        for key in gone:
             model = self.models.pop(key)
             if model.state == READY:
                 self.leaving[key] = model
+        if gone:
+            for model in self.models.values():
+                if model.state == FAILED:
+                    model.state = QUEUED  # room may have been what it lacked
         for key in keys:
             if key in self.leaving:
                 changed = True
@@ -256,8 +260,8 @@ class DeviceEngine:
         self._advance(now)
 
     def load_failed(self, now: float, key: str, detail: str) -> None:
-        """A model could not be loaded. Once what is to go has made room it is tried again, and then not until it is
-        placed anew."""
+        """A model could not be loaded. It is tried again once what is to go has made room, and then not until it is
+        placed anew or another model is taken away."""
         model = self._end_load(key)
         if model is not None:
             if self.leaving:
