@@ -31,6 +31,8 @@ TURN = 0.2
 """Seconds between two looks at the children and the signals."""
 ETCD_PATIENCE = 60.0
 """Seconds that the members of an etcd have to find one another."""
+SPREAD = 10.0
+"""Seconds that coordinators have to give out what GPUs are left, once everything is served."""
 WRITES = 100
 """Operations in one transaction (etcd takes 128 unless told otherwise)."""
 
@@ -59,16 +61,23 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
 
 class Loading(msgspec.Struct, frozen=True):
     """How far a starting cluster is: what each of its parts is doing, how far the models are, and what it waits for
-    beside them, for people. ``frontends`` are the shards' addresses, once all have registered."""
+    beside them, for people. ``frontends`` are the shards' addresses, once all parts have registered; ``served``:
+    whether requests get each pipeline."""
 
     parts: dict[str, str]
-    models: list[ModelLoading]
-    waits: str
-    frontends: list[str]
+    models: list[ModelLoading] = []
+    waits: str = ""
+    frontends: list[str] = []
+    served: bool = False
 
     @property
     def done(self) -> bool:
-        return bool(self.frontends) and not self.waits and all(model.ready == model.devices for model in self.models)
+        return (
+            bool(self.frontends)
+            and self.served
+            and not self.waits
+            and all(model.ready == model.devices for model in self.models)
+        )
 
 
 class LocalCluster:
@@ -157,23 +166,26 @@ class LocalCluster:
         """
         assert self._follower is not None
         failures = Failures()
+        spread_by = float("inf")
         while True:
             self._check()
             self._follower.poll(TURN)
+            now = time.monotonic()
             seen = self._seen()
             loading = self._loading(seen)
+            idle = self._idle(seen) if loading.done else 0
+            if idle:
+                spread_by = min(spread_by, now + SPREAD)
+                loading = msgspec.structs.replace(loading, waits=f"{idle} devices are to hold models as well")
             show(loading)
             if self._setup.coordinators:
-                failed = failures.lasting(time.monotonic(), loading.models)
+                failed = failures.lasting(now, loading.models)
             else:
                 failed = next((model for model in loading.models if model.failed is not None), None)
             if failed is not None:
-                where = failed.model.partition("@")[0]
-                raise ClusterError(
-                    f"{failed.model} could not be loaded {failed.failed}\nThe agents' logs: {self._directory.logs}; "
-                    f"`laxity pipeline validate` checks {where} without loading it"
-                )
-            if loading.done:
+                logs = f"The agents' logs: {self._directory.logs}"
+                raise ClusterError(f"{failed.model} could not be loaded {failed.failed}\n{logs}")
+            if loading.done or now > spread_by:
                 self._pin_addresses(seen)
                 return loading.frontends
 
@@ -193,7 +205,7 @@ class LocalCluster:
             self._stores.add(Child(name, command, self._log(name), os.environ))
         ends = time.monotonic() + ETCD_PATIENCE
         while True:
-            show(Loading({"etcd": f"{members} members are starting"}, [], "the store", []))
+            show(Loading({"etcd": f"{members} members are starting"}))
             self._check()
             try:
                 self._etcd.wait_healthy(TURN)
@@ -267,9 +279,20 @@ class LocalCluster:
         missing = [layout.agent for layout in setup.layouts if layout.agent not in seen.nodes]
         parts["agents"] = f"waiting for {', '.join(missing)}" if missing else f"{len(setup.layouts)} are here"
         models = [model for spec in setup.specs for model in models_loading(seen, spec)]
-        waits = next((waits_for(seen, spec) for spec in setup.specs if not is_served(seen, spec)), "")
+        waits = ""
         complete = len(frontends) == setup.shards and not missing
-        return Loading(parts, models, waits, frontends if complete else [])
+        unserved = [spec for spec in setup.specs if not is_served(seen, spec)]
+        if unserved and complete and seen.leader is not None:
+            waits = f"{unserved[0].name}: {waits_for(seen, unserved[0])}"
+        return Loading(parts, models, waits, frontends if complete else [], not unserved)
+
+    def _idle(self, seen: Snapshot) -> int:
+        """How many devices hold nothing that coordinators are to have hold something."""
+        if not self._setup.coordinators or self._setup.rest or not self._setup.specs:
+            return 0
+        devices = sum(len(node.devices) for node in seen.nodes.values())
+        placed = sum(bool(held.models) for record in seen.placements.values() for held in record.devices.values())
+        return devices - placed
 
     def _pin_addresses(self, seen: Snapshot) -> None:
         """A shard that is started again must be where services and agents look for it."""

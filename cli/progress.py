@@ -45,11 +45,13 @@ class LoadingDisplay:
             self._tell(f"{part}: {doing}")
         for line in model_lines(loading.models):
             self._tell(line)
+        if loading.waits:
+            self._tell(f"waiting: {loading.waits}")
 
     def _tell(self, line: str) -> None:
         if line not in self._told:
             self._told.add(line)
-            self._console.print(Text(line))
+            self._console.print(Text(line), soft_wrap=True)
 
     def _table(self, loading: Loading) -> Group:
         table = Table.grid(padding=(0, 2))

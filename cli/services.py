@@ -44,6 +44,25 @@ def _read_file(context: click.Context, _parameter: click.Parameter, value: str |
     )
 
 
+def _cache_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Where the files of pipelines are kept."""
+    where = _setting(
+        "--cache",
+        default="",
+        metavar="DIR",
+        help="Where the files of pipelines are kept (default: laxity in $XDG_CACHE_HOME or ~/.cache).",
+    )
+    limit = _setting(
+        "--cache-bytes",
+        default="100GiB",
+        show_default=True,
+        callback=check_size,
+        metavar="SIZE",
+        help="Files kept there at most, all together.",
+    )
+    return where(limit(function))
+
+
 def _service(group: click.Group) -> Callable[[Callable[..., None]], click.Command]:
     """Make a function ``GROUP run``, with what all services take: the store, the cluster's name and a file."""
     store = _setting(
@@ -130,6 +149,7 @@ def broker() -> None:
     metavar="N",
     help="Requests in flight at most; more are rejected.",
 )
+@_cache_options
 def broker_run(store: str, cluster: str, shard: str, **settings: Any) -> None:
     """Run one broker shard until SIGTERM or Ctrl-C.
 
@@ -181,6 +201,7 @@ def node() -> None:
     help="Between two heartbeats until a shard says how often it wants them.",
 )
 @_setting("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the jitter of emulated devices.")
+@_cache_options
 def node_run(store: str, cluster: str, agent: str, devices: str, **settings: Any) -> None:
     """Run the agent of this host until SIGTERM or Ctrl-C.
 
