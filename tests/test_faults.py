@@ -8,14 +8,19 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from collections import Counter
+from contextlib import closing
 
 import msgspec
 import pytest
 
+from broker.shell import Shard, ShardConfig
 from cluster.records import (
     BrokerRecord,
     DevicePlacement,
+    DeviceRecord,
+    NodeRecord,
     Paths,
     PipelineRecord,
     PlacementRecord,
@@ -26,6 +31,7 @@ from cluster.records import (
 from cluster.store import open_store, sqlite_url
 from laxity import Client, Unavailable, protocol
 from laxity.protocol import Goodbye, Ready
+from laxity.version import __version__
 from nodes.device import DeviceConfig
 from pipelines.load import parse_spec
 
@@ -55,17 +61,16 @@ class Processes:
         self.store.put(PATHS.pipeline(spec.name), encode(PipelineRecord(spec.version, spec)))
         self.store.put(PATHS.served(spec.name), encode(ServingRecord(spec.version, spec, {"s0": 1.0})))
 
-    def place(self, agent, devices, *specs):
+    def place(self, agent, devices, *specs, shards=("s0",)):
+        """Have an agent's devices hold all models, and work for the shards in turn."""
         models = [spec.model_key(stage) for spec in specs for stage in spec.stages]
-        self.store.put(
-            PATHS.placement(agent),
-            encode(PlacementRecord(dict.fromkeys(range(devices), DevicePlacement("s0", models)))),
-        )
+        placed = {number: DevicePlacement(shards[number % len(shards)], models) for number in range(devices)}
+        self.store.put(PATHS.placement(agent), encode(PlacementRecord(placed)))
 
     def announce(self, shard):
         """Have agents work for a shard of this process."""
         record = BrokerRecord(shard.frontend, shard.backend, os.getpid(), socket.gethostname())
-        self.store.put(PATHS.broker("s0"), encode(record))
+        self.store.put(PATHS.broker(shard.config.name), encode(record))
 
     def start(self, *arguments, **options):
         """Run ``laxity ARGUMENTS``."""
@@ -97,6 +102,17 @@ def processes(tmp_path):
         yield processes
     finally:
         processes.close()
+
+
+@pytest.fixture
+def other_shard():
+    """A shard s1, in a thread."""
+    shard = Shard(ShardConfig(name="s1", heartbeat=0.1))
+    thread = threading.Thread(target=shard.run)
+    thread.start()
+    yield shard
+    shard.stop()
+    thread.join()
 
 
 @pytest.fixture
@@ -209,6 +225,74 @@ def test_an_agent_frozen_and_thawed(cluster, processes, slow):
     cluster.settle(ok=403)
 
 
+def test_an_agent_of_two_shards_frozen_and_thawed(cluster, processes, other_shard, slow):
+    cluster.start(heartbeat=0.1)
+    for shard in (cluster.shard, other_shard):
+        shard.apply(slow)
+        processes.announce(shard)
+    processes.apply(slow)
+    for agent in ("a0", "a1"):
+        processes.place(agent, 4, slow, shards=("s0", "s1"))
+    frozen, _ = processes.agent("a0", "emulated:4"), processes.agent("a1", "emulated:4")
+
+    def both(condition, what):
+        cluster.eventually(lambda: all(condition(s.status()) for s in (cluster.shard, other_shard)), what)
+
+    both(lambda status: status.devices == 4, "each has two devices of each agent")
+    with Client(other_shard.frontend) as other_client:
+        clients = [cluster.client(), other_client]
+        futures = [[client.submit("slow", number) for number in range(100)] for client in clients]
+        both(lambda status: status.ended["ok"] >= 5, "the first are answered")
+        frozen.send_signal(signal.SIGSTOP)
+        both(lambda status: status.agents_lost == 1, "its silence is noticed")
+        assert [[future.result(60) for future in sent] for sent in futures] == [list(range(100))] * 2
+        more = [[client.submit("slow", number) for number in range(50)] for client in clients]
+        frozen.send_signal(signal.SIGCONT)
+        both(lambda status: status.devices == 4, "it has taken its place again")
+        assert [[future.result(60) for future in sent] for sent in more] == [list(range(50))] * 2
+        both(lambda status: status.in_flight == 0 and status.ended["ok"] == 150, "all are accounted for")
+
+
+def test_an_agent_terminated_again_and_again_loses_nothing(cluster, processes, slow):
+    cluster.start()
+    agent = load(cluster, processes, slow, ["a0"])["a0"]
+    client = cluster.client()
+    futures = [client.submit("slow", number) for number in range(300)]
+    for _ in range(3):  # a request has two attempts
+        done = cluster.status().ended["ok"]
+        cluster.wait_for(lambda status, done=done: status.ended["ok"] >= done + 5, "some are answered")
+        agent.terminate()
+        assert agent.wait(30) == 0
+        agent = processes.agent("a0", "emulated:4")
+    assert [future.result(60) for future in futures] == list(range(300))
+    assert cluster.settle(ok=300).agents_lost == 0
+
+
+def test_an_agent_says_what_its_devices_are(cluster, processes):
+    processes.agent("a0", "emulated:1:A100:81920+emulated:1:T4")
+    cluster.eventually(lambda: processes.store.get(PATHS.node("a0")) is not None, "it has registered")
+    record = decode(NodeRecord, "a0", processes.store.get(PATHS.node("a0")).value)
+    assert record.release == __version__
+    assert record.devices == [DeviceRecord(0, "A100", memory_mb=81920.0), DeviceRecord(1, "T4")]
+
+
+def test_an_agent_started_while_the_store_is_away_waits_for_it(cluster, make_etcd, tmp_path):
+    etcd = make_etcd(1)
+    etcd.kill(*etcd.names)
+    command = ["node", "run", "--agent", "a0", "--devices", "emulated:1", "--store", etcd.url, "--cluster", "test"]
+    with subprocess.Popen(
+        [sys.executable, "-P", "-m", "cli.main", *command], stderr=subprocess.PIPE, text=True
+    ) as agent:
+        try:
+            assert any("waiting for the store" in line for line in agent.stderr)
+            etcd.start()
+            with closing(open_store(etcd.url)) as store:
+                cluster.eventually(lambda: store.get(PATHS.node("a0")) is not None, "it has registered")
+        finally:
+            agent.terminate()
+            agent.stderr.read()
+
+
 def test_an_agent_frozen_for_a_moment_is_not_lost(cluster, processes, slow):
     cluster.start(heartbeat=60.0)
     started = load(cluster, processes, slow, ["a0"])
@@ -312,6 +396,21 @@ def test_agents_and_services_move_to_another_shard(cluster, slow):
         agent.hold(slow)
         assert client.infer("slow", 4) == 4
     cluster.settle(ok=3)
+
+
+def test_an_agent_process_goes_on_for_a_shard_whose_record_vanishes(cluster, processes, other_shard, slow):
+    cluster.start()
+    load(cluster, processes, slow, ["a0"])
+    processes.store.delete(PATHS.broker("s0"))
+    other_shard.apply(slow)
+    processes.announce(other_shard)
+    processes.place("a0", 4, slow, shards=("s0", "s1"))
+    cluster.eventually(lambda: other_shard.status().devices == 2, "half of the devices have moved")
+    assert cluster.status().devices == 2
+    assert cluster.client().infer("slow", 1) == 1
+    with Client(other_shard.frontend) as client:
+        assert client.infer("slow", 2) == 2
+    assert cluster.settle(ok=1).agents_lost == 0
 
 
 def test_an_agent_process_follows_its_shard_s_record(cluster, processes, slow):
