@@ -327,7 +327,7 @@ def test_no_write_that_was_confirmed_is_lost_with_the_leader(three: Any) -> None
 
 
 def test_without_a_majority_it_says_so_and_it_goes_on_with_one(three: Any) -> None:
-    with closing(open_store(three.url)) as store:
+    with closing(EtcdStore(parse_address(three.url), timeout=HALF_OPEN)) as store:
         store.put("/a", b"1")
         three.kill(*three.names[:2])
         for call in (lambda: store.put("/a", b"2"), lambda: store.get("/a"), lambda: store.keep_alive(1)):

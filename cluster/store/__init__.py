@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from pathlib import Path
 from urllib.parse import quote, unquote
@@ -44,6 +45,8 @@ def wait_for_store(url: str, stop: threading.Event) -> Store | None:
 
 def _open_etcd(url: str) -> Store:
     address = parse_address(url)
+    # gRPC writes about each connection that fails to stderr; the errors say it, where it matters.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     try:
         from cluster.store.etcd import EtcdStore
     except ModuleNotFoundError as error:
