@@ -1,7 +1,8 @@
 """An agent's side of files: a model is given to its device once the files that it needs are on this host.
 
-A thread looks for them in turn where the spec lies (if this host has the very same files there), in the cache, and at
-their address or at the shards. What is not there yet is withheld from the placement, with a state that says why.
+A thread looks for them in the cache, where the spec was written (that may be this host), and at their address or at
+the shards, and lays them out in a directory of their own. What is not there yet is withheld from the placement, with a
+state that says why.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import logging
 import threading
 import time
 import zlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final, Self
 
@@ -21,7 +22,7 @@ from cluster.filecache import CacheError, FileCache, WrongContent
 from cluster.records import FAILED, QUEUED, FileRecord
 from laxity.files import FileClient, FileNotHere, FileNotYet, TransferError
 from nodes.agent import Placement, Work
-from pipelines.files import FilesError, check_files, file_digest, files_of_stage, place_of, with_files_at
+from pipelines.files import FilesError, check_files, files_of_stage, place_of, with_files_at
 from pipelines.models import is_address
 from pipelines.spec import PipelineSpec
 
@@ -31,6 +32,8 @@ ATTEMPTS: Final = 6
 """How often it is tried to get a model's files before the model counts as failed; it is tried on all the same."""
 BACK_OFF: Final = (0.5, 30.0)
 """The first and the longest pause in seconds between attempts."""
+BLOCK: Final = 1024 * 1024
+"""Bytes that are copied at a time."""
 LOOK_AGAIN: Final = 1.0
 """Seconds until a shard is asked again for a file that is being uploaded to it."""
 NEVER: Final = 1e9
@@ -202,38 +205,19 @@ class ModelFiles:
     def _provided(self, job: _Job) -> PipelineSpec:
         """The spec as it is loaded on this host, once all files are here."""
         check_files(job.files)
-        needed = files_of_stage(job.spec, job.stage, job.files)
-        remote = [file for file in needed if is_address(file.path)]
-        root = job.spec.root
-        if not self._lie_in(root, [file for file in needed if not is_address(file.path)], job):
-            remote, root = needed, ""
-        if not remote:
-            return job.spec
-        places = [(place_of(file), file.digest) for file in remote]
-        self._held[job.key] = ({file.digest for file in remote}, FileCache.tree_of(places))
+        files = files_of_stage(job.spec, job.stage, job.files)
+        # A spec whose files are not listed is used where it lies: it was brought up on this very host.
+        root = "" if job.spec.content else job.spec.root
+        places = [(place_of(file), file.digest) for file in files]
+        self._held[job.key] = ({file.digest for file in files}, FileCache.tree_of(places))
         self._hold()
         with _Shards(self._addresses(), lambda: self._dropped(job)) as shards:
-            for file in remote:
+            for file in files:
                 # Damaged ones are found by this; it reads each once only.
                 if not self._cache.check(file.digest, file.size, lambda: self._dropped(job)):
                     self._fetch(job, file, shards)
         tree = self._cache.lay_out(places)
-        return with_files_at(job.spec, root or str(tree), tree, remote)
-
-    def _lie_in(self, root: str, files: Iterable[FileRecord], job: _Job) -> bool:
-        """Whether the spec's own directory is on this host, with these very files in it."""
-        for file in files:
-            path = Path(root) / file.path
-            try:
-                if not root or path.stat().st_size != file.size:
-                    return False
-                if file_digest(path, lambda: self._dropped(job))[0] != file.digest:
-                    return False
-            except InterruptedError:
-                raise _Dropped from None
-            except OSError:
-                return False
-        return True
+        return with_files_at(job.spec, root or str(tree), tree, files)
 
     def _fetch(self, job: _Job, file: FileRecord, shards: _Shards) -> None:
         if is_address(file.path):
@@ -241,6 +225,8 @@ class ModelFiles:
                 self._cache.add(file.digest, file.size, self._counted(job, file, download(file.path)))
             except WrongContent as error:
                 raise _FetchError(f"{file.path} has changed: {error}; apply the pipeline again") from error
+            return
+        if self._copied(job, file):
             return
         troubles: list[str] = []
         not_yet = ""
@@ -264,6 +250,19 @@ class ModelFiles:
             f"{file.path} is not to be had from any shard ({'; '.join(troubles) or 'there is none'}); "
             "apply the pipeline again"
         )
+
+    def _copied(self, job: _Job, file: FileRecord) -> bool:
+        """Whether the file lies where the spec was written, on this host. It is copied: there it may change, and a
+        worker that has loaded one version's code from a directory would not load another's from the same."""
+        path = Path(job.spec.root) / file.path
+        try:
+            if not job.spec.root or not path.is_file() or path.stat().st_size != file.size:
+                return False
+            with path.open("rb") as stream:
+                self._cache.add(file.digest, file.size, self._counted(job, file, iter(lambda: stream.read(BLOCK), b"")))
+        except (OSError, WrongContent):
+            return False
+        return True
 
     def _counted(self, job: _Job, file: FileRecord, chunks: Iterator[bytes]) -> Iterator[bytes]:
         """The chunks, with the model's state telling how far they are."""

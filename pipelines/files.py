@@ -97,9 +97,9 @@ def wrong_pattern(pattern: str) -> tuple[str, str] | None:
 
 
 def describe(spec: PipelineSpec, at_addresses: Iterable[FileRecord] = ()) -> tuple[PipelineSpec, list[FileRecord]]:
-    """The spec with its ``content`` set, and the files that it needs. ``at_addresses`` are its models at addresses
-    (whoever may use the network has found them out). Reads all files; raises as :func:`needed_paths` does, and OSError.
-    """
+    """The spec with its ``content`` set, and the files that it needs; it has no root where it needs none from there.
+    ``at_addresses`` are its models at addresses (whoever may use the network has found them out). Reads all files;
+    raises as :func:`needed_paths` does, and OSError."""
     root = Path(spec.root)
     files = [*at_addresses]
     for path in needed_paths(spec):
@@ -108,7 +108,9 @@ def describe(spec: PipelineSpec, at_addresses: Iterable[FileRecord] = ()) -> tup
         if size > MAX_BYTES:
             raise FilesError(f"{root / path} has {size} bytes, at most {MAX_BYTES} are allowed", "split it")
     check_files(files)
-    return msgspec.structs.replace(spec, content=content_of((file.path, file.digest) for file in files)), files
+    content = content_of((file.path, file.digest) for file in files)
+    needs_root = any(not is_address(file.path) for file in files)
+    return msgspec.structs.replace(spec, content=content, root=spec.root if needs_root else ""), files
 
 
 def addresses(spec: PipelineSpec) -> dict[str, str | None]:

@@ -187,6 +187,7 @@ def test_a_model_at_an_address_with_and_without_a_digest():
     file = FileRecord("http://[::1]:80/a.pt2?x=1#y", "0" * 64, 5)
     described, files = describe(spec, [file])
     assert files == [file]
+    assert described.root == ""  # nothing is needed from there
     assert place_of(file).suffix == ".pt2"
     placed = with_files_at(described, "/r", Path("/tree"), files)
     assert (placed.root, placed.stages["a"].model) == ("/r", str(Path("/tree") / place_of(file)))

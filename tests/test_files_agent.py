@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import http.server
+import json
 import os
 import random
 import re
@@ -142,30 +143,38 @@ def failed(cluster, agent, record, stage):
 # ---- where they lie, and from shards ---------------------------------------------------------------
 
 
-def test_files_that_lie_where_the_spec_says_are_used_there(cluster, agent, record):
-    agent.want(record, ["first", "second"], [])
-    assert given(cluster, agent, record, "first") == record.spec
-    assert given(cluster, agent, record, "second") == record.spec
-    assert not agent.cache.directory.exists()
+def check_given(agent, record, spec):
+    """That all the first stage needs is there, and lies in the cache."""
+    root = Path(spec.root)
+    assert root.is_relative_to(agent.cache.directory)
+    assert (root / "steps.py").read_text() == CODE
+    assert (root / "helpers.py").read_text() == "FACTOR = 3\n"
+    assert (root / "data.bin").read_bytes() == DATA
+    assert msgspec.structs.replace(spec, root=record.spec.root) == record.spec
+    assert not (root / "second.onnx").exists()  # the other stage's
+
+
+def test_files_that_lie_where_the_spec_was_written_are_copied(cluster, agent, record, root):
+    agent.want(record, ["first"], [])
+    check_given(agent, record, given(cluster, agent, record, "first"))
+    (root / "helpers.py").write_text("FACTOR = 4\n")
+    check_given(agent, record, agent.given(record, "first"))
     assert agent.files.withheld() == {0: {}}
 
 
-@pytest.mark.parametrize("change", ["gone", "longer", "same size", "everything"])
-def test_otherwise_all_of_them_come_from_a_shard(cluster, agent, shard, record, root, change):
+@pytest.mark.parametrize("change", ["gone", "longer", "same size", "directory", "everything"])
+def test_what_does_not_lie_there_comes_from_a_shard(cluster, agent, shard, record, root, change):
     publish(shard, record)
-    if change == "gone":
-        (root / "helpers.py").unlink()
-    elif change == "everything":
+    changed = root / "helpers.py"
+    changed.unlink()
+    if change == "everything":
         shutil.rmtree(root)
-    else:
-        (root / "helpers.py").write_text("FACTOR = 3\n# \n" if change == "longer" else "FACTOR = 4\n")
+    elif change == "directory":
+        changed.mkdir()
+    elif change != "gone":
+        changed.write_text("FACTOR = 3\n# \n" if change == "longer" else "FACTOR = 4\n")
     agent.want(record, ["first"], [shard.backend])
-    spec = given(cluster, agent, record, "first")
-    assert Path(spec.root).is_relative_to(agent.cache.directory)
-    assert (Path(spec.root) / "helpers.py").read_text() == "FACTOR = 3\n"
-    assert (Path(spec.root) / "data.bin").read_bytes() == DATA
-    assert msgspec.structs.replace(spec, root=record.spec.root) == record.spec
-    assert not (Path(spec.root) / "second.onnx").exists()  # the other stage's
+    check_given(agent, record, given(cluster, agent, record, "first"))
 
 
 def test_each_file_is_fetched_once(cluster, agent, record, root, peer):
@@ -202,7 +211,7 @@ def test_the_next_shard_is_asked_when_one_dies_in_the_middle(cluster, tmp_path, 
     peer = make_peer()
     shards = [peer.url, shard.backend]
     # By its name an agent begins with one or the other.
-    name = next(name for name in ("a0", "a1", "a2", "a3") if sorted(shards)[zlib.crc32(name.encode()) % 2] == peer.url)
+    name = next(name for name in "abcdefgh" if sorted(shards)[zlib.crc32(name.encode()) % 2] == peer.url)
     data = next(file for file in record.files if file.path == "data.bin")
 
     def serve():
@@ -406,7 +415,7 @@ def at(root: Path, address: str, *fields: str) -> Any:
     """A pipeline whose model is at an address."""
     root.mkdir(exist_ok=True)
     stage = f"{{executor: onnx, model: '{address}'{''.join(fields)}}}"
-    (root / "w.yaml").write_text(f"name: w\nslo: 5s\nstages: {{a: {stage}}}\noutput: a\n")
+    (root / "w.yaml").write_text(f"name: w\nslo: 20s\nstages: {{a: {stage}}}\noutput: a\n")
     return load_spec(str(root / "w.yaml"))
 
 
@@ -531,3 +540,46 @@ def test_an_agent_on_another_host_serves_what_was_published(cluster, tmp_path, s
             )
     finally:
         store.close()
+
+
+def laxity(tmp_path: Path, *arguments: str) -> str:
+    """What ``laxity ARGUMENTS`` prints, with directories of its own."""
+    environment = os.environ | {"XDG_RUNTIME_DIR": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    command = [sys.executable, "-P", "-m", "cli.main", *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr + done.stdout
+    return done.stdout
+
+
+def answer_of(tmp_path: Path, pipeline: str) -> list[float]:
+    shards = json.loads(laxity(tmp_path, "status", "--json"))["shards"]
+    with Client(shards[0]["frontend"]) as client:
+        answer: list[float] = client.infer(pipeline, np.ones(1, np.float32)).tolist()
+        return answer
+
+
+def test_a_cluster_on_one_machine_copies_nothing_but_what_lies_at_addresses(tmp_path, web, root):
+    write_pipeline(root)
+    web.pages["/m.onnx"] = (200, {}, (root / "second.onnx").read_bytes())
+    at(root, f"{web.url}/m.onnx")
+    laxity(tmp_path, "up", str(root / "p.yaml"), str(root / "w.yaml"), "--detach")
+    try:
+        assert answer_of(tmp_path, "p") == [6.0]
+        assert answer_of(tmp_path, "w") == [2.0]
+        kept = os.listdir(tmp_path / "cache" / "laxity" / "files")
+        assert kept == [hashlib.sha256((root / "second.onnx").read_bytes()).hexdigest()]
+    finally:
+        laxity(tmp_path, "down")
+
+
+def test_a_changed_file_is_a_new_version_when_it_is_applied(tmp_path, root):
+    write_pipeline(root)
+    laxity(tmp_path, "up", "--coordinators", "1", "--detach")
+    try:
+        laxity(tmp_path, "pipeline", "apply", str(root / "p.yaml"))
+        assert answer_of(tmp_path, "p") == [6.0]
+        (root / "helpers.py").write_text("FACTOR = 5\n")
+        assert "is served" in laxity(tmp_path, "pipeline", "apply", str(root / "p.yaml"))
+        assert answer_of(tmp_path, "p") == [10.0]
+    finally:
+        laxity(tmp_path, "down")
