@@ -100,7 +100,7 @@ class ShardLink:
             return 0.0
         if self.socket is None:
             return self._retry_at if self.refused else 1e18
-        return self._said_at + self._heartbeat
+        return 1e18 if self._ready_due else self._said_at + self._heartbeat
 
     def keep_alive(self, now: float) -> None:
         """Do what is due; before anything else is said after a wait: to an agent that was frozen for so long that it
@@ -111,7 +111,8 @@ class ShardLink:
             if self.refused and now >= self._retry_at:
                 self._reconnect(now)
         elif self._ready_due:
-            self._say_ready()
+            if int(self.socket.get(zmq.EVENTS)) & zmq.POLLOUT:
+                self._say_ready()
         elif now < self._said_at + self._heartbeat:
             return
         elif now > self._heard_at + MISSED * self._heartbeat:
