@@ -546,7 +546,7 @@ def laxity(tmp_path: Path, *arguments: str) -> str:
     """What ``laxity ARGUMENTS`` prints, with directories of its own."""
     environment = os.environ | {"XDG_RUNTIME_DIR": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")}
     command = [sys.executable, "-P", "-m", "cli.main", *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=90)
     assert done.returncode == 0, done.stderr + done.stdout
     return done.stdout
 
