@@ -32,7 +32,7 @@ class Tuning:
             pipeline.quantile = self.quantile
         for plan in pipeline.stages:
             if policy.tunes_history:
-                plan.stage.waits.keep(self.history)
+                plan.stage.waits.history = self.history
             plan.stage.waits.prior = self.queued.get(plan.name, -1.0)
         if pipeline.roots and policy.tunes_admission():
             # One first stage counts for all: every request comes to it, and those turned away reach no other.

@@ -26,7 +26,7 @@ class Waits:
         """The batch waits of the last period."""
         self.periods = 0
         """How many have ended."""
-        self._history = history
+        self.history = history
         self._sums: list[float] = []
         self._counts: list[int] = []
         self._batch_waits: list[list[float]] = []
@@ -34,10 +34,6 @@ class Waits:
         self._count = 0
         self._longest = 0.0
         self._now: list[float] = []
-
-    def keep(self, history: float) -> None:
-        """Average over ``history`` seconds from the next period on."""
-        self._history = history
 
     def note(self, queued: float, batch_wait: float) -> None:
         """A request waited in the queue, and then for its batch to start."""
@@ -60,7 +56,7 @@ class Waits:
         self._sums.append(self._sum)
         self._counts.append(self._count)
         self._batch_waits.append(self._now)
-        while len(self._sums) > 1 and len(self._sums) >= self._history + 1.0:
+        while len(self._sums) > 1 and len(self._sums) >= self.history + 1.0:
             self._sums.pop(0)
             self._counts.pop(0)
             self._batch_waits.pop(0)
@@ -75,8 +71,8 @@ class Waits:
         weighted = 0.0
         weights = 0.0
         weight = float(len(self._sums))
-        if weight > self._history:
-            weight = self._history
+        if weight > self.history:
+            weight = self.history
         if self.prior >= 0.0:
             weights = PRIOR * weight
             weighted = weights * self.prior

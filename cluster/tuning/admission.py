@@ -54,8 +54,9 @@ class AdmissionTuner:
         """What may be let in for this stage's sake."""
         states = [stages[name] for _, stages in self._seen]
         held = name == self.limit  # what is let in already is about what it takes: it need not drop much any more
+        devices = states[-1].devices
         for state in states:
-            if state.devices != states[-1].devices or state.busy < BUSY * state.devices or not state.dropped:
+            if not devices or state.devices != devices or state.busy < BUSY * devices or not state.dropped:
                 return 1.0
         takes = sum(state.started for state in states)
         came = sum(state.arrived for state in states)

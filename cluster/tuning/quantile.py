@@ -22,7 +22,7 @@ from typing import Final
 import numpy as np
 
 from cluster.tuning.merge import StageState
-from cluster.tuning.sketch import distribution
+from cluster.tuning.sketch import LEAST, distribution
 
 START: Final = 0.1
 LOWEST: Final = 0.05
@@ -90,7 +90,7 @@ def chance(behind: Sequence[StageState], quantile: float) -> float:
     """With which probability somebody makes it who was turned away for having less slack than the batch waits of the
     stages ``behind``: the mean of their sum's distribution function below its ``quantile``."""
     longest = sum(stage.execution for stage in behind)
-    if longest <= 0.0:
+    if longest <= LEAST:
         return 0.0
     width = longest / (BINS - 1)
     summed = distribution([], width, BINS)

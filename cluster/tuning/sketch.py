@@ -71,6 +71,6 @@ def distribution(waits: Sketch, width: float, bins: int) -> Floats:
     if not total:
         parts[0] = 1.0
         return parts
-    at = np.minimum((values(len(waits)) / width).astype(np.int64), bins - 1)
+    at = np.minimum(values(len(waits)) / width, bins - 1).astype(np.int64)
     np.add.at(parts, at, np.asarray(waits, dtype=np.float64) / total)
     return parts
