@@ -7,17 +7,19 @@ import json
 import os
 import re
 import select
+import shutil
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cluster.records import BrokerRecord, NodeRecord, Paths, decode
+from cluster.records import BrokerRecord, LeaderRecord, NodeRecord, Paths, decode
 from cluster.store import open_store, sqlite_url
 
 COMMAND = [sys.executable, "-P", "-m", "cli.main"]
@@ -297,3 +299,111 @@ def test_a_service_that_cannot_begin_says_why(tmp_path: Path, shell: Shell) -> N
     node = shell("node", "run", "--store", "nowhere:", "--agent", "a")
     assert node.returncode == 2
     assert "unknown store" in node.stderr
+
+
+# ---- with coordinators ------------------------------------------------------------------
+
+
+def test_pipelines_are_applied_upgraded_and_deleted_while_a_cluster_runs(shell: Shell, tmp_path: Path) -> None:
+    up = shell("up", "--coordinators", "1", "--detach")
+    assert up.returncode == 0, up.stderr
+    assert "coordinators: coordinator-0 leads" in up.stderr
+    assert "laxity pipeline apply ocr" in up.stdout
+    # The code beside the file goes to the agents with it; changed code is a new version.
+    file = pipeline_file(tmp_path, "answers:model")
+    versions = set()
+    for answer in ("one", "two"):
+        (tmp_path / "answers.py").write_text(f"def model(items):\n    return [{answer!r}] * len(items)\n")
+        applied = shell("pipeline", "apply", str(file))
+        assert applied.returncode == 0, applied.stderr
+        assert shell("submit", "mine", "--text", "x").stdout == f"{answer}\n"
+        (pipeline,) = shell.status()["pipelines"]
+        assert pipeline["version"] == pipeline["served_version"]
+        versions.add(pipeline["version"])
+    assert len(versions) == 2
+    deleted = shell("pipeline", "delete", "mine", "--yes")
+    assert deleted.returncode == 0, deleted.stderr
+    assert shell.status()["pipelines"] == []
+    refused = shell("submit", "mine", "--text", "x")
+    assert refused.returncode == 1
+    assert "unknown pipeline 'mine'" in refused.stderr
+
+
+@pytest.mark.skipif(shutil.which("etcd") is None, reason="there is no etcd here: install Debian's etcd-server")
+def test_a_cluster_on_an_etcd_of_its_own(shell: Shell) -> None:
+    up = shell("up", "lv", "--gpus", "8", "--agents", "2", "--store", "etcd", "--detach")
+    assert up.returncode == 0, up.stderr
+    assert "etcd: 3 members are ready" in up.stderr
+    seen = shell.status()
+    assert len(seen["store_health"]) == 3
+    assert not any(member["trouble"] for member in seen["store_health"])
+    assert [len(seen[what]) for what in ("coordinators", "shards", "agents")] == [2, 2, 2]
+    assert sum(sum(node["devices"].values()) for node in seen["nodes"]) == 8
+    store = ("--store", seen["store"])
+    assert shell("submit", "lv", "--text", "here", *store).stdout == "here\n"
+
+    # A member of etcd and the leader die; another coordinator leads, and all come back.
+    supervisor = json.loads((shell.runtime / "laxity" / "local" / "up.lock").read_text())["pid"]
+    started = children(supervisor)
+    members = [pid for pid, command in started.items() if command[0].endswith("etcd")]
+    assert len(members) == 3
+    os.kill(members[0], signal.SIGKILL)
+    leader = next(one["pid"] for one in seen["coordinators"] if one["coordinator"] == seen["leader"])
+    opened = open_store(seen["store"])
+    key = Paths("local").leader
+    watch = opened.watch(key, opened.list(key).revision + 1)
+    os.kill(leader, signal.SIGKILL)
+    assert shell("submit", "lv", "--text", "still here").stdout == "still here\n"
+    elected: list[int] = []
+    while not elected:
+        events = watch.get(timeout=60)
+        assert events, "nobody else leads"
+        records = [decode(LeaderRecord, event.key, event.entry.value) for event in events if event.entry is not None]
+        elected = [record.pid for record in records if record.pid != leader]
+    watch.close()
+    opened.close()
+    wait_until(lambda: not any(member["trouble"] for member in shell.status()["store_health"]), "etcd is whole again")
+
+    drained = shell("node", "drain", "agent-1", "--why", "a test", "--wait", *store)
+    assert drained.returncode == 0, drained.stderr
+    nodes = {node["node"]: node for node in shell.status()["nodes"]}
+    assert nodes["agent-1"]["models"] == {}
+    assert sum(counts["ready"] for counts in nodes["agent-0"]["models"].values()) >= 5
+    assert shell("submit", "lv", "--text", "moved").stdout == "moved\n"
+    load = shell("load", "lv", "--rate", "20", "--duration", "1s", "--json", *store)
+    assert json.loads(load.stdout)["outcomes"]["ok"] > 0, load.stderr
+    assert shell("node", "resume", "agent-1").returncode == 0
+
+    pids = [*children(supervisor), supervisor]
+    assert len(pids) == 3 + 2 + 2 + 2 + 1
+    assert shell("down").returncode == 0
+    wait_gone(pids)
+    assert not (shell.runtime / "laxity" / "local" / "etcd").exists()
+
+
+def wait_until(condition: Callable[[], bool], what: str) -> None:
+    """Look again and again, each time with a command, until something is so."""
+    ends = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < ends, f"{what}: not within 60 s"
+
+
+def children(parent: int) -> dict[int, list[str]]:
+    """The command lines of a process's children."""
+    found = {}
+    for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split():
+        found[int(pid)] = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+    return found
+
+
+def test_an_etcd_that_does_not_start_is_told_with_its_log(shell: Shell, tmp_path: Path) -> None:
+    broken = tmp_path / "bin"
+    broken.mkdir()
+    (broken / "etcd").write_text("#!/bin/sh\necho no disk for the data >&2\nexit 3\n")
+    (broken / "etcd").chmod(0o755)
+    shell.environment["PATH"] = f"{broken}:{shell.environment['PATH']}"
+    up = shell("up", "lv", "--gpus", "5", "--store", "etcd", "--etcd-members", "1")
+    assert up.returncode == 1
+    assert "etcd0 ended (exit status 3):\nno disk for the data\nIts log: " in up.stderr
+    assert str(shell.runtime / "laxity" / "local" / "logs" / "etcd0.log") in up.stderr
+    assert not (shell.runtime / "laxity" / "local" / "etcd").exists()
