@@ -1,13 +1,14 @@
 """Units of work to devices, with the least movement from where they are.
 
-Devices that a unit holds stay unless the rest of them carries the load; what lacks is covered by whole devices, and
-what remains of each unit shares devices where the loads can take turns. Nothing that still serves is taken away before
-others that serve can do its work.
+Devices that a unit holds stay unless the rest of them carries the load. What lacks is covered by whole devices, and
+what remains of each unit shares devices where the loads can take turns. Nothing that serves is taken away before others
+that serve can do its work.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import heapq
+from collections.abc import Iterable, Mapping, Sequence
 
 from cluster.planner.fleet import Slot, Unit, UnitId
 from cluster.planner.packing import Load, occupancy
@@ -19,90 +20,145 @@ FULL = 0.97
 CANDIDATES = 16
 """How many open devices a residue is tried on."""
 
+KEPT_BY_OTHERS = "its other devices carry the load"
+LESS = "less load"
+MORE = "more load"
+CROWDED = "its load no longer fits beside the others'"
+NEEDED_MORE = "others need it more"
+
 
 class Assignment:
     """One attempt to cover the units' needs with the devices. ``slots`` are in order of preference; both they and the
-    units are changed. ``scarce``: needs have been cut to what there is, so that devices above them go at once."""
+    units are changed. ``headroom`` and ``hysteresis`` are the settings'; ``sparing``: a residue rather shares a device
+    than take a free one."""
 
     def __init__(
-        self, units: Mapping[UnitId, Unit], slots: Sequence[Slot], headroom: float, hysteresis: float, scarce: bool
+        self, units: Mapping[UnitId, Unit], slots: Sequence[Slot], headroom: float, hysteresis: float, sparing: bool
     ) -> None:
         self._units = units
         self._slots = slots
         self._usage = 1.0 - headroom
         self._hysteresis = hysteresis
-        self._scarce = scarce
-        self._free: list[Slot] = []
+        self._sparing = sparing
+        self._free: dict[str, list[Slot]] = {}
+        """By type, in reverse order: the last is the first to be taken."""
+        self._warm: dict[tuple[str, str, str], list[Slot]] = {}
         self._open: dict[str, list[Slot]] = {}
+        self._suits: dict[str, float] = {}
+        self._donors: list[tuple[float, int, Unit, Slot]] | None = None
 
     def run(self) -> list[Unit]:
         """Assign; the units whose needs are not covered."""
-        for unit in self._units.values():
-            self._settle_shared(unit)
-        for unit in self._units.values():
+        units = list(self._units.values())
+        for unit in units:
+            self._leave_shared(unit)
             self._release(unit)
-        self._evict()
-        self._free = [slot for slot in self._slots if slot.usable and slot.empty()]
-        for unit in self._units.values():
             self._spread(unit)
-        lacking = [unit for unit in self._units.values() if unit.deficit > 0.0]
+        self._evict()
+        self._collect_free()
+        for unit in units:
+            self._spread(unit)
+        lacking = [unit for unit in units if unit.deficit > 0.0]
+        self._weigh_types(lacking)
         for unit in lacking:
             self._whole(unit)
         self._open = self._open_slots()
         residues = [unit for unit in lacking if unit.deficit > 0.0]
-        residues.sort(key=lambda unit: (-unit.deficit / self._best(unit), unit.id))
+        residues.sort(key=lambda unit: (-unit.deficit / unit.best, unit.id))
         short = [unit for unit in residues if not self._residue(unit)]
-        for unit in self._units.values():
+        for unit in units:
             self._let_go(unit)
         return short
+
+    def fill(self) -> None:
+        """Give the free devices of nodes that are not at rest to the units with the least capacity for what they want;
+        where nothing is known of that, for the work of a request."""
+        heap = [(self._relative(unit), number, unit) for number, unit in enumerate(self._units.values())]
+        heapq.heapify(heap)
+        while heap:
+            _, number, unit = heap[0]
+            slot = self._take_free(unit, resting=False)
+            if slot is None:
+                heapq.heappop(heap)
+                continue
+            self._hold(unit, slot, 0.0, "nobody needs it more")
+            heapq.heapreplace(heap, (self._relative(unit), number, unit))
+
+    def squeeze(self, short: Iterable[Unit]) -> list[Unit]:
+        """Give units without any device a place beside others, whatever that does to them; those for whom there is
+        none."""
+        without = []
+        for unit in short:
+            if unit.holders:
+                continue
+            if unit.leaving:
+                slot = unit.leaving.pop()
+                slot.leaving.discard(unit.id)
+                self._hold(unit, slot, 0.0, slot.why)
+                continue
+            fitting = [slot for slot in self._slots if slot.shard == unit.id.shard and self.room(unit, slot)]
+            if fitting:
+                slot = min(fitting, key=lambda slot: (self._work(slot), slot.order))
+                self._hold(unit, slot, 0.0, "there is no other")
+            else:
+                without.append(unit)
+        return without
 
     # ---- capacities ------------------------------------------------------------------------
 
     def capacity(self, unit: Unit, slot: Slot) -> float:
-        """Elements per second that a whole device is given of a unit at most."""
+        """Elements per second of a unit that are given to a whole device at most."""
         return unit.costs[slot.kind].rate * self._usage
 
-    def _best(self, unit: Unit) -> float:
-        return max(cost.rate for cost in unit.costs.values()) * self._usage
+    def part(self, unit: Unit, slot: Slot) -> float:
+        """What a holder runs of a unit: all it can if it is the unit's own, otherwise what it has been given."""
+        return self.capacity(unit, slot) if len(slot.units) == 1 else slot.units[unit.id]
 
-    def _dedicated(self, unit: Unit) -> list[Slot]:
-        return [slot for slot in unit.holders if len(slot.units) == 1]
+    def _relative(self, unit: Unit) -> float:
+        capacity = sum(self.part(unit, slot) for slot in unit.holders)
+        return capacity / unit.wanted if unit.wanted > 0.0 else capacity
 
     def _loads(self, slot: Slot) -> list[Load]:
         return [(self._units[at].costs[slot.kind], rate / self._usage) for at, rate in slot.units.items()]
 
+    def _work(self, slot: Slot) -> float:
+        return sum(self._units[at].wanted / self._units[at].best for at in slot.units)
+
     # ---- giving back -----------------------------------------------------------------------
 
-    def _settle_shared(self, unit: Unit) -> None:
-        """Leave shared devices where the unit's own carry everything."""
+    def _least(self, unit: Unit) -> float | None:
+        """What its devices have to carry after one was given back; None: none is."""
+        return None if unit.kept is None else max(unit.kept, unit.need) * (1.0 + self._hysteresis)
+
+    def _leave_shared(self, unit: Unit) -> None:
+        """Leave shared devices where the unit's own, and of these those that serve, carry everything."""
+        least = self._least(unit)
         shared = [slot for slot in unit.holders if len(slot.units) > 1]
-        own = self._dedicated(unit)
-        if shared and own and self._enough(unit, own):
+        if least is None or not shared:
+            return
+        own = [slot for slot in unit.holders if len(slot.units) == 1 and unit.id in slot.ready]
+        if own and sum(self.capacity(unit, slot) for slot in own) >= least:
             for slot in shared:
-                self._drop(unit, slot, "its other devices carry the load")
+                self._drop(unit, slot, KEPT_BY_OTHERS)
 
     def _release(self, unit: Unit) -> None:
         """Give back the devices above what is kept: those that are not ready first, then the last in order."""
-        own = self._dedicated(unit)
+        least = self._least(unit)
+        own = [slot for slot in unit.holders if len(slot.units) == 1]
+        if least is None or len(unit.holders) < 2 or not own:
+            return
+        planned = sum(self.capacity(unit, slot) for slot in own)
+        ready = sum(self.capacity(unit, slot) for slot in own if unit.id in slot.ready)
+        left = len(unit.holders)
         for slot in sorted(own, key=lambda slot: (unit.id in slot.ready, -slot.order)):
-            rest = [other for other in unit.holders if other is not slot]
-            if rest and self._enough(unit, rest, serving=unit.id in slot.ready):
-                self._drop(unit, slot, "less load")
-
-    def _enough(self, unit: Unit, slots: Sequence[Slot], serving: bool = True) -> bool:
-        """Whether these devices carry what is kept, and, where one that serves is to go, those of them that serve."""
-        kept = unit.need if self._scarce else unit.kept
-        if kept is None:
-            return False
-        least = max(kept, unit.need) * (1.0 + self._hysteresis)
-        planned = sum(self._part(unit, slot) for slot in slots)
-        if planned < least:
-            return False
-        return not serving or sum(self._part(unit, slot) for slot in slots if unit.id in slot.ready) >= least
-
-    def _part(self, unit: Unit, slot: Slot) -> float:
-        """What a holder can run of a unit: all it can if it is the unit's own, otherwise what it has been given."""
-        return self.capacity(unit, slot) if len(slot.units) == 1 else slot.units[unit.id]
+            capacity = self.capacity(unit, slot)
+            serves = unit.id in slot.ready
+            if left == 1 or planned - capacity < least or (serves and ready - capacity < least):
+                continue
+            self._drop(unit, slot, LESS)
+            planned -= capacity
+            ready -= capacity if serves else 0.0
+            left -= 1
 
     def _drop(self, unit: Unit, slot: Slot, why: str) -> None:
         unit.holders.remove(slot)
@@ -112,15 +168,11 @@ class Assignment:
     def _evict(self) -> None:
         """From devices whose models can no longer take turns, the one with the largest load leaves as soon as it is
         replaced."""
-        for unit in self._units.values():
-            self._spread(unit)
         for slot in self._slots:
             while len(slot.units) > 1 and occupancy(self._loads(slot)) is None:
-                if self._scarce:
-                    break
-                largest = max(slot.units, key=lambda at: (slot.units[at] / self._best(self._units[at]), at))
+                largest = max(slot.units, key=lambda at: (slot.units[at] / self._units[at].best, at))
                 unit = self._units[largest]
-                self._drop(unit, slot, "its load no longer fits beside the others'")
+                self._drop(unit, slot, CROWDED)
                 slot.leaving.add(largest)
                 unit.leaving.append(slot)
 
@@ -138,50 +190,140 @@ class Assignment:
             part = min(remaining / (len(shared) - number), self.capacity(unit, slot))
             slot.units[unit.id] = part
             remaining -= part
-        least = NEGLIGIBLE * self._best(unit)
-        if not unit.holders:
-            unit.deficit = max(remaining, least * 1e-3)
-        else:
+        least = NEGLIGIBLE * unit.best
+        if unit.holders:
             unit.deficit = remaining if remaining > least else 0.0
+        else:
+            unit.deficit = max(remaining, least)
+
+    def _let_go(self, unit: Unit) -> None:
+        """Give up devices that are to be left once those that stay serve what is needed, or all there is."""
+        if not unit.leaving:
+            return
+        ready = sum(self.part(unit, slot) for slot in unit.holders if unit.id in slot.ready)
+        planned = sum(self.part(unit, slot) for slot in unit.holders)
+        if any(unit.id in slot.ready for slot in unit.holders) and ready >= min(unit.need, planned) * (1 - NEGLIGIBLE):
+            for slot in unit.leaving:
+                slot.leaving.discard(unit.id)
+            unit.leaving.clear()
 
     # ---- taking on -------------------------------------------------------------------------
 
+    def _collect_free(self) -> None:
+        for slot in reversed(self._slots):
+            if slot.usable and slot.empty():
+                self._free.setdefault(slot.kind, []).append(slot)
+                for model in slot.warm:
+                    self._warm.setdefault(model, []).append(slot)
+        for slots in self._free.values():
+            slots.sort(key=lambda slot: (not slot.resting, -slot.order))
+
+    def _weigh_types(self, lacking: Sequence[Unit]) -> None:
+        """How good each type is for those that lack devices, so that each gets the type it gains most from compared
+        with the others."""
+        for kind in self._free:
+            gains = [unit.costs[kind].rate / unit.best for unit in lacking if unit.costs[kind].usable]
+            self._suits[kind] = sum(gains) / len(gains) if gains else 1.0
+
+    def _take_free(self, unit: Unit, resting: bool = True) -> Slot | None:
+        """A free device for a unit: one that has its model loaded; or, of the type that suits it best, the first. Nodes
+        at rest come last."""
+        warm = self._warm.get(unit.model, [])
+        while warm:
+            slot = warm.pop()
+            if not slot.taken and slot.usable and unit.fits(slot) and (resting or not slot.resting):
+                slot.taken = True
+                return slot
+        best: Slot | None = None
+        rank = (True, 0.0)
+        for kind, slots in self._free.items():
+            if not unit.costs[kind].usable:
+                continue
+            while slots and slots[-1].taken:
+                slots.pop()
+            found = next((slot for slot in reversed(slots) if not slot.taken and unit.fits(slot)), None)
+            if found is None or (found.resting and not resting):
+                continue
+            suits = (found.resting, -unit.costs[kind].rate / unit.best / self._suits[kind])
+            if best is None or suits < rank or (suits == rank and found.order < best.order):
+                best, rank = found, suits
+        if best is not None:
+            best.taken = True
+        return best
+
+    def _take(self, unit: Unit) -> Slot | None:
+        """A device for a unit: a free one, or one that another unit has above its need."""
+        slot = self._take_free(unit)
+        return slot if slot is not None else self._take_over(unit)
+
+    def _take_over(self, unit: Unit) -> Slot | None:
+        """A device of the unit that has most above its need, if what is left to it serves its need."""
+        if self._donors is None:
+            self._donors = []
+            for other in self._units.values():
+                self._offer(other)
+        put_back = []
+        found: Slot | None = None
+        while self._donors and found is None:
+            entry = heapq.heappop(self._donors)
+            _, _, donor, slot = entry
+            if len(slot.units) != 1 or donor.id not in slot.units:
+                self._offer(donor)  # somebody has joined it there
+                continue
+            if donor is unit or not unit.fits(slot):
+                put_back.append(entry)
+                continue
+            self._drop(donor, slot, NEEDED_MORE)
+            self._spread(donor)
+            found = slot
+            self._offer(donor)
+        for entry in put_back:
+            heapq.heappush(self._donors, entry)
+        return found
+
+    def _offer(self, unit: Unit) -> None:
+        """Offer the unit's last device that it can do without."""
+        assert self._donors is not None
+        if len(unit.holders) < 2 or unit.deficit > 0.0:
+            return
+        planned = sum(self.part(unit, slot) for slot in unit.holders)
+        ready = sum(self.part(unit, slot) for slot in unit.holders if unit.id in slot.ready)
+        for slot in sorted(unit.holders, key=lambda slot: (unit.id in slot.ready, -slot.order)):
+            if len(slot.units) > 1 or not slot.usable or slot.held or slot.leaving or slot.taken:
+                continue
+            capacity = self.capacity(unit, slot)
+            serves = unit.id in slot.ready
+            if planned - capacity >= unit.need and (not serves or ready - capacity >= unit.need):
+                surplus = (planned - capacity) / unit.need if unit.need > 0.0 else planned * 1e9
+                heapq.heappush(self._donors, (-surplus, slot.order, unit, slot))
+                return
+
     def _whole(self, unit: Unit) -> None:
         """Cover a deficit with whole devices, down to a residue."""
-        while unit.deficit > 0.0:
+        while unit.deficit >= unit.best * self._usage * FULL:
             slot = self._take(unit)
             if slot is None:
                 return
-            capacity = self.capacity(unit, slot)
-            if unit.deficit < capacity * FULL:
-                return
-            self._free.remove(slot)
-            self._hold(unit, slot, min(unit.deficit, capacity))
+            self._hold(unit, slot, min(unit.deficit, self.capacity(unit, slot)), MORE)
 
-    def _take(self, unit: Unit) -> Slot | None:
-        """The free device that suits the unit best: of the type on which it gains most over others, the first."""
-        best: Slot | None = None
-        suits = 0.0
-        seen: set[str] = set()
-        for slot in self._free:
-            if slot.kind in seen or not unit.fits(slot):
-                continue
-            seen.add(slot.kind)
-            gain = unit.costs[slot.kind].rate / self._best(unit)
-            if best is None or gain > suits * 1.001:
-                best, suits = slot, gain
-        return best
-
-    def _hold(self, unit: Unit, slot: Slot, rate: float) -> None:
+    def _hold(self, unit: Unit, slot: Slot, rate: float, why: str) -> None:
         slot.shard = unit.id.shard
+        slot.taken = True
         slot.units[unit.id] = rate
+        slot.why = why
         unit.holders.append(slot)
         unit.deficit -= rate
-        if unit.deficit <= NEGLIGIBLE * self.capacity(unit, slot):
+        if unit.deficit <= NEGLIGIBLE * unit.best:
             unit.deficit = 0.0
 
     def _residue(self, unit: Unit) -> bool:
-        """Cover what remains beside others' residues, or with a device of its own; whether that was possible."""
+        """Cover what remains beside others' residues, or with devices of its own; whether that was possible."""
+        if not self._sparing:
+            own = self._take_free(unit, resting=False)
+            if own is not None:
+                self._hold(unit, own, min(unit.deficit, self.capacity(unit, own)), MORE)
+                if unit.deficit <= 0.0:
+                    return True
         best: Slot | None = None
         fullest = -1.0
         for slot in self._open.get(unit.id.shard, [])[:CANDIDATES]:
@@ -191,21 +333,23 @@ class Assignment:
             busy = occupancy([*self._loads(slot), load])
             if busy is not None and busy > fullest:
                 best, fullest = slot, busy
-        if best is None:
-            best = self._take(unit)
-            if best is None:
+        if best is not None:
+            self._hold(unit, best, unit.deficit, MORE)
+            if fullest >= FULL:
+                self._open[unit.id.shard].remove(best)
+            return True
+        while unit.deficit > 0.0:
+            taken = self._take(unit)
+            if taken is None:
                 return False
-            self._free.remove(best)
-            self._open.setdefault(unit.id.shard, []).append(best)
-        self._hold(unit, best, min(unit.deficit, self.capacity(unit, best)))
-        unit.deficit = 0.0
-        best.why = "more load" if unit.holders[:-1] else "it is to be served"
-        if fullest >= FULL:
-            self._open[unit.id.shard].remove(best)
+            rate = min(unit.deficit, self.capacity(unit, taken))
+            self._hold(unit, taken, rate, MORE)
+            if rate < FULL * self.capacity(unit, taken):
+                self._open.setdefault(unit.id.shard, []).append(taken)
         return True
 
     def _open_slots(self) -> dict[str, list[Slot]]:
-        """By shard, the devices that have time left."""
+        """By shard, the devices that have time left, the busiest first."""
         found: dict[str, list[tuple[float, int, Slot]]] = {}
         for slot in self._slots:
             if slot.usable and slot.units:
@@ -215,23 +359,11 @@ class Assignment:
         return {shard: [slot for _, _, slot in sorted(slots)] for shard, slots in found.items()}
 
     def room(self, unit: Unit, slot: Slot) -> bool:
-        """Whether a device can hold the unit's model beside what it holds."""
+        """Whether a device can hold the unit's models beside what it holds."""
         if not slot.usable or not unit.fits(slot):
             return False
         if slot.memory <= 0.0:
             return True
         used = sum(slot.held.values())
-        used += sum(self._units[at].costs[slot.kind].memory for at in {*slot.units, *slot.leaving})
-        return used + unit.costs[slot.kind].memory <= slot.memory
-
-    def _let_go(self, unit: Unit) -> None:
-        """Give up devices that are to be left once those that stay serve what is needed."""
-        if not unit.leaving:
-            return
-        stay = [slot for slot in unit.holders if unit.id in slot.ready]
-        ready = sum(self._part(unit, slot) for slot in stay)
-        planned = sum(self._part(unit, slot) for slot in unit.holders)
-        if stay and ready >= min(unit.need, planned) * (1.0 - NEGLIGIBLE):
-            for slot in unit.leaving:
-                slot.leaving.discard(unit.id)
-            unit.leaving.clear()
+        used += sum(self._units[at].memory[slot.kind] for at in {*slot.units, *slot.leaving})
+        return used + unit.memory[slot.kind] <= slot.memory

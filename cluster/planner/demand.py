@@ -51,6 +51,8 @@ class Demand:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._specs: dict[str, tuple[PipelineSpec, int]] = {}
+        self._unknown: dict[str, dict[str, float]] = {}
+        """The last rates of pipelines that nobody has told of yet, by stage."""
         self._requests: dict[str, Forecast] = {}
         self._stages: dict[tuple[str, str], tuple[Forecast, _Items]] = {}
 
@@ -60,17 +62,23 @@ class Demand:
         self._specs = {name: (spec, max(1, math.ceil(load))) for name, (spec, load) in specs.items()}
         self._requests = {name: forecast for name, forecast in self._requests.items() if name in specs}
         self._stages = {key: known for key, known in self._stages.items() if key[0] in specs}
+        for name, stages in self._unknown.items():
+            if name in specs:
+                self._observe(name, stages)
+        self._unknown.clear()
 
     def observe(self, rates: Mapping[str, float]) -> None:
         """``rates``: elements per second over the last second by model key. What is not named was not measured."""
         measured: dict[str, dict[str, float]] = {}
         for key, rate in rates.items():
             pipeline, _, stage = parse_key(key)
-            if pipeline in self._specs:
-                stages = measured.setdefault(pipeline, {})
-                stages[stage] = stages.get(stage, 0.0) + rate
+            stages = measured.setdefault(pipeline, {})
+            stages[stage] = stages.get(stage, 0.0) + rate
         for name, stages in measured.items():
-            self._observe(name, stages)
+            if name in self._specs:
+                self._observe(name, stages)
+            else:
+                self._unknown[name] = stages
 
     def _observe(self, name: str, stages: Mapping[str, float]) -> None:
         spec, horizon = self._specs[name]

@@ -10,46 +10,58 @@ from cluster.planner.view import DeviceId
 
 
 class UnitId(NamedTuple):
-    """One stage of a pipeline at one shard, whatever the pipeline's version."""
+    """One stage of a pipeline at one shard. ``version`` is '' for whatever version is served; a version to come has
+    units of its own where its models do not fit beside those that are served."""
 
     pipeline: str
     stage: str
     shard: str
+    version: str = ""
 
 
 class Slot:
-    """One device. ``usable``: it may take models on; otherwise it may only keep what it has until that is replaced.
-    ``units`` are those that it works for, with the elements per second that it has to run for each."""
+    """One device. ``usable``: it may take models on; otherwise it keeps what it has. ``resting``: its node is at rest
+    and would have to be woken. ``units`` are those it works for, with the elements per second that it is to run of
+    each."""
 
     __slots__ = (
+        "device",
         "failed",
         "held",
-        "id",
         "kind",
         "leaving",
         "memory",
         "order",
         "ready",
+        "resting",
         "shard",
+        "taken",
         "units",
         "usable",
+        "warm",
         "why",
     )
 
-    def __init__(self, id: DeviceId, order: int, kind: str, memory: float, usable: bool) -> None:
-        self.id = id
+    def __init__(self, device: DeviceId, order: int, kind: str, memory: float, usable: bool, resting: bool) -> None:
+        self.device = device
         self.order = order
         self.kind = kind
         self.memory = memory
         self.usable = usable
+        self.resting = resting
         self.shard = ""
         self.units: dict[UnitId, float] = {}
         self.leaving: set[UnitId] = set()
         """Those that it works for until somebody else does."""
         self.held: dict[str, float] = {}
-        """Models that have to stay for requests in flight, with their memory."""
+        """Models that have to stay for requests in flight, with their megabytes."""
+        self.warm: set[tuple[str, str, str]] = set()
+        """(pipeline, stage, version of the unit) whose model is loaded, whatever it is to hold."""
         self.ready: set[UnitId] = set()
-        self.failed: set[UnitId] = set()
+        self.failed: set[tuple[str, str, str]] = set()
+        """(pipeline, stage, version of the unit) whose model could not be loaded."""
+        self.taken = False
+        """It was taken for a unit in this plan."""
         self.why = ""
 
     def empty(self) -> bool:
@@ -58,25 +70,39 @@ class Slot:
 
 
 class Unit:
-    """Work that needs devices: ``need`` elements per second now, ``kept`` (at least that) for which devices that are
-    there stay; None: all of them stay. ``wanted`` is what would be needed if there were devices enough. ``costs`` are
-    by device type."""
+    """Work that needs devices: ``need`` elements per second now; devices that are there stay for ``kept`` (None: all of
+    them). ``wanted`` is what would be needed if there were devices enough. ``costs`` and ``memory`` (megabytes, of all
+    its models) are by device type."""
 
-    __slots__ = ("costs", "deficit", "holders", "id", "kept", "leaving", "need", "wanted")
+    __slots__ = ("best", "costs", "deficit", "holders", "id", "kept", "leaving", "memory", "need", "wanted")
 
-    def __init__(self, id: UnitId, need: float, kept: float | None, costs: Mapping[str, StageCost]) -> None:
+    def __init__(
+        self,
+        id: UnitId,
+        need: float,
+        kept: float | None,
+        costs: Mapping[str, StageCost],
+        memory: Mapping[str, float],
+    ) -> None:
         self.id = id
         self.need = need
         self.wanted = need
         self.kept = kept
         self.costs = costs
+        self.memory = memory
+        self.best = max((cost.rate for cost in costs.values() if cost.usable), default=1.0)
+        """Elements per second on the fastest type."""
         self.holders: list[Slot] = []
         self.leaving: list[Slot] = []
         self.deficit = 0.0
 
+    @property
+    def model(self) -> tuple[str, str, str]:
+        """(pipeline, stage, version): what it is wherever it runs."""
+        return (self.id.pipeline, self.id.stage, self.id.version)
+
     def fits(self, slot: Slot) -> bool:
-        """Whether the slot's type can run it, it did not fail there, and the slot's memory holds it as well."""
-        cost = self.costs[slot.kind]
-        if not cost.usable or self.id in slot.failed:
+        """Whether the device, empty, could run it: by its type and memory, and because it did not fail there."""
+        if not self.costs[slot.kind].usable or self.model in slot.failed:
             return False
-        return slot.memory <= 0.0 or cost.memory <= 0.0 or cost.memory <= slot.memory
+        return slot.memory <= 0.0 or self.memory[slot.kind] <= slot.memory

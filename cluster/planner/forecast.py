@@ -8,6 +8,7 @@ costs next to nothing against the cheapest: noise is outwaited, a smooth cycle i
 
 from __future__ import annotations
 
+import math
 from collections import deque
 
 import numpy as np
@@ -29,6 +30,10 @@ ENOUGH = 10
 """Errors that have to be known before the margin is taken from them."""
 FIRST_MARGIN = 0.3
 """The part of the forecast that is the margin until then."""
+WIDEST = 2.0
+"""The part of the forecast that the margin is at most."""
+SHORTEST = 40
+"""Seconds for which something is taken to be known when less is: one surprise at the beginning is not the rule."""
 WINDOWS = (1, 2, 4, 8, 16)
 """Seconds of patience that are tried, beside the longest."""
 
@@ -139,9 +144,8 @@ class Forecast:
         margins = self._margins()
         chosen = self._choose(margins)
         margin = float(margins[chosen])
-        self.need = forecast + margin * forecast**0.5
-        kept = float(most[chosen])
-        self._provided = kept + margin * kept**0.5
+        self.need = _with_margin(forecast, margin)
+        self._provided = _with_margin(float(most[chosen]), margin)
         self.kept = self._provided if self._seen > self._windows[chosen] else None
 
     def _note(self, rate: float, most: NDArray[np.float64]) -> None:
@@ -156,7 +160,8 @@ class Forecast:
         """By window, the least margin (in roots of the forecast, as the noise of counts grows like that) with which no
         more than the part asked for of all that came would have been missed."""
         errors, roots = self._errors[:, : self._filled], self._roots[:, : self._filled]
-        allowed = self._settings.shortfall * float(self._rates[: self._filled].sum())
+        known = float(self._rates[: self._filled].sum()) * max(1.0, SHORTEST / self._filled)
+        allowed = self._settings.shortfall * known
         order = np.argsort(-errors, axis=1)
         errors = np.take_along_axis(errors, order, axis=1)
         roots = np.take_along_axis(roots, order, axis=1)
@@ -175,3 +180,7 @@ class Forecast:
         costs = np.mean(roots * roots, axis=1) + margins * np.mean(roots, axis=1)
         good = np.flatnonzero(costs <= costs.min() * (1.0 + self._settings.thrift))
         return int(good[-1])
+
+
+def _with_margin(forecast: float, margin: float) -> float:
+    return forecast + min(margin * math.sqrt(forecast), WIDEST * forecast)

@@ -9,62 +9,61 @@ from cluster.planner.settings import Settings
 from cluster.planner.view import ClusterView, NodeView
 from cluster.records import NodeState
 
-BOOTS = "woken: devices lack"
+States = dict[str, tuple[NodeState, str]]
+"""Each node's state, and why."""
+
+ACTIVE: tuple[NodeState, str] = ("active", "")
+DRAINING: tuple[NodeState, str] = ("draining", "somebody wants it empty")
+DRAINED: tuple[NodeState, str] = ("standby", "drained: somebody wants it empty")
+NOT_NEEDED: tuple[NodeState, str] = ("standby", "not needed")
+LOST: tuple[NodeState, str] = ("lost", "missing")
 
 
 class Lifecycle:
-    """Remembers since when nodes have been empty. Times are monotonic seconds."""
+    """Remembers since when nodes have been empty, and who was drained. Times are monotonic seconds."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._empty_since: dict[str, float] = {}
+        self._drained: set[str] = set()
 
-    def before(self, view: ClusterView) -> dict[str, tuple[NodeState, str]]:
+    def before(self, view: ClusterView) -> States:
         """The nodes' states as far as they follow from the nodes alone."""
-        return {name: self._before(node) for name, node in view.nodes.items()}
+        holding = {node for (node, _), placed in view.placement.items() if placed.models}
+        states = {name: self._before(node, name in holding, name in self._drained) for name, node in view.nodes.items()}
+        self._drained = {name for name, node in view.nodes.items() if node.drained}
+        return states
 
-    def _before(self, node: NodeView) -> tuple[NodeState, str]:
-        if node.missing > self._settings.loss_patience and node.state != "standby":
-            if node.drained and node.state == "draining":
-                return "standby", "drained and gone"
-            return "lost", f"missing for more than {self._settings.loss_patience:g} s"
+    def _before(self, node: NodeView, holding: bool, was_drained: bool) -> tuple[NodeState, str]:
+        at_rest = node.state == "standby" and not holding
+        if node.missing > self._settings.loss_patience and not at_rest:
+            return DRAINED if node.drained else LOST
+        if node.state == "lost" and node.missing > 0.0:
+            return LOST
         if node.drained:
-            return ("standby", "drained") if node.state == "standby" else ("draining", "somebody wants it empty")
-        if node.state == "lost":
-            return ("active", "it is back") if node.missing == 0.0 else ("lost", "missing")
-        if node.state == "standby":
-            return "standby", "not needed"
-        return "active", "resumed" if node.state == "draining" else ""
+            return DRAINED if at_rest else DRAINING
+        return NOT_NEEDED if at_rest and self._settings.rest and not was_drained else ACTIVE
 
-    def wake(self, view: ClusterView, states: dict[str, tuple[NodeState, str]], lacking: float) -> bool:
-        """Wake nodes at rest until their devices and those of nodes on their way cover ``lacking`` devices; whether any
-        of those is there already, so that it can be used at once."""
-        coming = sum(
-            len(view.nodes[name].devices)
-            for name, (state, _) in states.items()
-            if state == "active" and view.nodes[name].missing > 0.0 and not view.nodes[name].drained
-        )
-        lacking -= coming
-        there = False
-        resting = [n for n, (state, _) in states.items() if state == "standby" and not view.nodes[n].drained]
-        for name in sorted(resting, key=lambda name: (view.nodes[name].missing > 0.0, natural(name))):
+    def wake(self, view: ClusterView, states: States, lacking: float) -> None:
+        """Wake nodes that are at rest and away until their devices, and those of nodes on their way, cover ``lacking``
+        devices."""
+        away = [name for name, node in view.nodes.items() if node.missing > 0.0 and not node.drained]
+        lacking -= sum(len(view.nodes[name].devices) for name in away if states[name][0] == "active")
+        for name in sorted((name for name in away if states[name][0] == "standby"), key=natural):
             if lacking <= 0.0:
-                break
-            states[name] = ("active", BOOTS)
-            self._empty_since.pop(name, None)
+                return
+            states[name] = ACTIVE
             lacking -= len(view.nodes[name].devices)
-            there = there or view.nodes[name].missing == 0.0
-        return there
 
-    def after(self, now: float, view: ClusterView, states: dict[str, tuple[NodeState, str]], busy: Set[str]) -> None:
-        """Put nodes to rest that have been empty for long enough; ``busy`` are those that hold something."""
+    def after(self, now: float, view: ClusterView, states: States, busy: Set[str]) -> None:
+        """Put nodes to rest that have been empty for long enough; ``busy`` are those that hold something, or are to."""
+        empty: dict[str, float] = {}
         for name, (state, _) in states.items():
             if name in busy or state in ("standby", "lost") or view.nodes[name].missing > 0.0:
-                self._empty_since.pop(name, None)
                 continue
-            since = self._empty_since.setdefault(name, now)
+            empty[name] = self._empty_since.get(name, now)
             if state == "draining":
-                states[name] = ("standby", "drained")
-            elif self._settings.rest and now >= since + self._settings.node_patience:
-                states[name] = ("standby", f"empty for {self._settings.node_patience:g} s")
-        self._empty_since = {name: since for name, since in self._empty_since.items() if name in view.nodes}
+                states[name] = DRAINED
+            elif self._settings.rest and now >= empty[name] + self._settings.node_patience:
+                states[name] = NOT_NEEDED
+        self._empty_since = empty

@@ -1,23 +1,86 @@
-"""Which shards serve a pipeline, and how its work is divided over them."""
+"""Which shards serve a pipeline, and which part of its work is planned for each."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import NamedTuple
 
 from cluster.planner.keys import natural
+from cluster.planner.settings import Settings
+
+ROUND = 0.01
+"""Parts of a device that do not count."""
 
 
-def shards_wanted(visits: float, fewest_devices: float, shard_rate: float, replicas: int, shards: int) -> int:
-    """How many shards a pipeline is spread over: as many as its ``visits`` (stage visits per second) take, and at least
-    ``replicas`` where each of its stages has that many devices (``fewest_devices``, of the stage with the fewest)."""
-    busy = math.ceil(visits / shard_rate) if shard_rate > 0.0 else 1
-    spread = min(replicas, int(fewest_devices + 0.05))
-    return max(1, min(shards, max(busy, spread)))
+class Wish(NamedTuple):
+    """What a pipeline needs of shards: ``visits`` (stage visits per second), ``devices`` by stage; ``kept``: how many
+    times that its shards are kept for (None: whatever it needs, they are kept)."""
+
+    visits: float
+    devices: Collection[float]
+    kept: float | None
 
 
-def choose(wanted: int, present: Mapping[str, float], load: Mapping[str, float], shards: Sequence[str]) -> list[str]:
-    """``wanted`` of the ``shards``: those that have the most of the pipeline at ``present`` stay, then come those with
-    the least ``load`` (stage visits per second)."""
+class Division(NamedTuple):
+    """The part of a pipeline that is planned for each shard. ``urgent``: the one before will not do."""
+
+    parts: dict[str, float]
+    urgent: bool
+
+
+def divide(
+    wish: Wish,
+    before: Mapping[str, float],
+    present: Mapping[str, float],
+    load: Mapping[str, float],
+    shards: Sequence[str],
+    settings: Settings,
+) -> Division:
+    """Divide a pipeline over ``shards``: over as many as its rate takes, and over ``replicas`` where every stage has as
+    many devices; evenly, or as even as one stage's devices can be dealt out, whichever takes the fewest devices.
+
+    ``before`` is how it was divided, ``present`` how much of it each shard has (both of shards that may be used only):
+    those that have most stay, then come those with the least ``load``.
+    """
+    count = _count(wish, 1.0, settings)
+    if len(present) > count:
+        count = len(present) if wish.kept is None else min(len(present), _count(wish, wish.kept, settings))
+    chosen = choose(min(count, len(shards)), present, load, shards)
+    most = max(settings.shard_rate / max(wish.visits, 1e-9), 1.0 / len(chosen)) + 1e-9
+    order = sorted(chosen, key=lambda shard: (-present.get(shard, 0.0), natural(shard)))
+    candidates = [_dealt(chosen, len(chosen))]
+    for dealt in sorted({_whole(need) for need in wish.devices}):
+        if dealt > len(chosen) and dealt % len(chosen):
+            candidates.append(_dealt(order, dealt))
+    best = min((parts for parts in candidates if max(parts.values()) <= most), key=lambda parts: _taken(parts, wish))
+    urgent = set(before) != set(chosen) or max(before.values()) > most
+    if not urgent and _taken(best, wish) >= _taken(before, wish):
+        return Division(dict(before), False)
+    return Division(best, urgent)
+
+
+def choose(count: int, present: Mapping[str, float], load: Mapping[str, float], shards: Sequence[str]) -> list[str]:
+    """``count`` of the ``shards``: those that have most at ``present``, then those with the least ``load``."""
     order = sorted(shards, key=lambda shard: (-present.get(shard, 0.0), load.get(shard, 0.0), natural(shard)))
-    return sorted(order[:wanted], key=natural)
+    return sorted(order[:count], key=natural)
+
+
+def _count(wish: Wish, times: float, settings: Settings) -> int:
+    fewest = min((_whole(need * times) for need in wish.devices), default=1)
+    return max(1, math.ceil(wish.visits * times / settings.shard_rate), min(settings.replicas, fewest))
+
+
+def _taken(parts: Mapping[str, float], wish: Wish) -> int:
+    """How many whole devices it takes if each stage's are divided like this."""
+    return sum(_whole(part * need) for part in parts.values() for need in wish.devices)
+
+
+def _dealt(shards: Sequence[str], count: int) -> dict[str, float]:
+    """``count`` things dealt out, as parts."""
+    each, more = divmod(count, len(shards))
+    return {shard: (each + (number < more)) / count for number, shard in enumerate(shards)}
+
+
+def _whole(need: float) -> int:
+    return max(1, math.ceil(need - ROUND))
