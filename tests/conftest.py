@@ -34,6 +34,14 @@ WAIT_MS = 20_000
 """How long a peer waits for what must come, in milliseconds; a test that runs into it fails."""
 
 
+@pytest.fixture(autouse=True, scope="session")
+def cache_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Shards and agents of tests keep files in a directory of their own, not in the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @dataclass
 class Incoming:
     """A request as a peer got it."""
