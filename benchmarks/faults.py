@@ -155,9 +155,7 @@ class Hurt:
             raise RuntimeError("no etcd member leads")
 
         port = asyncio.run(ask())
-        return next(
-            p.pid for p in self._etcd() if f"listen-client-urls https://127.0.0.1:{port}" in " ".join(p.command)
-        )
+        return next(process.pid for process in self._etcd() if f":{port}" in " ".join(process.command))
 
     async def _compact(self) -> int:
         async with self._client([":".join(endpoint) for endpoint in self._endpoints()]) as client:
@@ -170,9 +168,11 @@ class Hurt:
 def run(hurt: Hurt, fault: Callable[[Load], str], rate: float, seed: int) -> dict[str, Any]:
     """One fault under load."""
     load = Load(hurt.cluster.addresses(), PIPELINE, rate, seed)
-    load.sleep_until(BEFORE)
-    note = fault(load)
-    submitted, sent = load.stop()
+    try:
+        load.sleep_until(BEFORE)
+        note = fault(load)
+    finally:
+        submitted, sent = load.stop()
     counts = outcomes(sent)
     return {
         "fault": fault.__doc__,
