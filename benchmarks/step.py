@@ -96,15 +96,17 @@ def main() -> None:
         status = cluster.status()
         load = Load(cluster.addresses(), options.pipeline, options.rate, options.seed)
         sampler = Sampler(status["store"], status["cluster"], load)
-        load.sleep_until(options.before)
-        load.rate = FACTOR * options.rate
-        step_at = load.now()
-        load.sleep_until(options.before + options.during)
-        load.rate = options.rate
-        back_at = load.now()
-        load.sleep_until(options.before + options.during + options.after)
-        submitted, sent = load.stop()
-        gpus = sampler.stop()
+        try:
+            load.sleep_until(options.before)
+            load.rate = FACTOR * options.rate
+            step_at = load.now()
+            load.sleep_until(options.before + options.during)
+            load.rate = options.rate
+            back_at = load.now()
+            load.sleep_until(options.before + options.during + options.after)
+        finally:
+            submitted, sent = load.stop()
+            gpus = sampler.stop()
     end = int(max(one.due for one in sent))
     good = [outcomes(sent, second, second + 1)["ok"] for second in range(end)]
     offered = [sum(outcomes(sent, second, second + 1).values()) for second in range(end)]
