@@ -159,6 +159,9 @@ def load(
         loop = OpenLoop(client, pipeline, b"x" * payload_bytes, slo, in_flight)
         with _Bar(loop, source.length) as bar:
             loop.run(arrivals, bar.show)
+    if spec is not None and carried is not None and _known_target(pipeline, cluster, store).held != target.held:
+        click.echo("the GPUs that hold it changed meanwhile: no bound can be told", err=True)
+        carried = None
     found = {
         "pipeline": pipeline,
         "trace": source.name,

@@ -153,7 +153,7 @@ def describe_nodes(seen: Snapshot) -> list[dict[str, Any]]:
 def node_table(nodes: list[dict[str, Any]]) -> Table:
     table = Table("node", "state", "why", "host", "devices", "models", "release")
     for one in nodes:
-        why = "; ".join(filter(None, (one["why"], one["drained_why"] and f"drained: {one['drained_why']}")))
+        why = f"{one['why']} ({one['drained_why']})" if one["drained_why"] else one["why"]
         state = Text(one["state"], style=_STYLE[one["state"]])
         if not one["registered"]:
             state.append(" (not here)")

@@ -149,6 +149,17 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, content: bytes | No
         parsed("broker", "--config", str(file))
 
 
+@pytest.mark.parametrize("page", ["README.md", "docs/operations.md"])
+def test_the_files_in_the_documentation_can_be_used(tmp_path: Path, page: str) -> None:
+    text = (Path(__file__).parent.parent / page).read_text()
+    (written,) = re.findall(r"```yaml\n(store:.*?)```", text, re.DOTALL)
+    file = tmp_path / "laxity.yaml"
+    file.write_text(written)
+    found = read_configuration(file, SERVICES)
+    assert found["node"]["devices"] == "cuda"
+    assert parsed("coordinator", "--config", str(file), "--name", "c1")["cluster"] == "production"
+
+
 def test_an_empty_file_changes_nothing(tmp_path: Path) -> None:
     file = tmp_path / "laxity.yaml"
     for text in ("", "broker:\n", "# nothing\n"):

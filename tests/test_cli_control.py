@@ -159,7 +159,7 @@ def test_nodes_are_listed(cluster: Fake) -> None:
     assert (n2["state"], n2["models"], n2["registered"]) == ("standby", {}, True)
     assert (n3["state"], n3["devices"], n3["registered"], n3["host"]) == ("lost", {"A100": 2}, False, "")
     people = cluster("node", "list").stdout
-    for text in ("drained: new memory", "tm 6/6", "2 A100", "its lease vanished"):
+    for text in ("n1 is active (new memory)", "tm 6/6", "2 A100", "its lease vanished"):
         assert text in people
 
 
