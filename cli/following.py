@@ -78,7 +78,9 @@ def follow(url: str, cluster: str, timeout: float, waits: Callable[[float, Snaps
                 if not said:
                     return
                 if now > ends:
-                    raise click.ClickException(f"not within {format_duration(timeout)}: {said}; it goes on, see `laxity status`")
+                    raise click.ClickException(
+                        f"not within {format_duration(timeout)}: {said}; it goes on, see `laxity status`"
+                    )
                 told.tell(said)
     finally:
         follower.close()
