@@ -113,10 +113,7 @@ class Device:
         self._act(now)
 
     def grant(self, now: float, session: Session, grant: Grant, frames: list[Part]) -> None:
-        """A batch came."""
-        if session is not self._session:
-            refuse(session, grant)
-            return
+        """A batch came from the shard that it works for."""
         self._last_batch += 1
         self._granted[self._last_batch] = _Granted(session, grant, frames, now)
         known = self._specs.get(grant.model)
@@ -214,9 +211,3 @@ class Device:
             self.runner.unload(action.model)
         elif isinstance(action, actions.Announce):
             self._changed()
-
-
-def refuse(session: Session, grant: Grant) -> None:
-    """Answer a batch for a device that does not work for the shard which granted it (any more): that is no attempt."""
-    detail = f"device {grant.device} does not work for this shard"
-    session.send(Done(grant.device, grant.batch, "unknown_model", detail=detail), [])

@@ -13,7 +13,7 @@ from laxity import protocol
 from laxity.link import HEARTBEAT_BOUNDS, MISSED
 from laxity.payload import Part
 from laxity.protocol import DeviceReport, Done, Goodbye, Grant, Heartbeat, Ready, Welcome
-from nodes.device import Device, refuse
+from nodes.device import Device
 
 log = logging.getLogger("laxity.node")
 
@@ -166,7 +166,8 @@ class ShardLink:
             if device is not None:
                 device.grant(now, self.session, message, frames[1:])
             else:
-                refuse(self.session, message)
+                detail = f"device {message.device} does not work for this shard"
+                self.send(Done(message.device, message.batch, "unknown_model", detail=detail), [])
         elif isinstance(message, Welcome):
             self._welcome(now, message)
         elif isinstance(message, Goodbye):

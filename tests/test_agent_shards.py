@@ -61,6 +61,10 @@ class HandShard:
                 return message, frames
             self._said.append((message, frames))
 
+    def said(self, kind):
+        """The messages of a kind that came before the last one that was taken."""
+        return [message for message, _ in self._said if isinstance(message, kind)]
+
     def ready(self):
         """The devices of the next READY, by number."""
         return {device.device: device for device in self.receive(Ready)[0].devices}
@@ -228,6 +232,21 @@ def test_a_device_that_comes_back_before_its_shard_was_left(cluster, hand_shard,
     first.welcome()
     first.grant(pull, 2, echo.model_key("echo"))
     assert first.done().code == "ok"
+
+
+def test_what_changes_while_the_shard_has_yet_to_answer_is_told_before_anything_is_pulled(cluster, hand_shard, echo):
+    shard = hand_shard("s0")
+    agent = cluster.lone_agent([EMULATED] * 2)
+    agent.agent.place({0: work("s0", echo)})
+    agent.wait_for(lambda states: states[0].models == {echo.model_key("echo"): "ready"})
+    agent.connect(shard.url)
+    assert list(shard.ready()) == [0]
+    agent.agent.place({1: work("s0", echo)})
+    agent.wait_for(lambda states: states[1].models == {echo.model_key("echo"): "ready"})
+    shard.welcome()
+    assert shard.pull().device == 1
+    (device,) = shard.said(Ready)[-1].devices
+    assert (device.device, len(device.models)) == (1, 1)
 
 
 def test_a_shard_s_new_address_is_followed_and_a_lost_record_is_not(cluster, hand_shard, echo):
