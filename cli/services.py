@@ -190,7 +190,8 @@ def node() -> None:
     default="cpu",
     show_default=True,
     metavar="WHAT",
-    help="cpu, cuda (all GPUs, or those in CUDA_VISIBLE_DEVICES), or emulated:N[:TYPE[:MEMORY_MB]]; several joined by '+'.",
+    help="cpu, cuda (all GPUs, or those in CUDA_VISIBLE_DEVICES), or emulated:N[:TYPE[:MEMORY_MB]]; several are joined "
+    "by '+'.",
 )
 @_setting(
     "--heartbeat",
