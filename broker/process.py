@@ -13,11 +13,11 @@ from broker.files import files_in_store
 from broker.reporting import Reporter
 from broker.routing import RoutingFollower
 from broker.shell import Shard, ShardConfig
-from cluster.coordinator.decoded import Decoded
+from cluster.decoded import Decoded
 from cluster.membership import Follower, Membership
 from cluster.records import BrokerRecord, Paths, ServingRecord, TuningRecord, encode
 from cluster.serving import serving
-from cluster.store import open_store
+from cluster.store import wait_for_store
 
 log = logging.getLogger("laxity.broker")
 
@@ -79,7 +79,9 @@ def run_shard_process(config: ShardConfig, store_url: str, cluster: str, stop: t
     ended by itself.
     """
     spare_collector()
-    store = open_store(store_url)
+    store = wait_for_store(store_url, stop)
+    if store is None:
+        return
     try:
         paths = Paths(cluster)
         membership = Membership(store, paths.broker(config.name))

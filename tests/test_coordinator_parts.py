@@ -7,10 +7,10 @@ import sys
 import pytest
 
 from cluster.coordinator.changes import changes, tuning_changes
-from cluster.coordinator.decoded import Decoded
 from cluster.coordinator.presence import Presence
 from cluster.coordinator.provider import FIRST_RETRY, Order, Provider, ProviderEngine, ProviderError, parse_command
 from cluster.coordinator.view import Records, arrival_rates, view_of
+from cluster.decoded import Decoded
 from cluster.planner.view import Placed, Plan, Served
 from cluster.records import (
     BrokerRecord,

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import msgspec
 
 from cluster.coordinator.changes import changes, tuning_changes
-from cluster.coordinator.decoded import Decoded
 from cluster.coordinator.presence import Presence
 from cluster.coordinator.provider import Provider
 from cluster.coordinator.view import Records, arrival_rates, heard, view_of
+from cluster.decoded import Decoded
 from cluster.election import Election
 from cluster.membership import Follower
 from cluster.planner.planner import Planner

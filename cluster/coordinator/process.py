@@ -13,7 +13,7 @@ from cluster.coordinator.provider import Provider
 from cluster.election import Election, NotLeaderError
 from cluster.membership import Follower, Membership
 from cluster.records import CoordinatorRecord, LeaderRecord, Paths, encode
-from cluster.store import open_store
+from cluster.store import wait_for_store
 from cluster.store.base import StoreError
 from laxity.version import __version__
 
@@ -30,7 +30,9 @@ def run_coordinator_process(config: CoordinatorConfig, store_url: str, cluster: 
     :class:`~cluster.coordinator.provider.ProviderError` for a command that cannot be run.
     """
     provider = Provider(config.provider_up, config.provider_down)
-    store = open_store(store_url)
+    store = wait_for_store(store_url, stop)
+    if store is None:
+        return
     try:
         paths = Paths(cluster)
         host, pid = socket.gethostname(), os.getpid()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from cluster.coordinator.decoded import Decoded
 from cluster.coordinator.presence import BARELY, Presence
+from cluster.decoded import Decoded
 from cluster.planner.view import ClusterView, DeviceId, DeviceView, NodeView, Placed, Served
 from cluster.records import (
     READY,

@@ -11,7 +11,7 @@ import msgspec
 from cluster.records import RecordError, decode, name_of
 from cluster.store.base import Entry
 
-log = logging.getLogger("laxity.coordinator")
+log = logging.getLogger("laxity.cluster")
 
 R = TypeVar("R", bound=msgspec.Struct)
 
