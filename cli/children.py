@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import subprocess
@@ -11,11 +10,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from cli import tether
 from cli.restarts import Restarts
 
 GRACE = 8.0
 """Seconds that children have to end after SIGTERM; then comes SIGKILL."""
-_PR_SET_PDEATHSIG = 1
 
 
 class ChildDied(Exception):
@@ -29,7 +28,8 @@ def laxity(*arguments: str) -> list[str]:
 
 
 class Child:
-    """One process: ``command``, its output appended to ``log``."""
+    """One process: ``command`` (its first word a path), its output appended to ``log``. The kernel ends it with this
+    one."""
 
     def __init__(self, name: str, command: Sequence[str], log: Path, environment: Mapping[str, str]) -> None:
         self.name = name
@@ -43,25 +43,16 @@ class Child:
         self._log_from = 0
 
     def start(self) -> None:
-        libc = ctypes.CDLL(None)
-        parent = os.getpid()
-
-        def end_with_parent() -> None:
-            libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-            if os.getppid() != parent:
-                os._exit(1)
-
         with self.log.open("ab") as log:
             self._log_from = log.tell()
             self._process = subprocess.Popen(
-                self.command,
+                [sys.executable, "-I", "-S", tether.__file__, str(os.getpid()), *self.command],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=self._environment,
                 # Ctrl-C at the terminal is the supervisor's alone, which then ends its children in order.
                 start_new_session=True,
-                preexec_fn=end_with_parent,
             )
         self.start_at = None
         self.restarts.started(time.monotonic())
