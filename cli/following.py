@@ -11,7 +11,7 @@ from rich.status import Status
 
 from cli.options import check_duration
 from cli.snapshot import Snapshot
-from cluster.coordinator.decoded import Decoded
+from cluster.decoded import Decoded
 from cluster.membership import Follower
 from cluster.records import Paths
 from cluster.store import open_store

@@ -17,7 +17,7 @@ from cli.publish import files_at_addresses
 from cli.rollout import Failures, ModelLoading, is_served, models_loading, waits_for
 from cli.rundir import RunDirectory
 from cli.snapshot import Snapshot
-from cluster.coordinator.decoded import Decoded
+from cluster.decoded import Decoded
 from cluster.fixed_plan import divide
 from cluster.layout import AgentLayout
 from cluster.membership import Follower

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from cluster.coordinator.decoded import Decoded
 from cluster.coordinator.view import Records
+from cluster.decoded import Decoded
 from cluster.records import CoordinatorRecord, LeaderRecord, NodeState, Paths, TuningRecord
 from cluster.store import open_store
 from cluster.store.base import Entry
