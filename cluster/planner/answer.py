@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Set
 
 from cluster.planner.fleet import Slot, Unit, UnitId
 from cluster.planner.prices import Prices
-from cluster.planner.rollout import Rollout, serve
+from cluster.planner.rollout import Readiness, Rollout, serve
 from cluster.planner.view import ClusterView, DeviceId, Move, Placed, Plan, Served
 from cluster.records import NodeState
 
@@ -89,8 +89,9 @@ class Answer:
             self._place(slot, units, rollouts)
         for unit in without:
             self._unplaced(rollouts[unit.id.pipeline], unit, slots)
+        readiness = Readiness(self._view, self._blocked)
         for name, rollout in rollouts.items():
-            served, why = serve(rollout, list(parts[name]), units, self._view)
+            served, why = serve(rollout, list(parts[name]), units, self._view, readiness)
             if served is not None:
                 self._serving[name] = served
             if why:

@@ -228,12 +228,9 @@ class Assignment:
     def _take_free(self, unit: Unit, resting: bool = True) -> Slot | None:
         """A free device for a unit: one that has its model loaded; or, of the type that suits it best, the first. Nodes
         at rest come last."""
-        warm = self._warm.get(unit.model, [])
-        while warm:
-            slot = warm.pop()
-            if not slot.taken and slot.usable and unit.fits(slot) and (resting or not slot.resting):
-                slot.taken = True
-                return slot
+        warm = self._take_warm(unit)
+        if warm is not None:
+            return warm
         best: Slot | None = None
         rank = (True, 0.0)
         for kind, slots in self._free.items():
@@ -250,6 +247,16 @@ class Assignment:
         if best is not None:
             best.taken = True
         return best
+
+    def _take_warm(self, unit: Unit) -> Slot | None:
+        """A free device that has the unit's model loaded: given back a moment ago, or its shard is gone."""
+        warm = self._warm.get(unit.model, [])
+        while warm:
+            slot = warm.pop()
+            if not slot.taken and not slot.resting and unit.fits(slot):
+                slot.taken = True
+                return slot
+        return None
 
     def _take(self, unit: Unit) -> Slot | None:
         """A device for a unit: a free one, or one that another unit has above its need."""
@@ -318,12 +325,11 @@ class Assignment:
 
     def _residue(self, unit: Unit) -> bool:
         """Cover what remains beside others' residues, or with devices of its own; whether that was possible."""
-        if not self._sparing:
-            own = self._take_free(unit, resting=False)
-            if own is not None:
-                self._hold(unit, own, min(unit.deficit, self.capacity(unit, own)), MORE)
-                if unit.deficit <= 0.0:
-                    return True
+        own = self._take_warm(unit) if self._sparing else self._take_free(unit, resting=False)
+        if own is not None:
+            self._hold(unit, own, min(unit.deficit, self.capacity(unit, own)), MORE)
+            if unit.deficit <= 0.0:
+                return True
         best: Slot | None = None
         fullest = -1.0
         for slot in self._open.get(unit.id.shard, [])[:CANDIDATES]:

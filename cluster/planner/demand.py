@@ -21,10 +21,11 @@ ITEMS_REMEMBERED = 0.97
 
 
 class StageDemand(NamedTuple):
-    """``now``: elements per second to be ready for. ``kept``: the most of the last seconds of patience, which devices
-    that are there stay for; None while not enough is known to give anything back."""
+    """``now``: elements per second to be ready for, of which ``least`` are not a guess. ``kept``: the most of the last
+    seconds of patience, which devices that are there stay for; None while not enough is known to give anything back."""
 
     now: float
+    least: float
     kept: float | None
 
 
@@ -104,6 +105,11 @@ class Demand:
             return known.need
         return max((forecast.need for (of, _), (forecast, _) in self._stages.items() if of == name), default=0.0)
 
+    def certain(self, name: str) -> float:
+        """The part (0 to 1) of :meth:`requests` that is not a guess."""
+        known = self._requests.get(name)
+        return known.least / known.need if known is not None and known.need > 0.0 else 1.0
+
     def of(self, name: str, stages: Collection[str]) -> dict[str, StageDemand]:
         """By stage; a stage that is not in it has not been measured yet."""
         spec, _ = self._specs[name]
@@ -114,11 +120,12 @@ class Demand:
             if own is not None:
                 forecast, items = own
                 each = items.each()
-                need, kept = forecast.need, forecast.kept
+                need, least, kept = forecast.need, forecast.least, forecast.kept
                 if requests is not None:
                     need = max(need, requests.need * each)
+                    least = max(least, requests.least * each)
                     kept = None if kept is None or requests.kept is None else max(kept, requests.kept * each)
-                demands[stage] = StageDemand(need, kept)
+                demands[stage] = StageDemand(need, least, kept)
             elif requests is not None and not (stage in spec.stages and spec.stages[stage].map):
-                demands[stage] = StageDemand(requests.need, requests.kept)
+                demands[stage] = StageDemand(requests.need, requests.least, requests.kept)
         return demands

@@ -96,6 +96,7 @@ class Forecast:
         "_settings",
         "_windows",
         "kept",
+        "least",
         "need",
     )
 
@@ -119,6 +120,8 @@ class Forecast:
         self._provided = 0.0
         self.need = 0.0
         """To be provided for now."""
+        self.least = 0.0
+        """To be provided for even by those who trust what was provided before: without a margin that is a guess."""
         self.kept: float | None = None
         """What is there is kept up to this; None: all of it, not enough is known yet."""
 
@@ -139,12 +142,13 @@ class Forecast:
             self._note(rate, self._most[0])
         if self._filled < ENOUGH:
             self.need = forecast * (1.0 + FIRST_MARGIN)
+            self.least = forecast
             self._provided = self.need
             return
         margins = self._margins()
         chosen = self._choose(margins)
         margin = float(margins[chosen])
-        self.need = _with_margin(forecast, margin)
+        self.need = self.least = _with_margin(forecast, margin)
         self._provided = _with_margin(float(most[chosen]), margin)
         self.kept = self._provided if self._seen > self._windows[chosen] else None
 

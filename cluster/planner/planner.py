@@ -88,6 +88,7 @@ class Planner:
             self._memory.blocked(now),
             self._memory.in_use(now, view, self._costs),
             1.0 - self._settings.headroom,
+            self._settings.rest,
         )
         units, slots, assignment, short = self._attempt(retainer, {}, floors)
         cut: dict[str, float] = {}
@@ -161,8 +162,8 @@ class Planner:
             before = self._memory.parts(name)
             served = view.serving.get(name)
             present = _only(before, allowed) or _only(served.shards if served is not None else {}, allowed)
-            rate = max(requests[name], floors.get(name, 0.0))
-            visits = sum(demand.now for demand in demands[name].values())
+            rate = max(requests[name] * self._demand.certain(name), floors.get(name, 0.0))
+            visits = sum(demand.least for demand in demands[name].values())
             wish = Wish(visits, [rate * each for each in work[name].values()], _kept(demands[name]))
             division = divide(
                 wish, before, present or _only(placed.get(name, {}), allowed), load, allowed, self._settings

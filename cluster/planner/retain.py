@@ -16,7 +16,8 @@ from cluster.records import NodeState
 class Retainer:
     """Makes fresh units and devices, as often as they are asked for. ``parts`` are each pipeline's shards with the part
     that is planned for each. ``blocked``: the models that could not be loaded lately, by device. ``in_use``: (version,
-    shard) that were sent requests lately, or still have some. ``usage``: the part of a device that is planned for."""
+    shard) that were sent requests lately, or still have some. ``usage``: the part of a device that is planned for.
+    ``rest``: whether devices that are not needed are given back."""
 
     def __init__(
         self,
@@ -29,6 +30,7 @@ class Retainer:
         blocked: Mapping[DeviceId, Set[str]],
         in_use: Set[tuple[str, str]],
         usage: float,
+        rest: bool,
     ) -> None:
         self._view = view
         self._states = states
@@ -39,6 +41,7 @@ class Retainer:
         self._blocked = blocked
         self._in_use = in_use
         self._usage = usage
+        self._rest = rest
         self._nodes = sorted(view.nodes, key=natural)
 
     def retain(self, cut: Mapping[str, float], floor: Mapping[str, float]) -> tuple[dict[UnitId, Unit], list[Slot]]:
@@ -62,6 +65,8 @@ class Retainer:
                 slot = Slot((node, number), len(slots), device.type, device.memory_mb, usable, state == "standby")
                 slots.append(slot)
                 self._fill(slot, units, state == "draining")
+        for unit in units.values():
+            self._trust(unit, cut)
         for unit in apart.values():
             base = units.get(unit.id._replace(version=""))
             if base is not None and base.holders:
@@ -78,7 +83,7 @@ class Retainer:
             kind: sum(self._prices.memory(key, kind) for key in rollout.keys(at.stage, at.version)) for kind in costs
         }
         wanted = known.now * part if known is not None else 0.0
-        kept = known.kept * part if known is not None and known.kept is not None else None
+        kept = known.kept * part if self._rest and known is not None and known.kept is not None else None
         unit = Unit(at, wanted, None if at.version else kept, costs, memory)
         if cut is not None:
             unit.wanted = max(wanted, kept or 0.0)
@@ -86,6 +91,16 @@ class Retainer:
             unit.kept = kept if kept is None else unit.need
         unit.wanted = max(unit.wanted, floor * part)
         return unit
+
+    def _trust(self, unit: Unit, cut: Mapping[str, float]) -> None:
+        """While the margin is a guess, what carries the rest was sized by somebody who knew more."""
+        known = self._demands[unit.id.pipeline].get(unit.id.stage)
+        if known is None or known.least >= known.now or unit.id.pipeline in cut:
+            return
+        carried = sum(unit.costs[slot.kind].rate for slot in unit.holders) * self._usage
+        part = self._parts[unit.id.pipeline][unit.id.shard]
+        if carried >= known.least * part:
+            unit.need = min(unit.need, carried)
 
     def _fill(self, slot: Slot, units: Mapping[UnitId, Unit], draining: bool) -> None:
         """What the device has, and what it holds for whom."""

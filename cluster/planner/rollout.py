@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 
 from cluster.planner.costs import Costs
 from cluster.planner.fleet import Slot, Unit, UnitId
-from cluster.planner.view import ClusterView, Served
+from cluster.planner.view import ClusterView, DeviceId, Served
 from pipelines.spec import PipelineSpec
 
 WEIGHT_STEP = 0.02
@@ -65,16 +65,17 @@ class Rollout:
 
 
 class Readiness:
-    """What the devices say about models."""
+    """What the devices say about models. ``blocked``: those that could not be loaded lately, by device."""
 
-    def __init__(self, view: ClusterView) -> None:
+    def __init__(self, view: ClusterView, blocked: Mapping[DeviceId, Set[str]]) -> None:
         self._view = view
+        self._blocked = blocked
 
     def ready(self, key: str, slot: Slot) -> bool:
         return key in self._view.nodes[slot.device[0]].devices[slot.device[1]].ready
 
     def failed(self, key: str, slot: Slot) -> bool:
-        return key in self._view.nodes[slot.device[0]].devices[slot.device[1]].failed
+        return key in self._blocked.get(slot.device, ())
 
 
 def capacity(unit: Unit, slot: Slot) -> float:
@@ -104,11 +105,10 @@ def convert(unit: Unit, base: Unit) -> bool:
 
 
 def serve(
-    rollout: Rollout, shards: Sequence[str], units: Mapping[UnitId, Unit], view: ClusterView
+    rollout: Rollout, shards: Sequence[str], units: Mapping[UnitId, Unit], view: ClusterView, readiness: Readiness
 ) -> tuple[Served | None, str]:
     """What is to be served of a pipeline, and what keeps its new version from that ('' if nothing does, or time will
     tell)."""
-    readiness = Readiness(view)
     present = {} if rollout.served is None else rollout.served.shards
     alive = {shard: weight for shard, weight in present.items() if shard in view.shards}
     why = ""
@@ -127,7 +127,7 @@ def serve(
         return (Served(rollout.base, _weights(ready, {})), why) if ready else (None, why)
     going = [shard for shard in alive if shard not in parts]
     if not ready or (going and len(ready) < len(parts)):
-        return Served(rollout.base, alive), why  # until those that are to follow are ready
+        return Served(rollout.base, _weights(alive, present)), why  # until those that are to follow are ready
     return Served(rollout.base, _weights(ready, present)), why
 
 
@@ -177,7 +177,7 @@ def _whole_need(unit: Unit, shards: Sequence[str], units: Mapping[UnitId, Unit])
 
 
 def _weights(parts: Mapping[str, float], present: Mapping[str, float]) -> dict[str, float]:
-    total = sum(parts.values())
+    total = sum(parts.values()) or 1.0
     weights = {shard: part / total for shard, part in parts.items()}
     if weights.keys() == present.keys() and all(
         abs(weight - present[shard]) <= WEIGHT_STEP for shard, weight in weights.items()

@@ -40,13 +40,16 @@ def divide(
     """Divide a pipeline over ``shards``: over as many as its rate takes, and over ``replicas`` where every stage has as
     many devices; evenly, or as even as one stage's devices can be dealt out, whichever takes the fewest devices.
 
-    ``before`` is how it was divided, ``present`` how much of it each shard has (both of shards that may be used only):
-    those that have most stay, then come those with the least ``load``.
+    ``before`` is how it was divided, if that is known; ``present`` how much of it each of the shards has: those with
+    most of it stay, then come those with the least ``load``.
     """
     count = _count(wish, 1.0, settings)
     if len(present) > count:
         count = len(present) if wish.kept is None else min(len(present), _count(wish, wish.kept, settings))
     chosen = choose(min(count, len(shards)), present, load, shards)
+    if not before and set(present) == set(chosen):
+        total = sum(present.values())
+        before = {shard: weight / total for shard, weight in present.items()}
     most = max(settings.shard_rate / max(wish.visits, 1e-9), 1.0 / len(chosen)) + 1e-9
     order = sorted(chosen, key=lambda shard: (-present.get(shard, 0.0), natural(shard)))
     candidates = [_dealt(chosen, len(chosen))]
