@@ -58,7 +58,7 @@ class QuantileTuner:
         if total <= 0.0:
             return
         begin = (START - LOWEST) / (HIGHEST - LOWEST)
-        wanted = LOWEST + (HIGHEST - LOWEST) * (self.late + begin * doubt) / total
+        wanted = min(LOWEST + (HIGHEST - LOWEST) * (self.late + begin * doubt) / total, HIGHEST)
         if abs(wanted - self.quantile) >= TURNS:
             self.quantile = wanted
 
