@@ -26,6 +26,8 @@ log = logging.getLogger("laxity.coordinator")
 
 PERIOD = 1.0
 """Seconds between two looks at the shards' reports."""
+PAUSE = 0.25
+"""Seconds between two plans at least: hundreds of shards report at different moments."""
 REPORT_LASTS = 3.5
 """Seconds for which a report that was not followed by another still counts."""
 RENEW = 3.0
@@ -69,6 +71,8 @@ class Leader:
         """The latest of each shard, and when it came."""
         self._observed_at = now
         self._plan_at = now
+        self._planned_at = now - PAUSE
+        self._changed = False
         self._renewed_at = now
         self._written: dict[str, int] = {}
         """Revisions of this term's writes that the follower has not shown yet, by key."""
@@ -93,7 +97,8 @@ class Leader:
         observed = now >= self._observed_at + PERIOD
         if observed:
             self._observe(now)
-        if changed or observed or now >= self._plan_at:
+        self._changed = changed or self._changed
+        if observed or now >= self._plan_at or (self._changed and now >= self._planned_at + PAUSE):
             self._plan(now)
 
     # ---- reports ---------------------------------------------------------------------------
@@ -126,6 +131,8 @@ class Leader:
     # ---- the plan --------------------------------------------------------------------------
 
     def _plan(self, now: float) -> None:
+        self._planned_at = now
+        self._changed = False
         records = Records(self._paths, self._decoded)
         reports = self._fresh(now)
         self._nodes.update(now, records.known_nodes(), records.nodes.keys() | heard(reports))
