@@ -88,6 +88,7 @@ class Leader:
     def step(self, now: float, follower: Follower, changed: bool) -> None:
         """Do what is due. ``changed``: whether the follower's entries did. Raises what the election's writes do."""
         entries = follower.entries
+        self._changed = changed or self._changed
         for key in [key for key, revision in self._written.items() if _shows(entries.get(key), revision)]:
             del self._written[key]
         if self._written and now < self._written_at + SHOWN_WITHIN:
@@ -97,7 +98,6 @@ class Leader:
         observed = now >= self._observed_at + PERIOD
         if observed:
             self._observe(now)
-        self._changed = changed or self._changed
         if observed or now >= self._plan_at or (self._changed and now >= self._planned_at + PAUSE):
             self._plan(now)
 
