@@ -223,8 +223,8 @@ class Shard:
                 if self._clients.stuck:
                     wake = min(wake, clock() + 0.01)
                 ended = self._wait(poller, wake - clock()) or ended
+            self._calls.run()  # first: a pipeline that was applied before a request was made is known to it
             more = self._drain(clock)
-            self._calls.run()
             now = clock()
             # Not while messages lie unread: they may be a gone agent's last results, or the very signs of life (after
             # a freeze of this process).

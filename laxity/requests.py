@@ -17,6 +17,7 @@ import msgspec
 from laxity.outcomes import Outcome
 from laxity.payload import Payload
 from laxity.protocol import MAX_HEADER, MAX_SHARED, Answer, Request
+from laxity.routes import Rotation
 
 SHARED_BYTES = 1024 * 1024
 """Requests share a SUBMIT up to this many payload bytes, so that a large one does not hold up others."""
@@ -54,7 +55,7 @@ class Pending(msgspec.Struct, eq=False, gc=False):
 class Lane:
     """The requests that are at one shard, and what is to be sent to it."""
 
-    __slots__ = ("cancels", "in_flight", "left_behind", "shard", "waiting", "withdrawn")
+    __slots__ = ("cancels", "left_behind", "shard", "waiting", "withdrawn")
 
     def __init__(self, shard: str) -> None:
         self.shard = shard
@@ -62,7 +63,6 @@ class Lane:
         """To be submitted; those that have ended may be among them."""
         self.cancels: list[int] = []
         """To be cancelled."""
-        self.in_flight = 0
         self.left_behind: set[int] = set()
         """What the shard had when it was lost."""
         self.withdrawn: set[int] = set()
@@ -97,22 +97,18 @@ class RequestTable:
 
     def pop(self, id: int) -> Pending | None:
         """The request leaves; None where it left before."""
-        pending = self._pending.pop(id, None)
-        if pending is not None and pending.lane is not None:
-            pending.lane.in_flight -= 1
-        return pending
+        return self._pending.pop(id, None)
 
     def pop_answered(self, answer: Answer, lane: Lane) -> Pending | None:
         """The request leaves, as its shard has answered it; None where the answer is to be ignored."""
         pending = self._pending.get(answer.id)
         if pending is None or pending.lane is not lane:
             return None
-        if answer.outcome is Outcome.CANCELLED and answer.id in lane.withdrawn:
+        if lane.withdrawn and answer.outcome is Outcome.CANCELLED and answer.id in lane.withdrawn:
             # The answer to our CANCEL, which crossed with its coming back to this shard.
             lane.withdrawn.discard(answer.id)
             return None
-        del self._pending[answer.id]
-        lane.in_flight -= 1
+        del self._pending[pending.id]
         return pending
 
     def cancel(self, id: int) -> None:
@@ -130,7 +126,6 @@ class RequestTable:
         for lane in self._lanes.values():
             lane.waiting.clear()
             lane.cancels = []
-            lane.in_flight = 0
         return everything
 
     # ---- between shards -----------------------------------------------------------------
@@ -147,24 +142,26 @@ class RequestTable:
         """Whether :meth:`assign` has something to do."""
         return bool(self._arrived)
 
-    def assign(self, choose: Callable[[str], str | None]) -> None:
-        """Have ``choose`` say which shard each request goes to, by its pipeline. Those for which there is none (None)
+    def assign(self, rotation_of: Callable[[str], Rotation | None]) -> None:
+        """Say which shard each request goes to, as the rotation of its pipeline does. Those of pipelines that have none
         wait for :meth:`unstrand`."""
-        arrived = self._arrived
-        pending_by_id = self._pending
-        lanes = self._lanes
-        while arrived:
-            pending = arrived.popleft()
-            if pending.id not in pending_by_id:
+        pipeline = None
+        rotation: Rotation | None = None
+        only: Lane | None = None
+        for pending in self._arrived:
+            if pending.id not in self._pending:
                 continue
-            shard = choose(pending.request.pipeline)
-            if shard is None:
+            if pending.request.pipeline != pipeline:
+                pipeline = pending.request.pipeline
+                rotation = rotation_of(pipeline)
+                only = self.lane(rotation.only) if rotation is not None and rotation.only is not None else None
+            if rotation is None:
                 self._stranded.append(pending)
                 continue
-            lane = lanes.get(shard) or self.lane(shard)
-            lane.in_flight += 1
+            lane = only or self.lane(rotation.next())
             lane.waiting.append(pending)
             pending.lane = lane
+        self._arrived.clear()
 
     def unstrand(self) -> None:
         """There may be a shard now for those that had none."""
@@ -180,7 +177,6 @@ class RequestTable:
         lane.withdrawn.clear()
         lane.cancels = []
         lane.waiting.clear()
-        lane.in_flight = 0
         self._arrived.extendleft(reversed(moved))
 
     def resubmit(self, lane: Lane) -> None:
@@ -188,9 +184,13 @@ class RequestTable:
         lane.waiting = deque(self._at(lane))
 
     def forget_lanes(self, keep: set[str]) -> None:
-        """Forget the lanes of shards that are in no further use."""
-        for shard in [shard for shard, lane in self._lanes.items() if not lane.in_flight and shard not in keep]:
+        """Forget the lanes of all other shards; they must be :meth:`lost <lost>` or unused."""
+        for shard in self._lanes.keys() - keep:
             del self._lanes[shard]
+
+    def is_at(self, lane: Lane) -> bool:
+        """Whether any request is at the shard of the lane."""
+        return any(pending.lane is lane for pending in self._pending.values())
 
     def _at(self, lane: Lane) -> list[Pending]:
         return [pending for pending in self._pending.values() if pending.lane is lane]

@@ -1,7 +1,7 @@
 """Which shard gets a request: the routing table that shards tell, and the choice among those that are connected.
 
 An engine without sockets or clocks. Shards are known by their names; the shell reports which ones are connected and
-what they say (their WELCOMEs), and asks :meth:`Router.choose` for each request.
+what they say (their WELCOMEs), and asks for each pipeline's :meth:`rotation <Router.rotation>`.
 """
 
 from __future__ import annotations
@@ -50,15 +50,14 @@ class Rotation:
     def __init__(self, weights: Iterable[tuple[str, float]], phase: float) -> None:
         self._weights = list(weights)
         self._total = sum([weight for _, weight in self._weights])
-        self._only = self._weights[0][0] if len(self._weights) == 1 else None
+        self.only = self._weights[0][0] if len(self._weights) == 1 else None
+        """The only shard, where there is but one: then nobody has to ask whose turn it is."""
         self._credit = [0.0] * len(self._weights)
         for _ in range(int(phase * BEGINNINGS)):
             self.next()
 
     def next(self) -> str:
         """Whose turn it is."""
-        if self._only is not None:
-            return self._only
         credit = self._credit
         best = 0
         for index, (_, weight) in enumerate(self._weights):
@@ -75,7 +74,7 @@ class Router:
     def __init__(self, phase: float) -> None:
         self.table = RoutingTable(0, {}, {})
         self.changes = 0
-        """Grows when a choice or :attr:`wanted` may have become another."""
+        """Grows when a rotation or :attr:`wanted` may have become another."""
         self._phase = phase
         self._open: dict[str, Welcome] = {}
         self._tables: dict[str, RoutingTable] = {}
@@ -106,18 +105,19 @@ class Router:
 
     # ---- what follows --------------------------------------------------------------------
 
-    def choose(self, pipeline: str) -> str | None:
-        """The shard that the pipeline's next request goes to; None while no shard that serves it is connected."""
+    def rotation(self, pipeline: str) -> Rotation | None:
+        """Says which shard each of the pipeline's requests goes to, until something changes; None while no shard that
+        serves it is connected. The pipeline is in use from now on."""
         try:
-            rotation = self._rotations[pipeline]
+            return self._rotations[pipeline]
         except KeyError:
-            rotation = self._rotations[pipeline] = self._rotation(pipeline)
-            if pipeline not in self._used:
-                self._used.add(pipeline)
-                self.changes += 1
-        return None if rotation is None else rotation.next()
+            rotation = self._rotations[pipeline] = self._make_rotation(pipeline)
+        if pipeline not in self._used:
+            self._used.add(pipeline)
+            self.changes += 1
+        return rotation
 
-    def _rotation(self, pipeline: str) -> Rotation | None:
+    def _make_rotation(self, pipeline: str) -> Rotation | None:
         route = self.table.routes.get(pipeline)
         # A shard that has not heard yet that it is to serve a pipeline would reject its requests.
         serving = [

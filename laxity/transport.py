@@ -357,7 +357,7 @@ class Transport:
                 self._seen = router.changes
                 changed = True
                 table.unstrand()
-            table.assign(router.choose)
+            table.assign(router.rotation)
         if changed:
             self._follow_routes(now)
 
@@ -386,7 +386,7 @@ class Transport:
     def _leave_retired(self, now: float) -> None:
         """Leave the shards that get no more requests and have answered all."""
         for connection in list(self._retired):
-            if connection.lane is None or not connection.lane.in_flight:
+            if connection.lane is None or not self.table.is_at(connection.lane):
                 self._retired.remove(connection)
                 self._leave(connection, now)
 
