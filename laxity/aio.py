@@ -200,7 +200,7 @@ class AsyncClient:
         return future
 
     async def close(self) -> None:
-        """Cancel what is in flight, say goodbye to the shard and end the client's thread."""
+        """Cancel what is in flight, say goodbye to the shards and end the client's thread."""
         await asyncio.get_running_loop().run_in_executor(None, self._channel.close)
 
     async def __aenter__(self) -> Self:

@@ -141,10 +141,14 @@ class _Waiter:
 class Client:
     """A connection to Laxity, safe to share between threads.
 
-    ``url`` is ``'tcp://host:port'``, the address at which a shard serves services, or several of them separated
-    by commas: one is used, and the next when that is gone. Connecting goes on in the background, again and
-    again; requests wait for it, and those that a lost shard leaves unanswered are submitted to the next one
-    while their latency budget lasts. ``max_pending`` bounds the requests in flight.
+    ``url`` is ``'tcp://host:port'``, the address at which a shard serves services, or several of them separated by
+    commas, which are tried in turn. One that answers is enough: shards tell which of them serve which pipeline, and
+    where, and requests are spread over a pipeline's shards as the cluster's plan says, also when it changes. A shard
+    whose address there is out of reach from here is left out, unless a given address leads to it.
+
+    Connecting goes on in the background, again and again. Requests wait for it, and those that a lost shard leaves
+    unanswered are submitted to another one while their latency budget lasts; each ends exactly once. ``max_pending``
+    bounds the requests in flight.
 
     Use one client a process: it has a thread of its own, and requests of many callers share messages. Close it
     (it is a context manager) when done; what is in flight then ends as cancelled.
@@ -284,7 +288,7 @@ class Client:
                 waiter.cancel(channel)
 
     def close(self) -> None:
-        """Cancel what is in flight, say goodbye to the shard and end the client's thread."""
+        """Cancel what is in flight, say goodbye to the shards and end the client's thread."""
         self._channel.close()
 
     def __enter__(self) -> Self:

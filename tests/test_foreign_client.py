@@ -11,6 +11,7 @@ import msgpack
 import pytest
 import zmq
 
+from broker.routing import Routing
 from broker.shell import Shard, ShardConfig
 from pipelines.spec import PipelineSpec, StageSpec
 
@@ -232,6 +233,24 @@ def test_the_shard_says_when_its_pipelines_change(shard, service):
     assert service.receive(WELCOME)[0][5] == [["pair", 30_000_000]]
     shard.apply(SINGLE)
     assert ["single", 30_000_000] in service.receive(WELCOME)[0][5]
+
+
+def test_the_shard_says_who_else_serves_what_and_a_service_may_ignore_it(shard, service, agent):
+    others = Routing(
+        [("shard-1", shard.frontend), ("shard-2", "tcp://127.0.0.1:1")], [("single", [(0, 1.0), (1, 3.0)])], 5
+    )
+    shard.route(others)
+    header = service.receive(WELCOME)[0]
+    assert header[1:3] == [1, "shard-1"]
+    assert header[6] == [["shard-1", shard.frontend], ["shard-2", "tcp://127.0.0.1:1"]]
+    assert header[7:9] == [[["single", [[0, 1.0], [1, 3.0]]]], 5]
+    shard.route(Routing(others.shards, others.routes, 6))  # no news
+    service.send([SUBMIT, now_us(), [[1, "single", None, [0, 5]]]], b"hello")
+    batch, _, _ = pull(agent, 1)
+    agent.send([DONE, 0, batch, "ok", 0, 900, [True]])
+    header, _ = service.receive()
+    assert header[0] == RESULT
+    assert header[1][0][:3] == [1, "ok", True]
 
 
 def test_a_service_is_told_when_the_shard_leaves(foreign):
