@@ -20,6 +20,7 @@ from pipelines import PipelineSpec, load_spec, validate
 from pipelines.policies import DEFAULT
 from pipelines.problems import SpecNotFound
 from simulation.arrivals import PROCESSES, TraceError, parse_window, prepare
+from simulation.autoscale import Autoscale
 from simulation.report import render
 from simulation.results import alike, public
 from simulation.run import Cluster, Network, Workload
@@ -55,6 +56,25 @@ _POSITIVE = click.FloatRange(0, min_open=True)
     help="GPUs of each stage, in the order of the SPECs and their stages.",
 )
 @click.option("--pool", is_flag=True, help="Let every GPU serve every stage of every SPEC.")
+@click.option(
+    "--autoscale", is_flag=True, help="Let the coordinator's planner decide what each GPU holds, and which are at rest."
+)
+@click.option(
+    "--load-time",
+    default="1.5s",
+    show_default=True,
+    callback=check_duration,
+    metavar="TIME",
+    help="With --autoscale: what loading a model takes where its profile does not say.",
+)
+@click.option(
+    "--boot-time",
+    default="0",
+    show_default=True,
+    callback=_delay,
+    metavar="TIME",
+    help="With --autoscale: power empty hosts down; they take so long to boot (0: they stay up).",
+)
 @click.option(
     "--trace",
     "--process",
@@ -167,6 +187,9 @@ def simulate(
     gpus: int | None,
     split: list[int] | None,
     pool: bool,
+    autoscale: bool,
+    load_time: float,
+    boot_time: float,
     traces: tuple[str, ...],
     as_seconds: bool,
     superpose: tuple[int, ...],
@@ -204,6 +227,11 @@ def simulate(
     for their rates); with --pool a part of its equal share of what all GPUs carry together. The same seed gives the
     same requests under every policy, and in `laxity load`.
 
+    With --autoscale the planner that coordinators run places models on GPUs and takes them off, each second, by the
+    rates that the shard reports; it begins with what the rate of the first second asks for. --gpus is the pool, and
+    capacity and bound are what all of it could carry. A GPU counts as allocated from when a load is ordered until it
+    holds nothing and its last batch has ended; moves are changes of what a GPU holds.
+
     The fluid bound is Σ min(offered, capacity) over the seconds. Drops are requests not answered within their SLO, and
     avoidable beyond what the bound leaves; invalid is GPU time that went into them; the floor is the GPU time that the
     good requests take in planned batches.
@@ -218,6 +246,8 @@ def simulate(
       laxity simulate tm --gpus 16 --pool --trace gamma:2 --duration 2m --load 0.5 --load 0.85 --load 0.95 --json
       laxity simulate lv tm --gpus 64 --duration 60s --rate 800 --rate 1500 --policy laxity,pard:lambda=0.15
       laxity simulate lv --gpus 64 --duration 60s --load 0.8 --jitter 0.05 --lose 2@20:40
+      laxity simulate lv --gpus 64 --trace trace.csv --load 0.36 --autoscale --html report.html
+      laxity simulate lv tm --gpus 64 --trace step:1x30,3x30 --load 0.3 --autoscale --load-time 2s --boot-time 20s
     """
     if gpus is None:
         if split is None:
@@ -225,6 +255,8 @@ def simulate(
         gpus = sum(split)
     if pool and split is not None:
         raise click.UsageError("with --pool every GPU serves every stage: leave out --split")
+    if autoscale and (pool or split is not None):
+        raise click.UsageError("with --autoscale the planner decides who holds what: leave out --split and --pool")
     if bool(loads) == bool(rates):
         raise click.UsageError("give either --rate (requests per second) or --load (a part of the capacity)")
     if html is not None and not html.parent.is_dir():
@@ -233,7 +265,9 @@ def simulate(
         chosen = list(dict.fromkeys(parse_policies(policies)))
         specs = _specs(names, slos)
         together = _demands(specs, traces, as_seconds, superpose, windows, duration, loads, rates)
-        hardware = Hardware(gpus=gpus, split=split, pool=pool)
+        # Fewer GPUs than stages can only be shared, which is what the planner has them do.
+        stages = sum(len(spec.stages) for spec in specs)
+        hardware = Hardware(gpus=gpus, split=split, pool=pool or (autoscale and gpus < stages))
         scenarios = [build_scenario(demands, hardware, seed) for demands in together]
         faults = [parse_loss(text, -(-gpus // gpus_per_agent)) for text in losses]
     except (SpecNotFound, ValueError) as error:
@@ -255,6 +289,7 @@ def simulate(
                 straggler_factor=straggler_factor,
                 network=network,
                 faults=faults,
+                autoscale=Autoscale(load_seconds=load_time, boot=boot_time) if autoscale else None,
             ),
             seconds=scenario.seconds,
             seed=seed,

@@ -18,6 +18,9 @@ def print_results(group: Sequence[RunResult], slo: float) -> None:
     first = group[0]
     own = ", ".join(f"{count} {stage}" for stage, count in zip(first.drops_by_stage, first.split, strict=False))
     others = first.gpus - sum(first.split)
+    if first.scaler:
+        own = f"scaled by the {first.scaler}"
+        others = 0
     divided = f"{own}, {others} for others" if own and others else own or "each serves every stage"
     load = first.offered_rps / first.capacity_rps if first.capacity_rps else 0.0
     click.echo(f"{first.pipeline} under {first.trace}, {first.seconds:g} s, seed {first.seed}")
@@ -28,6 +31,8 @@ def print_results(group: Sequence[RunResult], slo: float) -> None:
     )
     print_table(_figures(group))
     print_table(_drops(group))
+    if any(run.scaler for run in group):
+        print_table(_scaling(group))
 
 
 def _figures(group: Sequence[RunResult]) -> Table:
@@ -74,6 +79,27 @@ def _drops(group: Sequence[RunResult]) -> Table:
         lost = run.submitted - run.outcomes.get("ok", 0)
         counts = [*run.drops_by_stage.values(), lost - sum(run.drops_by_stage.values())]
         table.add_row(Text(run.policy), *(_share(count, run.submitted) for count in counts))
+    return table
+
+
+def _scaling(group: Sequence[RunResult]) -> Table:
+    """What was allocated of the whole cluster, and what its moves cost."""
+    table = Table("scaled by")
+    for head in ("GPU-hours", "of all", "mean GPUs", "most", "moves", "moves/h", "loads", "loading GPU-s", "/ move"):
+        table.add_column(head, justify="right")
+    for run in group:
+        table.add_row(
+            Text(f"{run.scaler} ({run.policy})"),
+            f"{run.gpu_seconds_allocated / 3600:,.2f}",
+            f"{run.gpu_seconds_allocated / (run.gpus * run.seconds):.1%}",
+            f"{run.gpu_seconds_allocated / run.seconds:.1f}",
+            f"{max(run.series.allocated, default=0.0):.0f}",
+            f"{run.moves:,}",
+            f"{run.moves_per_hour:,.0f}",
+            f"{run.loads:,}",
+            f"{run.gpu_seconds_loading:,.1f}",
+            f"{run.gpu_seconds_loading / run.moves:.2f}" if run.moves else "",
+        )
     return table
 
 

@@ -146,6 +146,7 @@ def _section(group: Sequence[RunResult], policies: Sequence[str], slos: Mapping[
             "min(offered, capacity), with the capacity of planned batches: only larger ones can stay above it.",
             _load_chart(group, styles),
         ),
+        *_allocated(group, styles),
         element(
             "div",
             _figure(
@@ -183,6 +184,8 @@ def _load(result: RunResult) -> float:
 def _facts(result: RunResult, slo: float) -> Element:
     split = " + ".join(map(str, result.split)) if result.split else "each serves every stage"
     own = sum(result.split) or result.gpus
+    if result.scaler:
+        split, own = f"scaled by the {result.scaler}", result.gpus
     if own < result.gpus:
         split += f", of {number(result.gpus)}"
     over = sum(offered > bound + 0.5 for offered, bound in zip(result.series.offered, result.series.bound, strict=True))
@@ -253,6 +256,41 @@ def _load_chart(group: Sequence[RunResult], styles: Sequence[str]) -> Element:
     return line_chart("offered load, goodput and fluid bound", lines, _seconds(first), axis, WIDE, marks)
 
 
+def _allocated(group: Sequence[RunResult], styles: Sequence[str]) -> list[Element]:
+    """GPUs over time, where any run's were scaled."""
+    if not any(result.scaler for result in group):
+        return []
+    first = group[0]
+    each = first.gpus / first.capacity_rps if first.capacity_rps else 0.0
+    lines = [
+        _over_time(result.policy, style, result.series.allocated, 600)
+        for result, style in zip(group, styles, strict=True)
+    ]
+    lines.append(_over_time("offered", "load", [each * offered for offered in first.series.offered], 600, filled=True))
+    high = top_of([float(first.gpus), *(value for line in lines for value in line.y)], 1.0)
+    axis = Axis(label="GPUs", high=high, format=number)
+    told = "; ".join(
+        f"{result.policy}: {result.gpu_seconds_allocated / 3600:,.2f} GPU-hours, {number(result.moves_per_hour)} moves "
+        f"an hour, {number(result.gpu_seconds_loading)} GPU-seconds spent loading"
+        for result in group
+    )
+    return [
+        _figure(
+            "Allocated GPUs",
+            f"GPUs of the whole cluster that hold or load a model, scaled by the {first.scaler}, and those that the "
+            f"offered load takes in planned batches. {told}.",
+            line_chart(
+                "allocated GPUs",
+                lines,
+                _seconds(first),
+                axis,
+                WIDE,
+                [Mark(f"all {number(first.gpus)}", float(first.gpus), False)],
+            ),
+        )
+    ]
+
+
 def _latency_chart(group: Sequence[RunResult], styles: Sequence[str], slo: float) -> Element:
     lines = []
     for result, style in zip(group, styles, strict=True):
@@ -275,7 +313,7 @@ def _latency_chart(group: Sequence[RunResult], styles: Sequence[str], slo: float
 def _use_chart(group: Sequence[RunResult], styles: Sequence[str]) -> Element:
     lines = []
     for result, style in zip(group, styles, strict=True):
-        gpus = sum(result.split) or result.gpus
+        gpus = result.gpus if result.scaler else sum(result.split) or result.gpus
         busy = [sum(second) / gpus for second in zip(*(stage.busy for stage in result.series.stages), strict=True)]
         lines.append(_over_time(result.policy, style, busy, 300))
     up = Axis(label="GPUs busy", high=1.0, format=whole_percent)

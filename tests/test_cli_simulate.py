@@ -133,6 +133,30 @@ def test_a_pool_serves_more_stages_than_it_has_gpus() -> None:
     assert found["offered_rps"] == pytest.approx(0.5 * found["capacity_rps"], rel=0.02)
 
 
+def test_the_planner_scales_a_pool(tmp_path: Path) -> None:
+    file = tmp_path / "report.html"
+    arguments = ("tm", "--gpus", "16", "--trace", "step:1x6,2x6", "--load", "0.3", "--policy", "laxity,pard")
+    (static, _), (scaled, _) = figures(*arguments), figures(*arguments, "--autoscale", "--load-time", "500ms")
+    assert (static["scaler"], static["moves"], static["gpu_seconds_allocated"]) == ("", 0, 192.0)
+    assert scaled["scaler"] == "planner"
+    assert scaled["moves"] > 0
+    assert scaled["moves_per_hour"] == 300 * scaled["moves"]
+    assert scaled["gpu_seconds_loading"] == pytest.approx(0.5 * scaled["loads"])
+    assert 0.2 * 192 < scaled["gpu_seconds_allocated"] < 192
+    assert (scaled["submitted"], scaled["capacity_rps"]) == (static["submitted"], static["capacity_rps"])
+    result = run(*arguments, "--autoscale", "--html", str(file))
+    for text in ("16 GPUs: scaled by the planner; SLO 400ms", "GPU-hours", "planner (pard)"):
+        assert text in result.stdout
+    html = file.read_text(encoding="utf-8")
+    assert "Allocated GPUs" in html
+    assert "scaled by the planner" in html
+
+
+def test_the_planner_lets_stages_share_where_there_are_fewer_gpus() -> None:
+    (found,) = figures("lv", "--gpus", "3", "--autoscale", "--rate", "20", "--duration", "3s")
+    assert found["goodput_rps"] > 0
+
+
 def test_an_slo_of_ones_own() -> None:
     arguments = ("lv", "--gpus", "8", "--rate", "100", "--duration", "2s")
     (usual,), (short,) = figures(*arguments), figures(*arguments, "--slo", "80ms")
@@ -181,6 +205,8 @@ output: first
         (["lv", "--gpus", "8", "--split", "1,1,1,1,1", "--load", "1", "--duration", "1s"], "adds up to 5 GPUs, not 8"),
         (["lv", "--split", "1,x", "--load", "1"], "no list of numbers"),
         (["lv", "--split", "4", "--pool", "--load", "1"], "leave out --split"),
+        (["lv", "--gpus", "5", "--split", "1,1,1,1,1", "--autoscale", "--load", "1"], "leave out --split and --pool"),
+        (["lv", "--gpus", "8", "--autoscale", "--load", "1", "--load-time", "soon"], "--load-time"),
         (["lv", "--gpus", "8", "--load", "1", "--duration", "1s", "--policy", "parrd"], "did you mean 'pard'?"),
         (["lv", "--gpus", "8", "--load", "1", "--duration", "1s", "--policy", "pard:x=1"], "no parameter 'x'"),
         (["lv", "--gpus", "8", "--load", "1", "--duration", "1s", "--policy", ""], "unknown policy ''"),

@@ -177,6 +177,18 @@ def test_gpus_in_a_pool() -> None:
     checked(html)
 
 
+def test_gpus_that_were_scaled_are_plotted_beside_those_that_the_load_takes() -> None:
+    run = result("laxity", scaler="planner", moves=7, moves_per_hour=1260.0, gpus=9)
+    series = msgspec.structs.replace(run.series, allocated=[4.0] * 20)
+    html = render([msgspec.structs.replace(run, series=series)], {"video": 0.1})
+    texts = checked(html).texts
+    assert any("1,260 moves an hour" in text for text in texts)
+    assert "scaled by the planner" in texts
+    (chart,) = [svg for svg in svgs(html) if svg.get("aria-label") == "allocated GPUs"]
+    assert sorted(str(node.get("class")) for node in chart.iter(f"{SVG}path")) == ["area load", "curve p0"]
+    assert "all 9" in "".join(chart.itertext())
+
+
 def test_gpus_beside_those_of_other_pipelines() -> None:
     texts = checked(render([result("laxity", gpus=9)], {"video": 0.1})).texts
     assert "2 + 2, of 9" in texts
