@@ -102,6 +102,10 @@ class Answer:
             self._planned[key] = self._planned.get(key, 0.0) + unit.need
 
     def _place(self, slot: Slot, units: Mapping[UnitId, Unit], rollouts: Mapping[str, Rollout]) -> None:
+        self._kinds[slot.device] = slot.kind
+        if slot.empty():
+            self._whys[slot.device] = slot.why
+            return
         models = dict(slot.held)
         later: list[str] = []
         for at in sorted({*slot.units, *slot.leaving}):
@@ -114,7 +118,6 @@ class Answer:
                 continue
             if slot.memory <= 0.0 or sum(models.values()) + memory <= slot.memory:
                 models[key] = memory
-        self._kinds[slot.device] = slot.kind
         self._whys[slot.device] = slot.why
         if models:
             self.placement[slot.device] = Placed(slot.shard, frozenset(models))

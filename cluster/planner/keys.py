@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 
@@ -20,6 +21,7 @@ def parse_key(key: str) -> ModelKey:
     return ModelKey(pipeline, version, stage)
 
 
+@lru_cache(maxsize=1 << 14)
 def natural(name: str) -> tuple[tuple[int, str], ...]:
     """A sort key under which ``node-10`` comes behind ``node-9``."""
     parts: list[tuple[int, str]] = []

@@ -43,6 +43,7 @@ class Retainer:
         self._usage = usage
         self._rest = rest
         self._nodes = sorted(view.nodes, key=natural)
+        self._models: dict[str, tuple[tuple[str, str, str] | None, bool]] = {}
 
     def retain(self, cut: Mapping[str, float], floor: Mapping[str, float]) -> tuple[dict[UnitId, Unit], list[Slot]]:
         """Fresh units and devices. ``cut``: the part of its demand that is planned for, by pipeline, where that is not
@@ -119,7 +120,7 @@ class Retainer:
     def _keep(
         self, slot: Slot, placed: Placed, key: str, units: Mapping[UnitId, Unit], draining: bool, ready: bool
     ) -> None:
-        model = self._model(key)
+        model, first = self._model(key)
         unit = None if model is None else units.get(UnitId(model[0], model[1], placed.shard, model[2]))
         if unit is None:
             if (key.rpartition("/")[0], placed.shard) in self._in_use:
@@ -127,8 +128,7 @@ class Retainer:
             return
         if unit.model in slot.failed:
             return
-        first = self._rollouts[unit.id.pipeline].keys(unit.id.stage, unit.id.version)[0]
-        if ready and key == first:
+        if ready and first:
             slot.ready.add(unit.id)
         if unit.id in slot.units or unit.id in slot.leaving:
             return
@@ -142,13 +142,21 @@ class Retainer:
     def _first_of(self, keys: Iterable[str]) -> Iterator[tuple[str, str, str]]:
         """The units that stand or fall with these models."""
         for key in keys:
-            model = self._model(key)
-            if model is not None and key == self._rollouts[model[0]].keys(model[1], model[2])[0]:
+            model, first = self._model(key)
+            if model is not None and first:
                 yield model
 
-    def _model(self, key: str) -> tuple[str, str, str] | None:
-        """(pipeline, stage, version of the unit) that a model belongs to."""
+    def _model(self, key: str) -> tuple[tuple[str, str, str] | None, bool]:
+        """(pipeline, stage, version of the unit) that a model belongs to, and whether it is that unit's first."""
+        known = self._models.get(key)
+        if known is None:
+            known = self._models[key] = self._find(key)
+        return known
+
+    def _find(self, key: str) -> tuple[tuple[str, str, str] | None, bool]:
         parsed = parse_key(key)
         rollout = self._rollouts.get(parsed.pipeline)
         version = None if rollout is None else rollout.unit_of(key, parsed.stage)
-        return None if version is None else (parsed.pipeline, parsed.stage, version)
+        if rollout is None or version is None:
+            return None, False
+        return (parsed.pipeline, parsed.stage, version), key == rollout.keys(parsed.stage, version)[0]
