@@ -18,11 +18,14 @@ from cluster.membership import Follower, Membership
 from cluster.records import BrokerRecord, Paths, ServingRecord, TuningRecord, encode
 from cluster.serving import serving
 from cluster.store import wait_for_store
+from laxity.version import __version__
 
 log = logging.getLogger("laxity.broker")
 
 TURN = 0.2
 """Seconds between two looks at the lease, the counters and the signals."""
+ANYWHERE = ("0.0.0.0", "[::]", "*")
+"""Hosts that mean all interfaces."""
 COUNTERS = 1.0
 """Seconds between two publications of the counters."""
 
@@ -121,12 +124,25 @@ def run_shard_process(config: ShardConfig, store_url: str, cluster: str, stop: t
         store.close()
 
 
+def advertised(address: str, host: str) -> str:
+    """What others are told of an address that a socket is bound to: the same, with ``host`` in its place where that is
+    given. One that is bound on all interfaces ('tcp://0.0.0.0:7100') and has no ``host`` is told by this host's name."""
+    scheme, _, rest = address.partition("://")
+    bound, _, port = rest.rpartition(":")
+    if scheme != "tcp" or not (host or bound in ANYWHERE):
+        return address
+    name = host or socket.getfqdn()
+    return f"tcp://[{name}]:{port}" if ":" in name else f"tcp://{name}:{port}"
+
+
 def _record(shard: Shard) -> BrokerRecord:
     status = shard.status()
+    host = shard.config.advertise
     return BrokerRecord(
-        frontend=shard.frontend,
-        backend=shard.backend,
+        frontend=advertised(shard.frontend, host),
+        backend=advertised(shard.backend, host),
         pid=os.getpid(),
         host=socket.gethostname(),
         counters={"submitted": status.submitted, "in_flight": status.in_flight, **status.ended},
+        release=__version__,
     )

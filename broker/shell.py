@@ -50,6 +50,8 @@ class ShardConfig(msgspec.Struct, kw_only=True, frozen=True):
     """Where services connect."""
     backend: str = "tcp://127.0.0.1:*"
     """Where agents connect."""
+    advertise: str = ""
+    """The host name or IP address by which others reach this host, where they cannot by the one that is bound to."""
     heartbeat: float = 1.0
     """Seconds between heartbeats; a peer silent for four of them is gone."""
     max_payload: int = 64 * 1024**2

@@ -118,6 +118,12 @@ def broker() -> None:
     help="Where agents connect; '*' for a free port.",
 )
 @_setting(
+    "--advertise",
+    default="",
+    metavar="HOST",
+    help="The name or IP address by which others reach this host, where it is not the one in the addresses.",
+)
+@_setting(
     "--heartbeat",
     default="1s",
     show_default=True,
