@@ -565,6 +565,20 @@ def test_nodes_that_are_nearly_empty_are_emptied_to_rest() -> None:
     assert [cluster.plan.states[name][0] for name in ("n0", "n1", "n2")] == ["active", "standby", "standby"]
 
 
+def test_stages_that_came_to_have_little_to_do_come_together() -> None:
+    cluster = Cluster(nodes=1, devices=8)
+    cluster.apply(*(pipeline(f"p{n}", 4.0) for n in range(4)))
+    cluster.rates = {f"p{n}": 200.0 for n in range(4)}
+    cluster.run(40)
+    assert len(cluster.placement) >= 4
+    cluster.rates = {f"p{n}": 10.0 for n in range(4)}
+    cluster.run(400)
+    assert len(cluster.placement) == 1
+    cluster.moves.clear()
+    cluster.run(60)
+    assert sum(cluster.moves) == 0
+
+
 def test_types_go_where_they_are_worth_most() -> None:
     cluster = Cluster(nodes=2, devices=4, kinds=("fast", "slow"))
     heavy = Profile(alpha_ms=1, beta_ms=1, by_type={"slow": Profile(alpha_ms=10, beta_ms=1)})

@@ -124,6 +124,12 @@ class Answer:
             if slot.resting:
                 self.states[slot.device[0]] = ("active", "")
 
+    def calm(self, units: Mapping[UnitId, Unit]) -> bool:
+        """Whether nothing changes, and everything that is placed is ready."""
+        return self.placement == self._view.placement and all(
+            unit.id in slot.ready for unit in units.values() for slot in unit.holders
+        )
+
     def plan(self) -> Plan:
         """The plan."""
         return Plan(

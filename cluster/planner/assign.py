@@ -29,8 +29,9 @@ NEEDED_MORE = "others need it more"
 
 class Assignment:
     """One attempt to cover the units' needs with the devices. ``slots`` are in order of preference; both they and the
-    units are changed. ``headroom`` and ``hysteresis`` are the settings'; ``sparing``: a residue rather shares a device
-    than take a free one."""
+    units are changed. ``headroom`` and ``hysteresis`` are the settings'; ``sparing``: a unit without any device rather
+    shares one than take a free one. One that has devices of its own does not: beside those, a share is ill used by the
+    shard, and it saves little there."""
 
     def __init__(
         self, units: Mapping[UnitId, Unit], slots: Sequence[Slot], headroom: float, hysteresis: float, sparing: bool
@@ -113,6 +114,11 @@ class Assignment:
     def part(self, unit: Unit, slot: Slot) -> float:
         """What a holder runs of a unit: all it can if it is the unit's own, otherwise what it has been given."""
         return self.capacity(unit, slot) if len(slot.units) == 1 else slot.units[unit.id]
+
+    def busy(self, slot: Slot) -> float:
+        """The part of its time that a device works, 1 where its models cannot take turns."""
+        work = occupancy(self._loads(slot))
+        return 1.0 if work is None else work
 
     def _relative(self, unit: Unit) -> float:
         capacity = sum(self.part(unit, slot) for slot in unit.holders)
@@ -325,23 +331,24 @@ class Assignment:
 
     def _residue(self, unit: Unit) -> bool:
         """Cover what remains beside others' residues, or with devices of its own; whether that was possible."""
-        own = self._take_warm(unit) if self._sparing else self._take_free(unit, resting=False)
+        shares = self._sparing and not unit.holders
+        own = self._take_warm(unit) if shares else self._take_free(unit, resting=False)
         if own is not None:
             self._hold(unit, own, min(unit.deficit, self.capacity(unit, own)), MORE)
             if unit.deficit <= 0.0:
                 return True
         best: Slot | None = None
-        fullest = -1.0
+        rank = (False, -1.0)
         for slot in self._open.get(unit.id.shard, [])[:CANDIDATES]:
             if unit.id in slot.units or unit.id in slot.leaving or not self.room(unit, slot):
                 continue
             load = (unit.costs[slot.kind], unit.deficit / self._usage)
             busy = occupancy([*self._loads(slot), load])
-            if busy is not None and busy > fullest:
-                best, fullest = slot, busy
+            if busy is not None and (unit.model in slot.warm, busy) > rank:
+                best, rank = slot, (unit.model in slot.warm, busy)
         if best is not None:
             self._hold(unit, best, unit.deficit, MORE)
-            if fullest >= FULL:
+            if rank[1] >= FULL:
                 self._open[unit.id.shard].remove(best)
             return True
         while unit.deficit > 0.0:

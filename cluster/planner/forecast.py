@@ -17,21 +17,24 @@ from numpy.typing import NDArray
 from cluster.planner.settings import Settings
 
 ORDER = 4
-"""How many past seconds the autoregression looks at, beside the mean of all it remembers."""
+"""How many past seconds the autoregression looks at."""
 FORGETTING = 0.99
 """What a second counts for each second that has passed since."""
-REMEMBERED = 64
+REMEMBERED = 32
 """Seconds over which the mean is taken."""
 STEEPEST = 2.0
 """A forecast is at most so many times the highest rate of the last :data:`ORDER` seconds."""
 STARTLING = 1.5
 """A rate of so many times what was provided for is followed at once; a smaller surprise when it has lasted 2 s."""
-ENOUGH = 10
+ENOUGH = 12
 """Errors that have to be known before the margin is taken from them."""
 FIRST_MARGIN = 0.3
 """The part of the forecast that is the margin until then."""
 WIDEST = 2.0
 """The part of the forecast that the margin is at most."""
+ONCE = 1.0
+"""The largest errors, as many as one surprise makes, count for so many times of the forecast at most: what happened
+once is not to be expected."""
 SHORTEST = 40
 """Seconds for which something is taken to be known when less is: one surprise at the beginning is not the rule."""
 WINDOWS = (1, 2, 4, 8, 16)
@@ -39,43 +42,41 @@ WINDOWS = (1, 2, 4, 8, 16)
 
 
 class Autoregression:
-    """Forecasts a rate ``horizon`` seconds ahead from its last :data:`ORDER` values."""
+    """Forecasts by how much a rate will have changed in ``horizon`` seconds: from its last changes, and from how far it
+    is from its mean. A rate that does not change is forecast as it is, whatever was learned before."""
 
     __slots__ = ("_covariance", "_horizon", "_rates", "_weights")
 
     def __init__(self, horizon: int) -> None:
         self._horizon = horizon
-        self._rates: deque[float] = deque(maxlen=max(REMEMBERED, horizon + ORDER))
-        self._weights: NDArray[np.float64] = np.zeros(ORDER + 1)
-        self._weights[0] = 1.0  # it stays as it is, until something else is learned
-        self._covariance: NDArray[np.float64] = np.eye(ORDER + 1)
+        self._rates: deque[float] = deque(maxlen=REMEMBERED + horizon)
+        self._weights: NDArray[np.float64] = np.zeros(ORDER)
+        self._covariance: NDArray[np.float64] = np.eye(ORDER)
 
     def forecast(self, rate: float) -> float:
         """Learn the next rate; the forecast from there on."""
-        rates = self._rates
-        rates.append(rate)
-        if len(rates) < ORDER + self._horizon:
+        self._rates.append(rate)
+        rates = np.array(self._rates)
+        scale = float(rates.mean())
+        if len(rates) < ORDER + self._horizon or scale <= 0.0:
             return rate
-        recent = list(rates)
-        mean = sum(recent) / len(recent)
-        if mean <= 0.0:
-            return 0.0
-        self._learn(_inputs(recent[: -self._horizon], mean), rate / mean)
-        forecast = float(self._weights @ _inputs(recent, mean)) * mean
-        return min(max(forecast, 0.0), STEEPEST * max(recent[-ORDER:]))
+        then = rates[: -self._horizon]
+        self._learn(_inputs(then) / scale, (rate - float(then[-1])) / scale)
+        change = float(self._weights @ _inputs(rates[-REMEMBERED:]))
+        return min(max(rate + change, 0.0), STEEPEST * float(rates[-ORDER:].max()))
 
     def _learn(self, inputs: NDArray[np.float64], outcome: float) -> None:
         spread = self._covariance @ inputs
         gain = spread / (FORGETTING + inputs @ spread)
         self._weights = self._weights + gain * (outcome - self._weights @ inputs)
         covariance = (self._covariance - np.outer(gain, spread)) / FORGETTING
-        trace = float(np.trace(covariance))
         # Where nothing changes nothing is learned, and the covariance would grow beyond all bounds.
-        self._covariance = covariance * min(1.0, 1e3 / trace)
+        self._covariance = covariance * min(1.0, 1e3 / float(np.trace(covariance)))
 
 
-def _inputs(rates: list[float], mean: float) -> NDArray[np.float64]:
-    return np.array([*rates[: -ORDER - 1 : -1], mean]) / mean
+def _inputs(rates: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The last changes, the latest first, and the way to the mean."""
+    return np.append(np.diff(rates[-ORDER:])[::-1], rates.mean() - rates[-1])
 
 
 class Forecast:
@@ -94,6 +95,7 @@ class Forecast:
         "_roots",
         "_seen",
         "_settings",
+        "_surprise",
         "_windows",
         "kept",
         "least",
@@ -102,6 +104,7 @@ class Forecast:
 
     def __init__(self, settings: Settings, horizon: int) -> None:
         self._settings = settings
+        self._surprise = horizon + 1
         self._model = Autoregression(horizon)
         longest = max(1, round(settings.patience))
         self._windows = np.array([*(window for window in WINDOWS if window < longest), longest])
@@ -166,6 +169,10 @@ class Forecast:
         errors, roots = self._errors[:, : self._filled], self._roots[:, : self._filled]
         known = float(self._rates[: self._filled].sum()) * max(1.0, SHORTEST / self._filled)
         allowed = self._settings.shortfall * known
+        surprise = np.argpartition(-errors, self._surprise, axis=1)[:, : self._surprise]
+        errors = errors.copy()
+        clipped = np.minimum(np.take_along_axis(errors, surprise, 1), ONCE * np.take_along_axis(roots, surprise, 1))
+        np.put_along_axis(errors, surprise, clipped, axis=1)
         order = np.argsort(-errors, axis=1)
         errors = np.take_along_axis(errors, order, axis=1)
         roots = np.take_along_axis(roots, order, axis=1)

@@ -7,9 +7,11 @@ nothing that it has decided: what was decided comes back in the view, so that an
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from functools import partial
 
 from cluster.planner.answer import Answer
 from cluster.planner.assign import Assignment
+from cluster.planner.compaction import SPARE, Compaction
 from cluster.planner.costs import Costs
 from cluster.planner.demand import Demand, StageDemand
 from cluster.planner.fleet import Slot, Unit, UnitId
@@ -21,7 +23,7 @@ from cluster.planner.rollout import Rollout, convert
 from cluster.planner.scarcity import floor_level, water_level
 from cluster.planner.settings import Settings
 from cluster.planner.sharding import Wish, choose, divide
-from cluster.planner.view import ClusterView, Plan
+from cluster.planner.view import ClusterView, DeviceId, Plan
 
 CUTS = 8
 """How often what is planned for is lowered further, by :data:`CUT`, until it fits."""
@@ -37,6 +39,7 @@ class Planner:
         self._costs = Costs(settings.load_seconds)
         self._lifecycle = Lifecycle(settings)
         self._memory = Memory(settings)
+        self._compaction = Compaction()
 
     def observe(self, now: float, rates: Mapping[str, float]) -> None:
         """Take the elements per second that arrived over the last second, by model key; to be called once a second.
@@ -90,7 +93,11 @@ class Planner:
             1.0 - self._settings.headroom,
             self._settings.rest,
         )
+        self._compaction.begin(view)
         units, slots, assignment, short = self._attempt(retainer, {}, floors)
+        if short and self._compaction.vacating:
+            self._compaction.give_up()
+            units, slots, assignment, short = self._attempt(retainer, {}, floors)
         cut: dict[str, float] = {}
         if short:
             usage = 1.0 - self._settings.headroom
@@ -115,11 +122,18 @@ class Planner:
             if part < 1.0:
                 answer.lack(name, requests[name] * part, requests[name])
         answer.take(units, slots, rollouts, parts, without, 1.0 - self._settings.headroom)
+        if self._settings.rest and not cut and answer.calm(units) and all(u.kept is not None for u in units.values()):
+            self._compaction.step(now, slots, assignment.busy, partial(self._trial, retainer))
+
+    def _trial(self, retainer: Retainer, without: frozenset[DeviceId]) -> list[Slot] | None:
+        units, slots = retainer.retain({}, {}, without, SPARE)
+        short = Assignment(units, slots, self._settings.headroom, self._settings.hysteresis, sparing=True).run()
+        return None if short else slots
 
     def _attempt(
         self, retainer: Retainer, cut: Mapping[str, float], floors: Mapping[str, float]
     ) -> tuple[dict[UnitId, Unit], list[Slot], Assignment, list[Unit]]:
-        units, slots = retainer.retain(cut, floors)
+        units, slots = retainer.retain(cut, floors, self._compaction.vacating)
         settings = self._settings
         assignment = Assignment(units, slots, settings.headroom, settings.hysteresis, settings.rest)
         short = [unit for unit in assignment.run() if not unit.id.version]

@@ -45,9 +45,16 @@ class Retainer:
         self._nodes = sorted(view.nodes, key=natural)
         self._models: dict[str, tuple[tuple[str, str, str] | None, bool]] = {}
 
-    def retain(self, cut: Mapping[str, float], floor: Mapping[str, float]) -> tuple[dict[UnitId, Unit], list[Slot]]:
+    def retain(
+        self,
+        cut: Mapping[str, float],
+        floor: Mapping[str, float],
+        vacating: Set[DeviceId],
+        spare: float | None = None,
+    ) -> tuple[dict[UnitId, Unit], list[Slot]]:
         """Fresh units and devices. ``cut``: the part of its demand that is planned for, by pipeline, where that is not
-        all; ``floor``: requests per second that a pipeline wants in any case."""
+        all; ``floor``: requests per second that a pipeline wants in any case; ``vacating``: devices to be left;
+        ``spare``: so many times of what is kept for is needed, and nothing given back (None: what is needed is)."""
         units: dict[UnitId, Unit] = {}
         apart: dict[UnitId, Unit] = {}
         for name, parts in self._parts.items():
@@ -56,16 +63,21 @@ class Retainer:
                     unit = self._unit(UnitId(name, stage, shard, version), part, cut.get(name), floor.get(name, 0.0))
                     (apart if version else units)[unit.id] = unit
         units.update(apart)  # served first
+        if spare is not None:
+            for unit in units.values():
+                unit.need = max(unit.need, unit.kept or 0.0) * spare
+                unit.kept = None
         slots: list[Slot] = []
         for node in self._nodes:
             state, view = self._states[node][0], self._view.nodes[node]
             if state == "lost" or (state == "standby" and (view.missing > 0.0 or view.drained)):
                 continue
             for number, device in enumerate(view.devices):
-                usable = state in ("active", "standby") and view.missing == 0.0
+                vacated = (node, number) in vacating
+                usable = state in ("active", "standby") and view.missing == 0.0 and not vacated
                 slot = Slot((node, number), len(slots), device.type, device.memory_mb, usable, state == "standby")
                 slots.append(slot)
-                self._fill(slot, units, state == "draining")
+                self._fill(slot, units, state == "draining" or vacated)
         for unit in units.values():
             self._trust(unit, cut)
         for unit in apart.values():
