@@ -126,7 +126,7 @@ def run_shard_process(config: ShardConfig, store_url: str, cluster: str, stop: t
 
 def advertised(address: str, host: str) -> str:
     """What others are told of an address that a socket is bound to: the same, with ``host`` in its place where that is
-    given. One that is bound on all interfaces ('tcp://0.0.0.0:7100') and has no ``host`` is told by this host's name."""
+    given. One that is bound on all interfaces ('tcp://0.0.0.0:7100') and has no ``host`` is told by this one's name."""
     scheme, _, rest = address.partition("://")
     bound, _, port = rest.rpartition(":")
     if scheme != "tcp" or not (host or bound in ANYWHERE):

@@ -59,6 +59,7 @@ def test_a_file_gives_what_flags_do_not(file: Path) -> None:
         "shard": "from-file",
         "frontend": "tcp://0.0.0.0:7100",
         "backend": "tcp://127.0.0.1:*",
+        "advertise": "",
         "heartbeat": 0.5,
         "max_payload": 1024**2,
         "max_bytes": 4 * 1024**3,
