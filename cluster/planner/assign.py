@@ -13,8 +13,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from cluster.planner.fleet import Slot, Unit, UnitId
 from cluster.planner.packing import Load, occupancy
 
-NEGLIGIBLE = 0.01
+NEGLIGIBLE = 0.05
 """A deficit below this part of a device is left to the headroom."""
+LEAST = 0.01
+"""The part of a device that a unit is taken to need when nothing is known of its rate."""
 FULL = 0.97
 """A device that is busy for this part of its time is not offered to residues."""
 CANDIDATES = 16
@@ -196,11 +198,10 @@ class Assignment:
             part = min(remaining / (len(shared) - number), self.capacity(unit, slot))
             slot.units[unit.id] = part
             remaining -= part
-        least = NEGLIGIBLE * unit.best
         if unit.holders:
-            unit.deficit = remaining if remaining > least else 0.0
+            unit.deficit = remaining if remaining > NEGLIGIBLE * unit.best else 0.0
         else:
-            unit.deficit = max(remaining, least)
+            unit.deficit = max(remaining, LEAST * unit.best)
 
     def _let_go(self, unit: Unit) -> None:
         """Give up devices that are to be left once those that stay serve what is needed, or all there is."""

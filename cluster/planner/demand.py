@@ -28,6 +28,11 @@ class StageDemand(NamedTuple):
     least: float
     kept: float | None
 
+    @property
+    def most(self) -> float:
+        """What is needed or kept."""
+        return self.now if self.kept is None else max(self.now, self.kept)
+
 
 class _Items:
     """Items per request of a map stage."""
@@ -99,16 +104,11 @@ class Demand:
                     items.observe(rate, requests)
 
     def requests(self, name: str) -> float:
-        """Requests per second to be ready for; elements of a map stage where every stage is one."""
+        """Requests per second that a pipeline needs or keeps devices for; elements of a map stage where every stage is
+        one."""
         known = self._requests.get(name)
-        if known is not None:
-            return known.need
-        return max((forecast.need for (of, _), (forecast, _) in self._stages.items() if of == name), default=0.0)
-
-    def certain(self, name: str) -> float:
-        """The part (0 to 1) of :meth:`requests` that is not a guess."""
-        known = self._requests.get(name)
-        return known.least / known.need if known is not None and known.need > 0.0 else 1.0
+        forecasts = [known] if known is not None else [own for (of, _), (own, _) in self._stages.items() if of == name]
+        return max((max(forecast.need, forecast.kept or 0.0) for forecast in forecasts), default=0.0)
 
     def of(self, name: str, stages: Collection[str]) -> dict[str, StageDemand]:
         """By stage; a stage that is not in it has not been measured yet."""

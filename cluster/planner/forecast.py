@@ -83,6 +83,7 @@ class Forecast:
     """What a rate will need. ``horizon``: seconds from the end of a second until what is decided then takes effect."""
 
     __slots__ = (
+        "_choices",
         "_errors",
         "_filled",
         "_forecasts",
@@ -109,6 +110,7 @@ class Forecast:
         longest = max(1, round(settings.patience))
         self._windows = np.array([*(window for window in WINDOWS if window < longest), longest])
         self._forecasts: deque[float] = deque(maxlen=longest + 1)
+        self._choices: deque[int] = deque([len(self._windows) - 1], maxlen=longest)
         memory = max(ENOUGH, round(settings.memory))
         shape = (len(self._windows), memory)
         self._errors = np.zeros(shape)
@@ -149,7 +151,9 @@ class Forecast:
             self._provided = self.need
             return
         margins = self._margins()
-        chosen = self._choose(margins)
+        # What patience costs is judged by what it did before: a fall is not the moment to become impatient.
+        self._choices.append(self._choose(margins))
+        chosen = self._choices[0]
         margin = float(margins[chosen])
         self.need = self.least = _with_margin(forecast, margin)
         self._provided = _with_margin(float(most[chosen]), margin)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -24,18 +25,5 @@ def parse_key(key: str) -> ModelKey:
 @lru_cache(maxsize=1 << 14)
 def natural(name: str) -> tuple[tuple[int, str], ...]:
     """A sort key under which ``node-10`` comes behind ``node-9``."""
-    parts: list[tuple[int, str]] = []
-    digits, text = "", ""
-    for letter in name + "\0":
-        if letter.isdecimal():
-            if text:
-                parts.append((-1, text))
-                text = ""
-            digits += letter
-        else:
-            if digits:
-                parts.append((int(digits), ""))
-                digits = ""
-            text += letter
-    parts.append((-1, text))
-    return tuple(parts)
+    parts = re.split(r"([0-9]+)", name)
+    return tuple((int(part), "") if number % 2 else (0, part) for number, part in enumerate(parts))

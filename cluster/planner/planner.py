@@ -148,7 +148,7 @@ class Planner:
         for stage in rollout.base.stages:
             rates = [cost.rate for cost in prices.of(rollout.base, stage).values() if cost.usable]
             known = demands.get(stage)
-            each = known.now / requests if known is not None and requests > 0.0 else 1.0
+            each = known.most / requests if known is not None and requests > 0.0 else 1.0
             work[stage] = each * len(rates) / sum(rates) / usage
         return work
 
@@ -176,9 +176,10 @@ class Planner:
             before = self._memory.parts(name)
             served = view.serving.get(name)
             present = _only(before, allowed) or _only(served.shards if served is not None else {}, allowed)
-            rate = max(requests[name] * self._demand.certain(name), floors.get(name, 0.0))
-            visits = sum(demand.least for demand in demands[name].values())
-            wish = Wish(visits, [rate * each for each in work[name].values()], _kept(demands[name]))
+            rate = max(_certain(requests[name], demands[name]), floors.get(name, 0.0))
+            visits = sum(_certain(demand.most, demands[name]) for demand in demands[name].values())
+            settled = bool(demands[name]) and all(demand.kept is not None for demand in demands[name].values())
+            wish = Wish(visits, [rate * each for each in work[name].values()], settled)
             division = divide(
                 wish, before, present or _only(placed.get(name, {}), allowed), load, allowed, self._settings
             )
@@ -192,14 +193,9 @@ def _only(weights: Mapping[str, float], shards: Collection[str]) -> dict[str, fl
     return {shard: weight for shard, weight in weights.items() if weight > 0.0 and shard in shards}
 
 
-def _kept(demands: Mapping[str, StageDemand]) -> float | None:
-    """How many times of what is needed now is kept, at most; None: everything."""
-    times = 1.0
-    for demand in demands.values():
-        if demand.kept is None:
-            return None
-        times = max(times, demand.kept / demand.now if demand.now > 0.0 else 1.0)
-    return times if demands else None
+def _certain(rate: float, demands: Mapping[str, StageDemand]) -> float:
+    """The part of a rate that is not a guess."""
+    return rate * min((demand.least / demand.now for demand in demands.values() if demand.now > 0.0), default=1.0)
 
 
 def _apart(rollout: Rollout, view: ClusterView, prices: Prices) -> bool:

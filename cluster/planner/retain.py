@@ -99,7 +99,7 @@ class Retainer:
         kept = known.kept * part if self._rest and known is not None and known.kept is not None else None
         unit = Unit(at, wanted, None if at.version else kept, costs, memory)
         if cut is not None:
-            unit.wanted = max(wanted, kept or 0.0)
+            unit.wanted = known.most * part if known is not None else 0.0
             unit.need = unit.wanted * cut
             unit.kept = kept if kept is None else unit.need
         unit.wanted = max(unit.wanted, floor * part)

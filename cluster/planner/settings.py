@@ -8,18 +8,18 @@ import msgspec
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """How demand becomes devices. Times are seconds."""
 
-    headroom: float = 0.05
+    headroom: float = 0.02
     """The part of a device's throughput in planned batches that is left free whatever the load does."""
-    shortfall: float = 0.015
+    shortfall: float = 0.02
     """The part of all arrivals that the forecasts, with their margin, may have missed lately. Requests are lost later
     than that: queues and the headroom make up for most of it."""
     memory: float = 120.0
     """For how long forecasts' errors are remembered."""
     patience: float = 30.0
     """The longest that a need must have been lower before devices are given back to rest."""
-    thrift: float = 0.04
+    thrift: float = 0.03
     """The part of the devices that patience may cost: where the need goes up and down faster, it is shorter."""
-    hysteresis: float = 0.03
+    hysteresis: float = 0.01
     """A device is given back only where the others could carry this part more than what is needed."""
     replicas: int = 2
     """The shards over which a pipeline is spread where each of its stages has that many devices."""

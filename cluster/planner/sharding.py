@@ -14,12 +14,12 @@ ROUND = 0.01
 
 
 class Wish(NamedTuple):
-    """What a pipeline needs of shards: ``visits`` (stage visits per second), ``devices`` by stage; ``kept``: how many
-    times that its shards are kept for (None: whatever it needs, they are kept)."""
+    """What a pipeline needs of shards: ``visits`` (stage visits per second), ``devices`` by stage. ``settled``: enough
+    is known to give shards up."""
 
     visits: float
     devices: Collection[float]
-    kept: float | None
+    settled: bool
 
 
 class Division(NamedTuple):
@@ -43,9 +43,9 @@ def divide(
     ``before`` is how it was divided, if that is known; ``present`` how much of it each of the shards has: those with
     most of it stay, then come those with the least ``load``.
     """
-    count = _count(wish, 1.0, settings)
-    if len(present) > count:
-        count = len(present) if wish.kept is None else min(len(present), _count(wish, wish.kept, settings))
+    count = _count(wish, settings)
+    if not wish.settled:
+        count = max(count, len(present))
     chosen = choose(min(count, len(shards)), present, load, shards)
     if not before and set(present) == set(chosen):
         total = sum(present.values())
@@ -69,9 +69,9 @@ def choose(count: int, present: Mapping[str, float], load: Mapping[str, float], 
     return sorted(order[:count], key=natural)
 
 
-def _count(wish: Wish, times: float, settings: Settings) -> int:
-    fewest = min((_whole(need * times) for need in wish.devices), default=1)
-    return max(1, math.ceil(wish.visits * times / settings.shard_rate), min(settings.replicas, fewest))
+def _count(wish: Wish, settings: Settings) -> int:
+    fewest = min((_whole(need) for need in wish.devices), default=1)
+    return max(1, math.ceil(wish.visits / settings.shard_rate), min(settings.replicas, fewest))
 
 
 def _taken(parts: Mapping[str, float], wish: Wish) -> int:
