@@ -9,7 +9,7 @@ import msgspec
 
 from broker.process import TuningFollower
 from broker.reporting import Reporter
-from cluster.coordinator.decoded import Decoded
+from cluster.decoded import Decoded
 from cluster.membership import Follower, Membership
 from cluster.records import Paths, TuningRecord, decode, encode
 from cluster.store.base import StoreError
