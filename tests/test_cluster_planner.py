@@ -606,6 +606,7 @@ EVENTS = st.one_of(
     st.tuples(st.just("upgrade"), st.integers(0, 3), st.sampled_from([0.5, 2.0, 6.0])),
     st.tuples(st.just("delete"), st.integers(0, 3), st.just(0.0)),
     st.tuples(st.just("shard"), st.integers(0, 2), st.just(0.0)),
+    st.tuples(st.just("fail"), st.integers(0, 3), st.just(0.0)),
     st.tuples(st.just("leader"), st.just(0), st.just(0.0)),
     st.tuples(st.just("wait"), st.integers(1, 12), st.just(0.0)),
 )
@@ -628,7 +629,7 @@ def test_whatever_happens(
         shards=("a", "b", "c"),
         memory=memory,
         kinds=kinds,
-        setup=Settings(rest=rest, patience=8.0, memory=30.0),
+        setup=Settings(rest=rest, patience=8.0, memory=30.0, retry=5.0),
     )
     shards = list(cluster.shards)
     for number in range(2):
@@ -653,12 +654,15 @@ def test_whatever_happens(
         elif what == "shard":
             alive = set(cluster.shards) ^ {shards[which]}
             cluster.shards = [shard for shard in shards if shard in alive or len(alive) == 0]
+        elif what == "fail" and name in cluster.pipelines:
+            cluster.failing.add(cluster.keys.of(cluster.pipelines[name])["s0"])
         elif what == "leader":
             cluster.planner = Planner(cluster.settings)
         cluster.run(which if what == "wait" else 1)
     for node in cluster.nodes.values():
         node.up, node.drained = True, False
     cluster.shards = shards
+    cluster.failing.clear()
     cluster.run(100)
     cluster.moves.clear()
     cluster.run(20)

@@ -158,15 +158,17 @@ class Assignment:
         planned = sum(self.capacity(unit, slot) for slot in own)
         ready = sum(self.capacity(unit, slot) for slot in own if unit.id in slot.ready)
         left = len(unit.holders)
+        serving = sum(unit.id in slot.ready for slot in unit.holders)
         for slot in sorted(own, key=lambda slot: (unit.id in slot.ready, -slot.order)):
             capacity = self.capacity(unit, slot)
             serves = unit.id in slot.ready
-            if left == 1 or planned - capacity < least or (serves and ready - capacity < least):
+            if left == 1 or planned - capacity < least or (serves and (ready - capacity < least or serving == 1)):
                 continue
             self._drop(unit, slot, LESS)
             planned -= capacity
             ready -= capacity if serves else 0.0
             left -= 1
+            serving -= serves
 
     def _drop(self, unit: Unit, slot: Slot, why: str) -> None:
         unit.holders.remove(slot)
@@ -301,13 +303,15 @@ class Assignment:
         if len(unit.holders) < 2 or unit.deficit > 0.0:
             return
         planned = sum(self.part(unit, slot) for slot in unit.holders)
-        ready = sum(self.part(unit, slot) for slot in unit.holders if unit.id in slot.ready)
+        serving = [slot for slot in unit.holders if unit.id in slot.ready]
+        ready = sum(self.part(unit, slot) for slot in serving)
         for slot in sorted(unit.holders, key=lambda slot: (unit.id in slot.ready, -slot.order)):
             if len(slot.units) > 1 or not slot.usable or slot.held or slot.leaving or slot.taken:
                 continue
             capacity = self.capacity(unit, slot)
             serves = unit.id in slot.ready
-            if planned - capacity >= unit.need and (not serves or ready - capacity >= unit.need):
+            enough = planned - capacity >= unit.need
+            if enough and (not serves or (ready - capacity >= unit.need and len(serving) > 1)):
                 surplus = (planned - capacity) / unit.need if unit.need > 0.0 else planned * 1e9
                 heapq.heappush(self._donors, (-surplus, slot.order, unit, slot))
                 return

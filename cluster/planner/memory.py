@@ -48,7 +48,9 @@ class Memory:
             if now >= since + self._settings.retry + TRIAL:
                 self._failed[at] = now  # it was tried again, and failed again
         self._failed = {
-            at: since for at, since in self._failed.items() if at in failing or now < since + self._settings.retry
+            at: since
+            for at, since in self._failed.items()
+            if (at in failing or now < since + self._settings.retry) and not _ready(view, *at)
         }
         self._parts = {name: parts for name, parts in self._parts.items() if name in view.pipelines}
         self._better_since = {name: at for name, at in self._better_since.items() if name in view.pipelines}
@@ -88,3 +90,8 @@ class Memory:
             self._parts[name] = parts
             del self._better_since[name]
         return self._parts[name]
+
+
+def _ready(view: ClusterView, device: DeviceId, key: str) -> bool:
+    there = view.nodes.get(device[0])
+    return there is not None and device[1] < len(there.devices) and key in there.devices[device[1]].ready

@@ -52,8 +52,8 @@ class Served(msgspec.Struct, frozen=True):
 class ClusterView(msgspec.Struct, frozen=True):
     """Everything that a plan depends on besides the rates. ``pipelines`` are what people want served, ``serving`` what
     is served at present (another version during an upgrade, also of a pipeline that people deleted), ``placement``
-    the present plan. ``profiles``: measured (batch, seconds) by (model key, device type), where the spec has none.
-    ``in_flight``: requests by 'pipeline@version' that the shards still have."""
+    the present plan. ``profiles``: measured (batch, seconds) by (model key, device type); they count for more than what
+    a spec says, but for emulated stages. ``in_flight``: requests by 'pipeline@version' that the shards still have."""
 
     nodes: dict[str, NodeView]
     shards: list[str]
