@@ -59,8 +59,6 @@ class Assignment:
             self._spread(unit)
         self._evict()
         self._collect_free()
-        for unit in units:
-            self._spread(unit)
         lacking = [unit for unit in units if unit.deficit > 0.0]
         self._weigh_types(lacking)
         for unit in lacking:
@@ -178,13 +176,18 @@ class Assignment:
     def _evict(self) -> None:
         """From devices whose models can no longer take turns, the one with the largest load leaves as soon as it is
         replaced."""
-        for slot in self._slots:
-            while len(slot.units) > 1 and occupancy(self._loads(slot)) is None:
-                largest = max(slot.units, key=lambda at: (slot.units[at] / self._units[at].best, at))
-                unit = self._units[largest]
-                self._drop(unit, slot, CROWDED)
-                slot.leaving.add(largest)
-                unit.leaving.append(slot)
+        crowded = [slot for slot in reversed(self._slots) if len(slot.units) > 1]
+        while crowded:
+            slot = crowded.pop()
+            if len(slot.units) < 2 or occupancy(self._loads(slot)) is not None:
+                continue
+            largest = max(slot.units, key=lambda at: (slot.units[at] / self._units[at].best, at))
+            unit = self._units[largest]
+            self._drop(unit, slot, CROWDED)
+            slot.leaving.add(largest)
+            unit.leaving.append(slot)
+            self._spread(unit)  # what it did there falls to its other devices
+            crowded += [slot, *(other for other in unit.holders if len(other.units) > 1)]
 
     def _spread(self, unit: Unit) -> None:
         """Divide the need over the unit's devices: its own first, the rest evenly over the shared ones."""

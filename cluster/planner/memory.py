@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from cluster.planner.costs import Costs
 from cluster.planner.settings import Settings
 from cluster.planner.view import ClusterView, DeviceId
 
 TRIAL = 30.0
 """Seconds that a model has to load when it is tried again where it failed before."""
+AVOIDED_FOR = 300.0
+"""Seconds for which a pipeline is not given to a shard again at which there was no device for one of its stages."""
 BETTER_FOR = 30.0
 """Seconds for which another division over shards must have been better before it is taken."""
 
@@ -21,6 +25,7 @@ class Memory:
         self._failed: dict[tuple[DeviceId, str], float] = {}
         self._parts: dict[str, dict[str, float]] = {}
         self._better_since: dict[str, float] = {}
+        self._avoided: dict[tuple[str, str], float] = {}
         self.memories: dict[tuple[str, str], float] = {}
         """Megabytes by (model key, device type)."""
 
@@ -54,6 +59,7 @@ class Memory:
         }
         self._parts = {name: parts for name, parts in self._parts.items() if name in view.pipelines}
         self._better_since = {name: at for name, at in self._better_since.items() if name in view.pipelines}
+        self._avoided = {pair: at for pair, at in self._avoided.items() if now < at + AVOIDED_FOR}
 
     def in_use(self, now: float, view: ClusterView, costs: Costs) -> set[tuple[str, str]]:
         """The (version, shard) whose models have to stay although nobody needs them: requests were sent to them a
@@ -72,6 +78,14 @@ class Memory:
             if now < since + self._settings.retry:
                 found.setdefault(device, set()).add(key)
         return found
+
+    def avoid(self, now: float, name: str, shard: str) -> None:
+        """There is no device for one of the pipeline's stages at this shard."""
+        self._avoided[name, shard] = now
+
+    def shards(self, name: str, shards: Sequence[str]) -> Sequence[str]:
+        """Those of ``shards`` that a pipeline may be given to."""
+        return [shard for shard in shards if (name, shard) not in self._avoided] or shards
 
     def parts(self, name: str) -> dict[str, float]:
         """How a pipeline is divided over shards."""

@@ -114,6 +114,9 @@ class Planner:
         if cut or not self._settings.rest:
             assignment.fill()
         without = assignment.squeeze(short)
+        for unit in without:
+            if len(parts[unit.id.pipeline]) > 1:
+                self._memory.avoid(now, unit.id.pipeline, unit.id.shard)
         for unit in units.values():
             base = units.get(unit.id._replace(version=""))
             if unit.id.version and base is not None and not convert(unit, base):
@@ -175,14 +178,14 @@ class Planner:
         for name in rollouts:
             before = self._memory.parts(name)
             served = view.serving.get(name)
-            present = _only(before, allowed) or _only(served.shards if served is not None else {}, allowed)
+            shards = self._memory.shards(name, allowed)
+            present = _only(before, shards) or _only(served.shards if served is not None else {}, shards)
             rate = max(_certain(requests[name], demands[name]), floors.get(name, 0.0))
             visits = sum(_certain(demand.most, demands[name]) for demand in demands[name].values())
             settled = bool(demands[name]) and all(demand.kept is not None for demand in demands[name].values())
             wish = Wish(visits, [rate * each for each in work[name].values()], settled)
-            division = divide(
-                wish, before, present or _only(placed.get(name, {}), allowed), load, allowed, self._settings
-            )
+            present = present or _only(placed.get(name, {}), shards)
+            division = divide(wish, before, present, load, shards, self._settings)
             parts[name] = self._memory.divide(now, name, division.parts, division.urgent)
             for shard, part in parts[name].items():
                 load[shard] = load.get(shard, 0.0) + max(visits, 1.0) * part
