@@ -267,7 +267,8 @@ def _allocated(group: Sequence[RunResult], styles: Sequence[str]) -> list[Elemen
         for result, style in zip(group, styles, strict=True)
     ]
     lines.append(_over_time("offered", "load", [each * offered for offered in first.series.offered], 600, filled=True))
-    high = top_of([float(first.gpus), *(value for line in lines for value in line.y)], 1.0)
+    # High enough for the mark's label above it.
+    high = top_of([1.08 * first.gpus, *(value for line in lines for value in line.y)], 1.0)
     axis = Axis(label="GPUs", high=high, format=number)
     told = "; ".join(
         f"{result.policy}: {result.gpu_seconds_allocated / 3600:,.2f} GPU-hours, {number(result.moves_per_hour)} moves "
