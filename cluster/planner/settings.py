@@ -8,7 +8,7 @@ import msgspec
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """How demand becomes devices. Times are seconds."""
 
-    headroom: float = 0.02
+    headroom: float = 0.015
     """The part of a device's throughput in planned batches that is left free whatever the load does."""
     shortfall: float = 0.025
     """The part of all arrivals that the forecasts, with their margin, may have missed lately. Requests are lost later
