@@ -106,6 +106,8 @@ class Clients:
         self._by_name: dict[str, Connection] = {}
         self._full: set[str] = set()
         self._routing = Routing()
+        self._regrouped = 0
+        self._unready: list[str] = []
         self.undeliverable = 0
         """Answers whose service was gone."""
         self.malformed = 0
@@ -189,6 +191,7 @@ class Clients:
             heartbeat_us=round(self._heartbeat * 1e6),
             max_payload=scheduler.ledger.limits.max_payload,
             pipelines=[(name, round(pipeline.slo * 1e6)) for name, pipeline in scheduler.pipelines.items()],
+            unready=scheduler.unready(),
             shards=self._routing.shards,
             routes=self._routing.routes,
             revision=self._routing.revision,
@@ -196,9 +199,20 @@ class Clients:
 
     def announce(self) -> None:
         """Tell every service that the pipelines served, or the routes to them, have changed."""
-        header = protocol.encode(self._welcome())
+        welcome = self._welcome()
+        self._unready = welcome.unready
+        header = protocol.encode(welcome)
         for connection in self._by_name.values():
             self._deliver(connection, header, [], 0)
+
+    def announce_readiness(self) -> None:
+        """Tell every service when the devices of a pipeline's stage have come, or the last one has gone."""
+        regrouped = self._scheduler.fleet.regrouped
+        if regrouped == self._regrouped:
+            return
+        self._regrouped = regrouped
+        if self._scheduler.unready() != self._unready:
+            self.announce()
 
     def route(self, routing: Routing) -> None:
         """Tell every service from now on, and those that are here where it is another one, this routing table."""

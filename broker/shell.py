@@ -239,6 +239,7 @@ class Shard:
                 self._clients.check(now)
             self._clients.flush()
             self._act(clock)
+            self._clients.announce_readiness()
         now = clock()
         # Their services are not told one by one: after GOODBYE they submit them again, to a shard that stays.
         self._scheduler.shut_down(now, f"shard {self.config.name} is shutting down")

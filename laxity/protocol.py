@@ -115,6 +115,9 @@ class Welcome(Message, tag=6):
     requests that they are to get are in proportion to the weights. Any shard takes a pipeline that is missing here."""
     revision: int = 0
     """To services: of the ``shards`` and ``routes`` that different shards tell, those of the highest revision hold."""
+    unready: list[str] = []
+    """To services: those of ``pipelines`` of which no device of this shard holds some stage at present. Their requests
+    wait for one here; they are better submitted to another shard."""
 
 
 class StageTiming(msgspec.Struct, array_like=True, gc=False):

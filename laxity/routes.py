@@ -127,8 +127,10 @@ class Router:
             shard = next(iter(serving or self._open), None)
             return None if shard is None else Rotation([(shard, 1.0)], self._phase)
         weighted = [(shard, weight) for shard, weight in route.items() if weight > 0.0 and shard in self._open]
+        ready = [shard for shard in serving if pipeline not in self._open[shard].unready]
         weights = (
-            [(shard, weight) for shard, weight in weighted if shard in serving]
+            [(shard, weight) for shard, weight in weighted if shard in ready]
+            or [(shard, weight) for shard, weight in weighted if shard in serving]
             or weighted
             or [(shard, 1.0) for shard in route if shard in self._open]
         )

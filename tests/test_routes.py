@@ -145,6 +145,16 @@ def test_a_shard_that_has_not_heard_of_the_pipeline_yet_is_spared():
     assert chosen(found, 4) == {"a": 2, "b": 2}
 
 
+def test_a_shard_without_devices_gets_requests_only_where_no_other_can():
+    routes = {"p": {"a": 1.0, "b": 1.0}}
+    found = router(welcome("a", routes), welcome("b", routes, unready=["p"]))
+    assert chosen(found, 4) == {"a": 4}
+    found.welcome(welcome("a", routes, unready=["p"]))
+    assert chosen(found, 4) == {"a": 2, "b": 2}
+    found.welcome(welcome("b", routes, unready=["q"]))
+    assert chosen(found, 4) == {"b": 4}
+
+
 def test_shards_are_wanted_for_pipelines_in_use_only():
     found = router(welcome("a", {"p": {"a": 1.0, "b": 1.0}, "q": {"c": 1.0}}))
     assert found.wanted == {}

@@ -29,6 +29,8 @@ class Fleet:
         """Devices that have pulled since, for which a batch was collected."""
         self.stale = False
         """Whether pipelines or devices changed since :meth:`regroup`."""
+        self.regrouped = 0
+        """How often :meth:`regroup` was called."""
         self._groups: dict[tuple[str, str], DeviceGroup] = {}
         self._next_index = 0
 
@@ -120,6 +122,7 @@ class Fleet:
     def regroup(self, stages: dict[str, Stage]) -> None:
         """Bring the stages' groups in line with who is there (rare)."""
         self.stale = False
+        self.regrouped += 1
         self._groups = {key: group for key, group in self._groups.items() if group.members}
         for stage in stages.values():
             stage.groups = []

@@ -101,6 +101,12 @@ class Scheduler:
         self._reported_at = now
         return Report(period, self.stages, [*self.pipelines.values(), *self._retiring])
 
+    def unready(self) -> list[str]:
+        """The pipelines with a stage that no device holds, as of the last ``dispatch``."""
+        return [
+            name for name, pipeline in self.pipelines.items() if not all(plan.stage.devices for plan in pipeline.stages)
+        ]
+
     def report(self, agent: str, number: int, type: str, models: list[HeldModel]) -> None:
         """A device of an agent, new or with another set of models than before."""
         device = self.fleet.devices.get((agent, number))
