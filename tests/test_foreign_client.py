@@ -245,7 +245,6 @@ def test_the_shard_says_who_else_serves_what_and_a_service_may_ignore_it(shard, 
     assert header[1:3] == [1, "shard-1"]
     assert header[6] == [["shard-1", shard.frontend], ["shard-2", "tcp://127.0.0.1:1"]]
     assert header[7:9] == [[["single", [[0, 1.0], [1, 3.0]]]], 5]
-    assert header[9] == ["pair"]  # no device holds it
     shard.route(Routing(others.shards, others.routes, 6))  # no news
     service.send([SUBMIT, now_us(), [[1, "single", None, [0, 5]]]], b"hello")
     batch, _, _ = pull(agent, 1)
