@@ -10,7 +10,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     headroom: float = 0.015
     """The part of a device's throughput in planned batches that is left free whatever the load does."""
-    shortfall: float = 0.025
+    shortfall: float = 0.0225
     """The part of all arrivals that the forecasts, with their margin, may have missed lately. Requests are lost later
     than that: queues and the headroom make up for most of it."""
     memory: float = 120.0
