@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import msgspec
-from cluster.planner.planner import Planner
 
 from cluster.placement import split_gpus
+from cluster.planner.planner import Planner
 from cluster.planner.settings import Settings
 from cluster.planner.view import ClusterView, DeviceId, Placed, Plan
 
