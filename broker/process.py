@@ -19,6 +19,7 @@ from cluster.records import BrokerRecord, Paths, ServingRecord, TuningRecord, en
 from cluster.serving import serving
 from cluster.store import wait_for_store
 from laxity.version import __version__
+from pipelines.policies import PolicyError
 
 log = logging.getLogger("laxity.broker")
 
@@ -41,9 +42,15 @@ class PipelineFollower:
     def update(self, served: dict[str, ServingRecord]) -> None:
         """``served``: the records of what is served, by name."""
         for name, record in served.items():
-            if self._served.get(name) != record.version:
+            if self._served.get(name) == record.version:
+                continue
+            self._served[name] = record.version
+            try:
                 self._shard.apply(record.spec)
-                self._served[name] = record.version
+            except PolicyError as error:
+                # Another release may have written it; what runs goes on.
+                log.error("pipeline %s version %s cannot be served here: %s", name, record.version, error)
+            else:
                 log.info("serving pipeline %s version %s", name, record.version)
         for name in [name for name in self._served if name not in served]:
             self._shard.delete(name)

@@ -173,7 +173,8 @@ class LocalCluster:
             now = time.monotonic()
             seen = self._seen()
             loading = self._loading(seen)
-            idle = self._idle(seen) if loading.done else 0
+            complete = loading.done
+            idle = self._idle(seen) if complete else 0
             if idle:
                 spread_by = min(spread_by, now + SPREAD)
                 loading = msgspec.structs.replace(loading, waits=f"{idle} devices are to hold models as well")
@@ -185,7 +186,7 @@ class LocalCluster:
             if failed is not None:
                 logs = f"The agents' logs: {self._directory.logs}"
                 raise ClusterError(f"{failed.model} could not be loaded {failed.failed}\n{logs}")
-            if loading.done or now > spread_by:
+            if loading.done or (complete and now > spread_by):
                 self._pin_addresses(seen)
                 return loading.frontends
 

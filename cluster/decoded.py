@@ -17,7 +17,8 @@ R = TypeVar("R", bound=msgspec.Struct)
 
 
 class Decoded:
-    """Records by the names at the ends of their keys. One that cannot be read is left out, and said once."""
+    """Records by the names at the ends of their keys. One that cannot be read is said once, and counts as
+    what it was before; without that it is left out."""
 
     def __init__(self) -> None:
         self._known: dict[str, tuple[int, msgspec.Struct | None]] = {}
@@ -38,11 +39,15 @@ class Decoded:
                     found[name_of(key)] = record
         return found
 
+    def names(self, prefix: str) -> set[str]:
+        """The names under a prefix, also of records that cannot be read."""
+        return {name_of(key) for key in self._entries if key.startswith(prefix)}
+
     def _record(self, kind: type[R], key: str, entry: Entry) -> R | None:
         known = self._known.get(key)
         if known is not None and known[0] == entry.mod_revision:
             return known[1]  # type: ignore[return-value]
-        record: R | None = None
+        record: R | None = known[1] if known is not None else None  # type: ignore[assignment]
         try:
             record = decode(kind, key, entry.value)
         except RecordError as error:

@@ -61,6 +61,11 @@ class Election:
         can begin."""
         return self._term != 0 and now < self._sent + self._ttl * FENCE
 
+    @property
+    def term(self) -> int:
+        """What tells this candidate's terms apart; 0 while another leads."""
+        return self._term
+
     def transaction(self, now: float, conditions: Sequence[Unchanged], operations: Sequence[Operation]) -> int | None:
         """A transaction of the store, done only while this candidate leads; the revision, or None where one of
         ``conditions`` did not hold.

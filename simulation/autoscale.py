@@ -116,7 +116,7 @@ class Autoscaler:
             pipelines={spec.name: spec for spec in self._specs},
             serving=self._serving,
             placement=self._placement,
-            in_flight=dict(in_flight),
+            in_flight={(version, SHARD): count for version, count in in_flight.items()},
         )
 
     def _node(self, now: float, name: str, gpus: Sequence[Gpu]) -> NodeView:

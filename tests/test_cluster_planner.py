@@ -125,7 +125,7 @@ class Cluster:
             pipelines=dict(self.pipelines),
             serving=self.serving,
             placement=self.placement,
-            in_flight=self.in_flight,
+            in_flight={(version, shard): n for version, n in self.in_flight.items() for shard in self.shards},
         )
 
     def served_whole(self) -> set[tuple[str, str, str]]:

@@ -153,7 +153,7 @@ def test_a_version_that_a_shard_still_names_is_in_flight_unless_it_is_the_served
     served = f"one@{spec.version}"
     records = records_of(**{PATHS.served("one"): ServingRecord(spec.version, spec, {"s0": 1.0})})
     found = view(records, {"s0": report({served: 0, "one@old": 0}), "s1": report({served: 4, "one@old": 2})})
-    assert found.in_flight == {served: 4, "one@old": 3}
+    assert found.in_flight == {(served, "s0"): 0, (served, "s1"): 4, ("one@old", "s0"): 1, ("one@old", "s1"): 2}
     assert found.profiles == {}
 
 

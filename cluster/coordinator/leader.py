@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
@@ -18,7 +18,7 @@ from cluster.planner.planner import Planner
 from cluster.planner.settings import Settings
 from cluster.planner.view import Move, Plan
 from cluster.records import Paths, ServingRecord, TuningRecord
-from cluster.store.base import Entry, Operation, Put
+from cluster.store.base import Delete, Entry, Operation, Put
 from cluster.tuning.report import ReportRecord
 from cluster.tuning.tuner import Tuner
 
@@ -30,6 +30,10 @@ PAUSE = 0.25
 """Seconds between two plans at least: hundreds of shards report at different moments."""
 REPORT_LASTS = 3.5
 """Seconds for which a report that was not followed by another still counts."""
+WAITED_FOR = 30.0
+"""Seconds for which rates are not judged while a shard is silent."""
+FORGOTTEN = 86_400.0
+"""Seconds after which the state of a node that does not come back is deleted."""
 RENEW = 3.0
 """Seconds after which tuning is written again although nothing changed: shards do not trust what is old."""
 BOOT = 300.0
@@ -78,6 +82,7 @@ class Leader:
         """Revisions of this term's writes that the follower has not shown yet, by key."""
         self._written_at = now
         self._problems: dict[str, str] = {}
+        self._silent_since: dict[str, float] = {}
         self.moves = 0
 
     def outage_ended(self, now: float) -> None:
@@ -118,7 +123,8 @@ class Leader:
         # The clock's seconds, not those of this loop's turns: rates are compared over whole periods.
         self._observed_at = max(self._observed_at + PERIOD, now - PERIOD)
         reports = self._fresh(now)
-        self._planner.observe(now, arrival_rates(reports))
+        if not self._silent(now, reports):
+            self._planner.observe(now, arrival_rates(reports))
         self._tuner.observe(now, reports)
         served = self._decoded.under(ServingRecord, self._paths.serving)
         tuned = {name: record for name, record in self._tuner.tuning(now).items() if name in served}
@@ -127,6 +133,14 @@ class Leader:
         if renew:
             self._renewed_at = now
         self._write(now, tuning_changes(self._paths, present, tuned, renew), wait=False)
+
+    def _silent(self, now: float, reports: Mapping[str, ReportRecord]) -> bool:
+        """Whether a shard that should be there has not reported of late: the rates of the others alone would look like
+        less load. One that has been silent for long is no longer waited for."""
+        records = Records(self._paths, self._decoded)
+        there = {shard for shard in records.known_shards() if self._shards.missing(now, shard) == 0.0}
+        self._silent_since = {shard: self._silent_since.get(shard, now) for shard in there - reports.keys()}
+        return any(now < since + WAITED_FOR for since in self._silent_since.values())
 
     # ---- the plan --------------------------------------------------------------------------
 
@@ -144,11 +158,26 @@ class Leader:
             if self._problems.get(model) != why:
                 log.warning("%s: %s", model, why)
         self._problems = plan.problems
-        operations = changes(self._paths, records, plan)
+        forgotten = self._forget(now, records, plan)
+        keys = {operation.key for operation in forgotten}
+        operations = [write for write in changes(self._paths, records, plan) if write.key not in keys] + forgotten
         if operations:
             self._tell(plan)
             self._write(now, operations, wait=True)
         self._power(now, records, plan)
+
+    def _forget(self, now: float, records: Records, plan: Plan) -> list[Operation]:
+        """Take away what is left of nodes that nobody expects any more (hosts change their names)."""
+        holding = {node for node, _ in plan.placement}
+        gone = [
+            node
+            for node, (state, _) in plan.states.items()
+            if state == "lost"
+            and self._nodes.missing(now, node) > FORGOTTEN
+            and node not in records.drains
+            and node not in holding
+        ]
+        return [Delete(key) for node in gone for key in (self._paths.state(node), self._paths.placement(node))]
 
     def _power(self, now: float, records: Records, plan: Plan) -> None:
         wanted: dict[str, bool] = {}
@@ -160,7 +189,10 @@ class Leader:
                     self._nodes.expect(node, now + BOOT)
             elif state == "standby" and node not in records.drains:
                 wanted[node] = False
-        self._provider.step(now, wanted, {node: node in records.nodes for node in wanted})
+        # Who is not registered need not be away: not while it is unknown who is (after an outage, in a new term).
+        settled = self._nodes.settled(now)
+        there = {node: node in records.nodes or (up and not settled) for node, up in wanted.items()}
+        self._provider.step(now, wanted, there)
 
     def _tell(self, plan: Plan) -> None:
         for move in plan.moves:

@@ -36,6 +36,9 @@ class Presence:
 
     def update(self, now: float, known: Collection[str], present: Collection[str]) -> None:
         """``known`` are those who should be there, ``present`` those who are."""
+        self._expected_by = {
+            name: by for name, by in self._expected_by.items() if name not in present and now < by and name in known
+        }
         if not self.settled(now):
             return
         gone = {name for name in known if name not in present}

@@ -41,6 +41,7 @@ def run_coordinator_process(config: CoordinatorConfig, store_url: str, cluster: 
         election = Election(store, paths.leader, encode(LeaderRecord(config.name, host, pid)), config.ttl)
         follower = Follower(store, paths.root)
         leader: Leader | None = None
+        term = 0
         away = False
         try:
             while not stop.is_set():
@@ -54,7 +55,8 @@ def run_coordinator_process(config: CoordinatorConfig, store_url: str, cluster: 
                         log.warning("%s leads no more", config.name)
                         leader = None
                     continue
-                if leader is None:
+                if leader is None or term != election.term:
+                    term = election.term
                     log.info("%s leads", config.name)
                     leader = Leader(config, paths, election, provider, now)
                 if follower.away_since is not None:

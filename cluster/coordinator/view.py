@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from cluster.coordinator.presence import BARELY, Presence
 from cluster.decoded import Decoded
@@ -28,6 +28,10 @@ class Records:
     def __init__(self, paths: Paths, decoded: Decoded) -> None:
         self.pipelines = decoded.under(PipelineRecord, paths.pipelines)
         self.serving = decoded.under(ServingRecord, paths.serving)
+        for name in decoded.names(paths.pipelines) - self.pipelines.keys():
+            served = self.serving.get(name)
+            if served is not None:  # what is wanted cannot be read, which does not mean that nothing is
+                self.pipelines[name] = PipelineRecord(served.version, served.spec, served.files)
         self.brokers = decoded.under(BrokerRecord, paths.brokers)
         self.nodes = decoded.under(NodeRecord, paths.nodes)
         self.placements = decoded.under(PlacementRecord, paths.placements)
@@ -60,14 +64,15 @@ def view_of(
     patience: float,
 ) -> ClusterView:
     """The planner's view. ``patience``: seconds for which a shard that is missing still counts."""
+    present = sorted(name for name in records.known_shards() if shards.missing(now, name) <= patience)
     return ClusterView(
         nodes={name: _node(now, name, records, nodes) for name in sorted(records.known_nodes())},
-        shards=sorted(name for name in records.known_shards() if shards.missing(now, name) <= patience),
+        shards=present,
         pipelines={name: record.spec for name, record in records.pipelines.items()},
         serving={name: Served(record.spec, dict(record.shards)) for name, record in records.serving.items()},
         placement=_placement(records),
         profiles=_profiles(reports),
-        in_flight=_in_flight(records, reports),
+        in_flight=_in_flight(records, reports, present),
     )
 
 
@@ -117,15 +122,22 @@ def _profiles(reports: Mapping[str, ReportRecord]) -> dict[tuple[str, str], list
     }
 
 
-def _in_flight(records: Records, reports: Mapping[str, ReportRecord]) -> dict[str, int]:
-    """Requests by 'pipeline@version'. A version that a shard still names has at least one, unless it is the one that is
-    served: the shard may not have heard yet that another is, and let in another request."""
+def _in_flight(
+    records: Records, reports: Mapping[str, ReportRecord], present: Iterable[str]
+) -> dict[tuple[str, str], int]:
+    """Requests by ('pipeline@version', shard). A version that a shard still names has at least one, unless it is the
+    one that is served: the shard may not have heard yet that another is, and let in another request. So has every
+    version at a shard of which nothing is known at present."""
     served = {f"{name}@{record.version}" for name, record in records.serving.items()}
-    counts: dict[str, int] = {}
-    for report in reports.values():
+    counts: dict[tuple[str, str], int] = {}
+    for shard, report in reports.items():
         for version, count in report.in_flight.items():
-            least = 0 if version in served else 1
-            counts[version] = counts.get(version, 0) + max(count, least)
+            counts[version, shard] = count if version in served else max(count, 1)
+    unknown = set(present) - reports.keys()
+    for placement in records.placements.values():
+        for device in placement.devices.values():
+            for version in {model.rpartition("/")[0] for model in device.models} if device.shard in unknown else ():
+                counts[version, device.shard] = 1
     return counts
 
 

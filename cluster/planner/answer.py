@@ -74,6 +74,15 @@ class Answer:
 
     # ---- what is to be ---------------------------------------------------------------------
 
+    def keep(self) -> None:
+        """Leave everything as it is: no shard is there, or no device. Whoever comes back finds its models loaded."""
+        self.placement = {
+            device: placed
+            for device, placed in self._view.placement.items()
+            if placed.models and self.states.get(device[0], ("lost", ""))[0] != "lost"
+        }
+        self._serving = {name: served for name, served in self._view.serving.items() if name in self._view.pipelines}
+
     def take(
         self,
         units: Mapping[UnitId, Unit],

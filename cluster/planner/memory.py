@@ -64,11 +64,16 @@ class Memory:
     def in_use(self, now: float, view: ClusterView, costs: Costs) -> set[tuple[str, str]]:
         """The (version, shard) whose models have to stay although nobody needs them: requests were sent to them a
         moment ago, or are still in flight."""
-        current = {f"{name}@{costs.version(served.spec)}" for name, served in view.serving.items()}
+        serving = {
+            (f"{name}@{costs.version(served.spec)}", shard)
+            for name, served in view.serving.items()
+            for shard, weight in served.shards.items()
+            if weight > 0.0
+        }
         return {
-            (version, shard)
-            for (version, shard), at in self._last_served.items()
-            if now < at + self._settings.settle or (version not in current and view.in_flight.get(version, 0) > 0)
+            pair
+            for pair, at in self._last_served.items()
+            if now < at + self._settings.settle or (pair not in serving and view.in_flight.get(pair, 0) > 0)
         }
 
     def blocked(self, now: float) -> dict[DeviceId, set[str]]:

@@ -49,13 +49,18 @@ class Planner:
     def plan(self, now: float, view: ClusterView) -> Plan:
         """What is to be, given what is."""
         self._costs.keep([*view.pipelines.values(), *(served.spec for served in view.serving.values())])
-        prices = Prices(view, self._costs, self._memory.memories)
+        states = self._lifecycle.before(view)
+        types = {
+            device.type for name, node in view.nodes.items() if states[name][0] != "lost" for device in node.devices
+        }
+        prices = Prices(view, types, self._costs, self._memory.memories)
         self._demand.know({name: (spec, prices.load(spec)) for name, spec in view.pipelines.items()})
         self._memory.note(now, view, self._costs)
-        states = self._lifecycle.before(view)
         answer = Answer(now, view, prices, states, self._memory.blocked(now))
         if prices.types and view.shards:
             self._plan(now, view, prices, answer)
+        else:
+            answer.keep()
         busy = {node for node, _ in answer.placement} | {
             node for (node, _), what in view.placement.items() if what.models
         }

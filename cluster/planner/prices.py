@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
+
 from cluster.planner.costs import Costs, StageCost
 from cluster.planner.view import ClusterView
 from pipelines.spec import PipelineSpec
 
 
 class Prices:
-    """The costs of all models of a view, wanted or served. ``memories``: megabytes by (model key, type) as they were
-    known before, for models whose spec is not in the view any more; it is brought up to date."""
+    """The costs of all models of a view, wanted or served, on devices of the ``types`` that there are. ``memories``:
+    megabytes by (model key, type) as they were known before, for models whose spec is not in the view any more; it is
+    brought up to date."""
 
-    def __init__(self, view: ClusterView, costs: Costs, memories: dict[tuple[str, str], float]) -> None:
-        self.types = frozenset(device.type for node in view.nodes.values() for device in node.devices)
+    def __init__(
+        self, view: ClusterView, types: Set[str], costs: Costs, memories: dict[tuple[str, str], float]
+    ) -> None:
+        self.types = frozenset(types)
         self._tables: dict[int, dict[tuple[str, str], StageCost]] = {}
         self._by_key: dict[tuple[str, str], StageCost] = {}
         for spec in [*view.pipelines.values(), *(served.spec for served in view.serving.values())]:

@@ -53,7 +53,8 @@ class ClusterView(msgspec.Struct, frozen=True):
     """Everything that a plan depends on besides the rates. ``pipelines`` are what people want served, ``serving`` what
     is served at present (another version during an upgrade, also of a pipeline that people deleted), ``placement``
     the present plan. ``profiles``: measured (batch, seconds) by (model key, device type); they count for more than what
-    a spec says, but for emulated stages. ``in_flight``: requests by 'pipeline@version' that the shards still have."""
+    a spec says, but for emulated stages. ``in_flight``: requests by ('pipeline@version', shard) that have
+    not ended."""
 
     nodes: dict[str, NodeView]
     shards: list[str]
@@ -61,7 +62,7 @@ class ClusterView(msgspec.Struct, frozen=True):
     serving: dict[str, Served]
     placement: dict[DeviceId, Placed]
     profiles: dict[tuple[str, str], list[tuple[int, float]]] = {}
-    in_flight: dict[str, int] = {}
+    in_flight: dict[tuple[str, str], int] = {}
 
 
 class Move(msgspec.Struct, frozen=True):
