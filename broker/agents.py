@@ -122,6 +122,9 @@ class Agents:
             # The agent was started again (or reconnected): what it had before is not there any more.
             self._lose(now, agent, f"agent {agent.name} was started again")
             agent = None
+        other = self._by_routing_id.get(sender)
+        if other is not None and other is not agent:
+            self._leave(now, other)  # one connection is one agent's
         if agent is None:
             self._note_ended()
             agent = Agent(ready.agent, sender, connection, now)
@@ -198,7 +201,7 @@ class Agents:
                     model=batch.stage.key,
                     variant=batch.stage.variant,
                     opens_us=0,
-                    closes_us=round((batch.closes - now) * 1e6),
+                    closes_us=round(min(batch.closes - now, LONGEST) * 1e6),
                     expected_us=round(batch.expected * 1e6),
                     tasks=[[value.node for value in task.inputs] for task in tasks],
                 )

@@ -39,6 +39,8 @@ OUTBOX: Final = 1000
 """Messages kept for a service that does not read, beside those that libzmq holds; answers beyond them are lost."""
 MAX_UNREAD: Final = 256 * 1024**2
 """Bytes of large frames that libzmq holds for a service, and bytes that are kept for it here, at most."""
+MOST_REQUESTS: Final = 16 * protocol.MAX_SHARED
+"""A SUBMIT with more is not answered request by request: that would hold up everybody else."""
 LONGEST_TRANSIT: Final = 3600.0
 """Seconds on the way that a stamp can make a message look to have taken; a budget is shorter."""
 ZERO_SPAN: Final = 30.0
@@ -142,6 +144,12 @@ class Clients:
         connection = self._by_routing_id.get(sender)
         if isinstance(message, Submit) and connection is not None:
             connection.heard_at = now
+            if len(message.requests) > MOST_REQUESTS:
+                endpoint.skip(header)
+                self.malformed += 1
+                reason = f"{len(message.requests)} requests in one SUBMIT, at most {protocol.MAX_SHARED} are allowed"
+                self._say(sender, Goodbye(reason=reason, retry=False))
+                return True
             self._submit(now, connection, message, endpoint.rest(header))
             return True
         if isinstance(message, Store):

@@ -154,12 +154,16 @@ class ShardFiles:
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
-            job()
+            try:
+                job()
+            except Exception:
+                # Whatever it is must not end the thread: the other files need it.
+                log.exception("a file could not be read or written")
 
     def _read(self, endpoint: Endpoint, sender: bytes, fetch: Fetch) -> None:
         total, data, detail = NOT_HERE, b"", "no pipeline that is applied needs this file"
-        self._give_up_idle(time.monotonic())
         try:
+            self._give_up_idle(time.monotonic())
             found = self._cache.read(fetch.digest, fetch.offset, fetch.length)
             if found is not None:
                 total, data = found
@@ -179,7 +183,10 @@ class ShardFiles:
         self._call(answer)
 
     def _write(self, endpoint: Endpoint, sender: bytes, store: Store, data: Part) -> None:
-        stored = self._stored(store, data, time.monotonic())
+        try:
+            stored = self._stored(store, data, time.monotonic())
+        except CacheError as error:
+            stored = Stored(store.digest, 0, str(error), retry=True)
 
         def answer() -> None:
             self._done(sender)
@@ -238,7 +245,7 @@ class ShardFiles:
             pause = BACK_OFF[0] if news else min(pause * 2, longest)
             try:
                 missing = self._fetch_all(news)
-            except CacheError as error:
+            except Exception as error:
                 if not self._stopping.is_set():
                     log.error("the files of pipelines cannot be kept: %s", error)
                 missing = True

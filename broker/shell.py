@@ -38,6 +38,8 @@ log = logging.getLogger("laxity.broker")
 
 T = TypeVar("T")
 
+OVERDUE: Final = 4
+"""Heartbeats after which peers are looked after although messages go on to come."""
 DRAIN: Final = 128
 """Messages taken from one socket before the other one and the engine get their turn."""
 
@@ -229,11 +231,12 @@ class Shard:
             more = self._drain(clock)
             now = clock()
             # Not while messages lie unread: they may be a gone agent's last results, or the very signs of life (after
-            # a freeze of this process).
-            if ended and not more:
+            # a freeze of this process). Those of an overload come without end: what is older has been read by then.
+            read = not more or now >= next_check + OVERDUE * self.config.heartbeat
+            if ended and read:
                 ended = False
                 self._agents.disconnected(now)
-            if now >= next_check and not more:
+            if now >= next_check and read:
                 next_check = now + self.config.heartbeat
                 self._agents.check(now)
                 self._clients.check(now)

@@ -253,7 +253,11 @@ class FileCache:
             if _unlocked(path):
                 path.unlink(missing_ok=True)  # of a process that is gone
                 continue
-            held = json.loads(path.read_text() or "{}")
+            try:
+                held = json.loads(path.read_text() or "{}")
+            except ValueError:
+                # Half-written, on a full disk: what it holds is not known, so nothing may be removed.
+                raise CacheError(f"{path} cannot be read: make room, and start again what wrote it") from None
             files.update(held.get("files", ()))
             trees.update(held.get("trees", ()))
         return files, trees

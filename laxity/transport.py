@@ -68,6 +68,8 @@ class Transport:
         """The shard that answered last at an endpoint."""
         self._ended: list[Ended] = []
         self._last_words: tuple[Outcome, str] | None = None
+        self._ending = threading.RLock()
+        """Held while requests are ended that come too late: several threads may bring some."""
         self._wake_read, self._wake_write = socket.socketpair()
         self._wake_read.setblocking(False)
         self._wake_write.setblocking(False)
@@ -189,9 +191,10 @@ class Transport:
             self._deliver(ended)
 
     def _end_all(self, outcome: Outcome, detail: str) -> None:
-        self._empty_inbox()
-        self._ended += [(p, local_answer(p, outcome, detail), None) for p in self.table.pop_all()]
-        self._flush()
+        with self._ending:
+            self._empty_inbox()
+            self._ended += [(p, local_answer(p, outcome, detail), None) for p in self.table.pop_all()]
+            self._flush()
 
     # ---- sending -----------------------------------------------------------------------
 

@@ -175,7 +175,7 @@ class ModelFiles:
 
     def _provide(self, job: _Job) -> None:
         first, longest = self._back_off
-        pause = min(first * 2.0**job.attempts, longest)
+        pause = min(first * 2.0 ** min(job.attempts, 20), longest)
         job.due_at = time.monotonic() + longest
         try:
             provided = self._provided(job)

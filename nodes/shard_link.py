@@ -217,7 +217,12 @@ class ShardLink:
         socket.set(zmq.RECONNECT_IVL, 50)
         socket.set(zmq.RECONNECT_IVL_MAX, 1000)
         socket.set(zmq.TCP_KEEPALIVE, 1)
-        socket.connect(self._address)
+        try:
+            socket.connect(self._address)
+        except zmq.ZMQError as error:
+            socket.close(0)
+            log.error("the address %r of shard %s cannot be used: %s", self._address, self.shard, error)
+            return
         self.socket = socket
         self._ready_due = True
 

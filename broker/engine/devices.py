@@ -82,6 +82,7 @@ class DeviceGroup:
         self.longest = 0.0
         """Execution of the longest target batch of its stages."""
         self._free: list[int] = []
+        self._in_free: set[int] = set()
         self._coming: list[tuple[float, int]] = []
         """(free at, index); also of devices that have got a batch since."""
         self._busy: list[tuple[float, int]] = []
@@ -110,13 +111,15 @@ class DeviceGroup:
         coming = self._coming
         while coming and coming[0][0] <= now:
             _, index = heappop(coming)
-            heappush(self._free, index)
+            if index not in self._in_free:
+                self._in_free.add(index)
+                heappush(self._free, index)
         free = self._free
         while free:
             device = self.members.get(free[0])
             if device is not None and device.pulled and device.free_at <= now:
                 return device
-            heappop(free)
+            self._in_free.discard(heappop(free))
         while coming:
             free_at, index = coming[0]
             device = self.members.get(index)

@@ -195,7 +195,7 @@ class DeviceEngine:
         self._starting = False
         self.restarts += 1
         self._deaths += 1
-        self._start_at = now + min(BACK_OFF * 2.0 ** (self._deaths - 1), MAX_BACK_OFF)
+        self._start_at = now + min(BACK_OFF * 2.0 ** min(self._deaths - 1, 20), MAX_BACK_OFF)
         running = self.running
         self.running = None
         if running is not None:
