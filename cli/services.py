@@ -262,9 +262,24 @@ def coordinator() -> None:
     metavar="TIME",
     help="Of its lease: so long after the leader's death another one leads.",
 )
+@_setting(
+    "--forget",
+    default="1440m",
+    show_default=True,
+    callback=check_duration,
+    metavar="TIME",
+    help="After which a lost node that does not come back is listed no more.",
+)
 @planner_options
 def coordinator_run(
-    store: str, cluster: str, name: str, provider_up: str, provider_down: str, ttl: float, **settings: Any
+    store: str,
+    cluster: str,
+    name: str,
+    provider_up: str,
+    provider_down: str,
+    ttl: float,
+    forget: float,
+    **settings: Any,
 ) -> None:
     """Run a coordinator until SIGTERM or Ctrl-C.
 
@@ -288,7 +303,12 @@ def coordinator_run(
     from cluster.planner.settings import Settings
 
     config = CoordinatorConfig(
-        name=name, settings=Settings(**settings), provider_up=provider_up, provider_down=provider_down, ttl=ttl
+        name=name,
+        settings=Settings(**settings),
+        provider_up=provider_up,
+        provider_down=provider_down,
+        ttl=ttl,
+        forget=forget,
     )
     stop = _until_signal()
     try:

@@ -58,6 +58,8 @@ class World:
         self.devices = devices
         self.nodes = {f"n{number}" for number in range(nodes)}
         self.frozen = set()
+        self.silent = set()
+        self.forget = 60.0
         self.rates = {}
         self.in_flight = {}
         self._number = 0
@@ -108,6 +110,8 @@ class World:
                 self.store.delete(PATHS.report(shard))
                 continue
             self.store.put(PATHS.broker(shard), encode(BrokerRecord("tcp://h:1", "tcp://h:2", 1, "h")))
+            if shard in self.silent:
+                continue
             self._number += 1
             part = 1 / len(self.shards)
             stages = [StageReport(m, round(r * part), 0, 0, 0, 0, 1, 0.0, 0.0, [], {}) for m, r in self.rates.items()]
@@ -132,6 +136,7 @@ class Candidate:
         self.election = election
         self.follower = Follower(world.store, PATHS.root)
         self.term = None
+        self.number = 0
 
     def turn(self):
         now = self.world.now
@@ -140,8 +145,9 @@ class Candidate:
         if not self.election.is_leader(now):
             self.term = None
             return
-        if self.term is None:
-            config = CoordinatorConfig(name=self.name, settings=self.world.settings)
+        if self.term is None or self.number != self.election.term:
+            self.number = self.election.term
+            config = CoordinatorConfig(name=self.name, settings=self.world.settings, forget=self.world.forget)
             self.term = Leader(config, PATHS, self.election, Provider("", ""), now)
         self.term.step(now, self.follower, changed)
 
@@ -274,6 +280,73 @@ def test_a_lost_shard_loses_its_part():
     world.run(15)
     assert set(world.serving()["two"].shards) == {"s1"}
     assert all(device.shard == "s1" for device in world.placed().values() if device.models)
+
+
+def test_without_any_shard_everything_stays_loaded_and_served(world):
+    world.apply(spec_of())
+    world.run(15)
+    before, serving = world.placed(), world.serving()
+    world.shards = set()
+    world.run(30)
+    assert world.placed() == before
+    assert world.serving() == serving
+    world.shards = {"s0"}
+    world.run(5)
+    assert world.placed() == before
+
+
+def test_an_outage_makes_nobody_missing_and_a_new_term_begins_anew(world):
+    world.apply(spec_of())
+    world.run(15)
+    before, serving = world.placed(), world.serving()
+    term = world.leader.term
+    world.now += 60.0  # everything stands still; all leases end
+    world.nodes, nodes = set(), world.nodes
+    world.shards = set()
+    world.run(3)
+    assert world.leader.term is not term
+    world.nodes, world.shards = nodes, {"s0"}
+    world.run(10)
+    assert world.placed() == before
+    assert world.serving() == serving
+
+
+def test_a_pipeline_whose_record_cannot_be_read_any_more_stays_served(world):
+    world.apply(spec_of())
+    world.run(15)
+    before = world.placed()
+    world.store.put(PATHS.pipeline("two"), b'{"version": "newer"}')
+    world.run(10, world.leader)
+    assert set(world.serving()) == {"two"}
+    another = world.candidate("c1")
+    world.run(20, another)  # which never saw the record that could be read
+    assert another.term is not None
+    assert set(world.serving()) == {"two"}
+    assert world.placed() == before
+
+
+def test_rates_are_not_judged_while_a_shard_is_silent():
+    world = World(nodes=4, shards=("s0", "s1"), settings=Settings(rest=True, patience=3.0))
+    spec = spec_of()
+    model = spec.model_key("a")
+    world.apply(spec)
+    world.rates = {model: 3000.0, spec.model_key("b"): 3000.0}
+    world.run(60)
+    before = sum(model in device.models for device in world.placed().values())
+    world.silent = {"s1"}
+    world.run(20)
+    assert sum(model in device.models for device in world.placed().values()) == before
+
+
+def test_a_node_that_never_comes_back_is_forgotten(world):
+    world.apply(spec_of())
+    world.run(15)
+    world.nodes.discard("n1")
+    world.run(20)
+    assert world.states()["n1"] == "lost"
+    world.run(world.forget)
+    assert "n1" not in world.states()
+    assert world.store.get(PATHS.placement("n1")) is None
 
 
 def test_what_cannot_be_read_disturbs_nothing_else(world, caplog):

@@ -98,6 +98,14 @@ def test_a_machine_that_boots_has_time():
     assert presence.missing(301.0, "a") == 291.0
 
 
+def test_who_came_and_went_again_is_missing_at_once():
+    presence = Presence(TTL, 0.0)
+    presence.expect("a", 300.0)
+    presence.update(50.0, {"a"}, {"a"})
+    presence.update(60.0, {"a"}, set())
+    assert presence.missing(65.0, "a") == 5.0
+
+
 # ---- the view ---------------------------------------------------------------------------------------
 
 
@@ -155,6 +163,18 @@ def test_a_version_that_a_shard_still_names_is_in_flight_unless_it_is_the_served
     found = view(records, {"s0": report({served: 0, "one@old": 0}), "s1": report({served: 4, "one@old": 2})})
     assert found.in_flight == {(served, "s0"): 0, (served, "s1"): 4, ("one@old", "s0"): 1, ("one@old", "s1"): 2}
     assert found.profiles == {}
+
+
+def test_of_a_shard_that_does_not_report_every_version_is_taken_to_be_in_flight():
+    spec = spec_of()
+    records = records_of(
+        **{
+            PATHS.broker("s0"): BrokerRecord("tcp://a:1", "tcp://a:2", 1, "h"),
+            PATHS.placement("n"): PlacementRecord({0: DevicePlacement("s0", ["one@old/a"])}),
+            PATHS.served("one"): ServingRecord(spec.version, spec, {"s0": 1.0}),
+        }
+    )
+    assert view(records).in_flight == {("one@old", "s0"): 1}
 
 
 # ---- what is written --------------------------------------------------------------------------------

@@ -32,8 +32,6 @@ REPORT_LASTS = 3.5
 """Seconds for which a report that was not followed by another still counts."""
 WAITED_FOR = 30.0
 """Seconds for which rates are not judged while a shard is silent."""
-FORGOTTEN = 86_400.0
-"""Seconds after which the state of a node that does not come back is deleted."""
 RENEW = 3.0
 """Seconds after which tuning is written again although nothing changed: shards do not trust what is old."""
 BOOT = 300.0
@@ -47,13 +45,15 @@ MOST_BYTES = 700_000
 
 class CoordinatorConfig(msgspec.Struct, frozen=True, kw_only=True):
     """How a coordinator is set up. ``provider_up`` and ``provider_down`` are commands in which ``{node}`` stands for a
-    node's name ('': machines are not powered up or down). ``ttl`` is its lease's in seconds."""
+    node's name ('': machines are not powered up or down). ``ttl`` is its lease's in seconds; ``forget`` the
+    seconds after which the state of a node that does not come back is deleted."""
 
     name: str
     settings: Settings = Settings()
     provider_up: str = ""
     provider_down: str = ""
     ttl: float = 5.0
+    forget: float = 86_400.0
 
 
 class Leader:
@@ -173,7 +173,7 @@ class Leader:
             node
             for node, (state, _) in plan.states.items()
             if state == "lost"
-            and self._nodes.missing(now, node) > FORGOTTEN
+            and self._nodes.missing(now, node) > self._config.forget
             and node not in records.drains
             and node not in holding
         ]
