@@ -14,6 +14,10 @@ from cluster.planner.view import ClusterView, DeviceId
 
 EVERY = 10.0
 """Seconds between two trials."""
+LONGEST = 320.0
+"""After a trial that succeeded the next ones wait twice as long, up to this: where load goes up and down, what was
+vacated is soon taken again, and each time requests are lost. What was not vacated for four times as long as they wait
+is no such place any more."""
 SPARE = 1.1
 """So many times of what is kept for has to fit."""
 IDLE = 0.6
@@ -29,6 +33,8 @@ class Compaction:
     def __init__(self) -> None:
         self.vacating: frozenset[DeviceId] = frozenset()
         self._next = 0.0
+        self._pause = EVERY
+        self._vacated_at = float("-inf")
         self._tried: set[DeviceId] = set()
 
     def begin(self, view: ClusterView) -> None:
@@ -43,7 +49,11 @@ class Compaction:
         """Nothing moves: try whether something can be vacated. ``busy``: the part of its time that a device works."""
         if now < self._next or self.vacating:
             return
+        if now > self._vacated_at + 4.0 * self._pause:
+            self._pause = EVERY
         self._next = now + EVERY
+        if now < self._vacated_at + self._pause:
+            return
         used = [slot for slot in slots if slot.units]
         candidate = self._node(slots, used)
         if not candidate:
@@ -61,6 +71,8 @@ class Compaction:
         fewer_devices = len(left) < len(used) and moved <= nodes
         if fewer_devices or fewer_nodes:
             self.vacating = candidate
+            self._vacated_at = now
+            self._pause = min(2.0 * self._pause, LONGEST)
             self._tried.clear()
 
     def _node(self, slots: Sequence[Slot], used: Sequence[Slot]) -> frozenset[DeviceId]:
