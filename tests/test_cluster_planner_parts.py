@@ -249,7 +249,7 @@ def test_a_division_that_is_as_good_stays() -> None:
 
 def test_shards_are_given_up_only_when_so_much_is_no_longer_kept() -> None:
     before = {"a": 0.5, "b": 0.5}
-    for devices, settled, shards in ((0.8, False, 2), (1.8, True, 2), (0.8, True, 1)):
+    for devices, settled, shards in ((0.6, False, 2), (1.8, True, 2), (0.8, True, 2), (0.6, True, 1)):
         division = divide(Wish(10.0, [devices], settled), before, before, {}, ["a", "b"], Settings())
         assert len(division.parts) == shards
 

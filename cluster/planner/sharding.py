@@ -9,6 +9,9 @@ from typing import NamedTuple
 from cluster.planner.keys import natural
 from cluster.planner.settings import Settings
 
+STICKY = 1.5
+"""A pipeline stays with as many shards as it has where this many times its devices would justify them: a need that
+wavers around a whole device must not move half of the devices to and fro."""
 ROUND = 0.01
 """Parts of a device that do not count."""
 
@@ -44,6 +47,8 @@ def divide(
     most of it stay, then come those with the least ``load``.
     """
     count = _count(wish, settings)
+    if count < len(before) <= _count(wish._replace(devices=[STICKY * need for need in wish.devices]), settings):
+        count = len(before)
     if not wish.settled:
         count = max(count, len(present))
     chosen = choose(min(count, len(shards)), present, load, shards)
@@ -57,8 +62,9 @@ def divide(
         if dealt > len(chosen) and dealt % len(chosen):
             candidates.append(_dealt(order, dealt))
     best = min((parts for parts in candidates if max(parts.values()) <= most), key=lambda parts: _taken(parts, wish))
-    urgent = set(before) != set(chosen) or max(before.values()) > most
-    if not urgent and _taken(best, wish) >= _taken(before, wish):
+    gone = not before.keys() <= set(shards)
+    urgent = not before or gone or not set(chosen) <= before.keys() or max(before.values()) > most
+    if not urgent and set(before) == set(chosen) and _taken(best, wish) >= _taken(before, wish):
         return Division(dict(before), False)
     return Division(best, urgent)
 
