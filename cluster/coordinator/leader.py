@@ -17,7 +17,7 @@ from cluster.membership import Follower
 from cluster.planner.planner import Planner
 from cluster.planner.settings import Settings
 from cluster.planner.view import Move, Plan
-from cluster.records import Paths, ServingRecord, TuningRecord
+from cluster.records import Paths, TuningRecord
 from cluster.store.base import Delete, Entry, Operation, Put
 from cluster.tuning.report import ReportRecord
 from cluster.tuning.tuner import Tuner
@@ -101,10 +101,13 @@ class Leader:
         self._decoded.update(entries)
         self._take_reports(now)
         observed = now >= self._observed_at + PERIOD
+        if not (observed or now >= self._plan_at or (self._changed and now >= self._planned_at + PAUSE)):
+            return
+        records = Records(self._paths, self._decoded)
+        reports = self._fresh(now)
         if observed:
-            self._observe(now)
-        if observed or now >= self._plan_at or (self._changed and now >= self._planned_at + PAUSE):
-            self._plan(now)
+            self._observe(now, records, reports)
+        self._plan(now, records, reports)
 
     # ---- reports ---------------------------------------------------------------------------
 
@@ -119,36 +122,31 @@ class Leader:
     def _fresh(self, now: float) -> dict[str, ReportRecord]:
         return {shard: report for shard, (report, came) in self._reports.items() if now < came + REPORT_LASTS}
 
-    def _observe(self, now: float) -> None:
+    def _observe(self, now: float, records: Records, reports: Mapping[str, ReportRecord]) -> None:
         # The clock's seconds, not those of this loop's turns: rates are compared over whole periods.
         self._observed_at = max(self._observed_at + PERIOD, now - PERIOD)
-        reports = self._fresh(now)
-        if not self._silent(now, reports):
+        if not self._silent(now, records, reports):
             self._planner.observe(now, arrival_rates(reports))
         self._tuner.observe(now, reports)
-        served = self._decoded.under(ServingRecord, self._paths.serving)
-        tuned = {name: record for name, record in self._tuner.tuning(now).items() if name in served}
+        tuned = {name: record for name, record in self._tuner.tuning(now).items() if name in records.serving}
         present = self._decoded.under(TuningRecord, self._paths.tuning)
         renew = now >= self._renewed_at + RENEW
         if renew:
             self._renewed_at = now
         self._write(now, tuning_changes(self._paths, present, tuned, renew), wait=False)
 
-    def _silent(self, now: float, reports: Mapping[str, ReportRecord]) -> bool:
+    def _silent(self, now: float, records: Records, reports: Mapping[str, ReportRecord]) -> bool:
         """Whether a shard that should be there has not reported of late: the rates of the others alone would look like
         less load. One that has been silent for long is no longer waited for."""
-        records = Records(self._paths, self._decoded)
         there = {shard for shard in records.known_shards() if self._shards.missing(now, shard) == 0.0}
         self._silent_since = {shard: self._silent_since.get(shard, now) for shard in there - reports.keys()}
         return any(now < since + WAITED_FOR for since in self._silent_since.values())
 
     # ---- the plan --------------------------------------------------------------------------
 
-    def _plan(self, now: float) -> None:
+    def _plan(self, now: float, records: Records, reports: Mapping[str, ReportRecord]) -> None:
         self._planned_at = now
         self._changed = False
-        records = Records(self._paths, self._decoded)
-        reports = self._fresh(now)
         self._nodes.update(now, records.known_nodes(), records.nodes.keys() | heard(reports))
         self._shards.update(now, records.known_shards(), records.brokers.keys())
         view = view_of(now, records, reports, self._nodes, self._shards, self._config.settings.loss_patience)
