@@ -61,8 +61,8 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
 
 class Loading(msgspec.Struct, frozen=True):
     """How far a starting cluster is: what each of its parts is doing, how far the models are, and what it waits for
-    beside them, for people. ``frontends`` are the shards' addresses, once all parts have registered; ``served``:
-    whether requests get each pipeline."""
+    beside them, for people. ``frontends`` are the shards' addresses, once all parts have registered and a coordinator
+    leads (where there are any); ``served``: whether requests get each pipeline."""
 
     parts: dict[str, str]
     models: list[ModelLoading] = []
@@ -281,9 +281,10 @@ class LocalCluster:
         parts["agents"] = f"waiting for {', '.join(missing)}" if missing else f"{len(setup.layouts)} are here"
         models = [model for spec in setup.specs for model in models_loading(seen, spec)]
         waits = ""
-        complete = len(frontends) == setup.shards and not missing
+        led = seen.leader is not None or not setup.coordinators
+        complete = len(frontends) == setup.shards and not missing and led
         unserved = [spec for spec in setup.specs if not is_served(seen, spec)]
-        if unserved and complete and seen.leader is not None:
+        if unserved and complete and setup.coordinators:
             waits = f"{unserved[0].name}: {waits_for(seen, unserved[0])}"
         return Loading(parts, models, waits, frontends if complete else [], not unserved)
 
