@@ -156,21 +156,27 @@ class Result(Message, tag=7):
 
 
 class ModelReport(msgspec.Struct, array_like=True):
-    """A model that a device holds: its key (``pipeline@version/stage``), the accuracy variant, the share of
-    the device in percent, and its latency profile as ``[batch, seconds]`` pairs."""
+    """A model that a device can run: its key (``pipeline@version/stage``), the accuracy variant, the share of
+    the device in percent, and its latency profile as ``[batch, seconds]`` pairs. One that is not ``resident`` lies in
+    the host's memory: LOAD brings it into the device's, of which it takes ``memory_mb``, in about ``load_us``."""
 
     model: str
     variant: str
     share: int
     profile: list[tuple[int, float]]
+    resident: bool = True
+    memory_mb: float = 0.0
+    load_us: int = 0
 
 
 class DeviceReport(msgspec.Struct, array_like=True):
-    """One device of an agent: its number there, its type (``A100``, ``cpu``, ...) and what it holds."""
+    """One device of an agent: its number there, its type (``A100``, ``cpu``, ...), what it can run, and the memory that
+    models may take there (0: enough for all)."""
 
     device: int
     type: str
     models: list[ModelReport]
+    memory_mb: float = 0.0
 
 
 class Ready(Message, tag=10):
@@ -201,7 +207,9 @@ class Failure(msgspec.Struct, array_like=True):
 
 class Done(Message, tag=12):
     """DONE: how a granted batch ended. ``code`` is one of :data:`DONE_CODES`; ``results`` has one node a task
-    when it is ``ok`` (None at the indexes listed in ``failures``) and is empty otherwise."""
+    when it is ``ok`` (None at the indexes listed in ``failures``) and is empty otherwise. ``execution_us`` is how long
+    the device was taken by it; ``input_us`` and ``output_us`` what was done before and after that, beside other
+    batches' execution."""
 
     device: int
     batch: int
@@ -211,12 +219,40 @@ class Done(Message, tag=12):
     results: list[Node] = []
     failures: list[Failure] = []
     detail: str = ""
+    input_us: int = 0
+    output_us: int = 0
 
 
-DONE_CODES: Final = ("ok", "too_late", "model_error", "worker_died", "unknown_model")
-"""``ok``; ``too_late``: not started, its window had closed; ``model_error``: the model raised, hung or
-returned the wrong number of outputs; ``worker_died``: the process that ran it died; ``unknown_model``: not
-started, the model is not loaded there (any more), or the device works for another shard, which is no attempt."""
+DONE_CODES: Final = (
+    "ok",
+    "too_late",
+    "model_error",
+    "out_of_memory",
+    "bad_input",
+    "worker_died",
+    "unavailable",
+    "unknown_model",
+    "not_loaded",
+    "busy",
+    "cancelled",
+)
+"""How a batch, a LOAD or an UNLOAD ends. It ran: ``ok``; ``model_error``: the model raised, or returned the wrong number
+of outputs; ``out_of_memory``: the device's memory did not suffice for it; ``bad_input``: the frames are no inputs of this
+stage. It was lost: ``worker_died``: the process that ran it died or had to be killed; ``unavailable``: the server behind
+the executor was away. It never began, which is no attempt, but for ``too_late``: ``too_late``: its window had closed;
+``unknown_model``: the device is not to run this model; ``not_loaded``: the model is not in the device's memory;
+``busy``: something else is in the way (another batch waits, the model is in use or being loaded, no room);
+``cancelled``: the device works for another shard by now."""
+
+
+class Acted(Message, tag=16):
+    """ACTED: how a LOAD or an UNLOAD ended, with one of :data:`DONE_CODES`; ``took_us`` is what it took by itself."""
+
+    device: int
+    action: int
+    code: str
+    took_us: int = 0
+    detail: str = ""
 
 
 # ---- shards to agents ------------------------------------------------------------------
@@ -240,6 +276,32 @@ class Grant(Message, tag=13):
     expected_us: int
     tasks: list[list[Node]]
     """The batch: for each element one node for each of the stage's inputs, in the spec's order."""
+
+
+class Load(Message, tag=14):
+    """LOAD: bring a model from the host's memory into the device's. The window is as in GRANT, counted from the
+    device's newest PULL. Answered by ACTED; READY does not repeat what ACTED has told."""
+
+    device: int
+    action: int
+    pulled_us: int
+    dwell_us: int
+    model: str
+    opens_us: int
+    closes_us: int
+    expected_us: int
+
+
+class Unload(Message, tag=15):
+    """UNLOAD: free the memory that a model takes in the device's; it stays in the host's. As LOAD."""
+
+    device: int
+    action: int
+    pulled_us: int
+    dwell_us: int
+    model: str
+    opens_us: int
+    closes_us: int
 
 
 # ---- files: anybody who connects to either side of a shard, without a greeting -----------
@@ -292,8 +354,8 @@ NOT_YET: Final = -2
 
 FromClient = Union[Hello, Submit, Cancel, Heartbeat, Goodbye, Fetch, Store]  # noqa: UP007
 ToClient = Union[Welcome, Result, Heartbeat, Goodbye, Chunk, Stored]  # noqa: UP007
-FromAgent = Union[Ready, Pull, Done, Heartbeat, Goodbye, Fetch]  # noqa: UP007
-ToAgent = Union[Welcome, Grant, Heartbeat, Goodbye, Chunk]  # noqa: UP007
+FromAgent = Union[Ready, Pull, Done, Acted, Heartbeat, Goodbye, Fetch]  # noqa: UP007
+ToAgent = Union[Welcome, Grant, Load, Unload, Heartbeat, Goodbye, Chunk]  # noqa: UP007
 
 encode: Final[Callable[[Any], bytes]] = msgspec.msgpack.Encoder().encode
 """A message's header frame."""
