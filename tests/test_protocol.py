@@ -42,13 +42,19 @@ MESSAGES = {
         p.Ready(1, "host", [p.DeviceReport(0, "cpu", [p.ModelReport("ocr@1/detect", "", 100, [(1, 0.2)])])]),
         p.Pull(0, 7, 99, 1000),
         p.Done(0, 5, "ok", 1, 2, [NODE, None], [p.Failure(1, "raised")]),
+        p.Ready(1, "host", [p.DeviceReport(0, "T4", [p.ModelReport("a@1/b", "", 100, [], False, 95.5, 8300)], 4096.0)]),
         p.Done(0, 5, "too_late"),
+        p.Done(0, 6, "out_of_memory", 1, 2, detail="CUDA out of memory", input_us=3, output_us=4),
+        p.Acted(0, 3, "ok", 8300),
+        p.Acted(0, 4, "busy", detail="the model runs"),
         p.Heartbeat(1),
         p.Goodbye("drained"),
     ],
     "to_agent": [
         p.Welcome(1, "s1", 1_000_000),
         p.Grant(0, 5, 7, 99, 12, "ocr@1/detect", "", 0, 5000, 900, [[NODE, None]]),
+        p.Load(0, 3, 99, 12, "ocr@1/detect", 0, 5000, 8300),
+        p.Unload(0, 4, 99, 12, "ocr@1/detect", 0, 5000),
         p.Heartbeat(),
         p.Goodbye("going", True),
     ],
@@ -157,4 +163,4 @@ def test_headers_are_bounded():
 def test_each_kind_has_a_number_of_its_own():
     kinds = [kind for kind in vars(p).values() if isinstance(kind, type) and issubclass(kind, p.Message)]
     tags = [kind.__struct_config__.tag for kind in kinds if kind is not p.Message]
-    assert len(tags) == len(set(tags)) == 15
+    assert len(tags) == len(set(tags)) == 18
