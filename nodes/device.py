@@ -165,7 +165,7 @@ class Device:
         elif isinstance(event, wire.Progress):
             self.progress = event.text
             self._changed()
-        elif isinstance(event, wire.Loaded):
+        elif isinstance(event, wire.Held):
             self.progress = ""
             engine.loaded(now, event.key, event.profile)
         elif isinstance(event, wire.LoadFailed):

@@ -94,7 +94,11 @@ class EmulatedRunner:
         largest = spec.stages[stage].max_batch
         sizes = sorted({min(2**power, largest) for power in range(largest.bit_length() + 1)})
         profile = [(batch, model.profile.latency(batch)) for batch in sizes]
-        self._happen(now + model.load_seconds, wire.Loaded(key, profile, model.load_seconds), [])
+        self._happen(
+            now + model.load_seconds,
+            wire.Held(key, profile, model.load_seconds, model.load_seconds, model.memory_mb),
+            [],
+        )
 
     def _check_room(self, key: str, model: EmulatedModel) -> None:
         held = sum(other.memory_mb for other in self._models.values())

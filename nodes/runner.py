@@ -20,7 +20,7 @@ class Died(Message, tag=20):
     why: str
 
 
-Event = Union[wire.Started, wire.Progress, wire.Loaded, wire.LoadFailed, wire.Finished, Died]  # noqa: UP007
+Event = Union[wire.Started, wire.Progress, wire.Held, wire.LoadFailed, wire.Finished, Died]  # noqa: UP007
 
 
 class Runner(Protocol):
@@ -77,15 +77,15 @@ class WorkerRunner:
 
     def load(self, now: float, key: str, spec: PipelineSpec, stage: str) -> None:
         if self._process is not None:
-            self._process.send_load(key, spec, stage, self._type)
+            self._process.send_hold(key, spec, stage, self._type)
 
     def unload(self, key: str) -> None:
         if self._process is not None:
-            self._process.send_unload(key)
+            self._process.send_release(key)
 
     def infer(self, now: float, batch: int, key: str, tasks: list[list[Node]], frames: list[Part]) -> None:
         if self._process is not None:
-            self._process.send_infer(batch, key, tasks, frames)
+            self._process.send_infer(batch, key, now, now + 1e6, tasks, frames)
 
     def events(self, now: float) -> list[tuple[Event, list[Part]]]:
         process = self._process

@@ -54,15 +54,32 @@ class WorkerProcess:
         self.sentinel = os.pidfd_open(self.pid)
         """A file descriptor that becomes readable when the process has ended."""
 
-    def send_load(self, key: str, spec: PipelineSpec, stage: str, device_type: str) -> None:
-        self._send(wire.Load(key, stage, msgspec.json.encode(spec), device_type))
+    def send_hold(
+        self, key: str, spec: PipelineSpec, stage: str, device_type: str, profile: Sequence[tuple[int, float]] = ()
+    ) -> None:
+        """Answered by Held or LoadFailed; send no batch before. With ``profile``, nothing is measured."""
+        self._send(wire.Hold(key, stage, msgspec.json.encode(spec), device_type, list(profile)))
 
-    def send_unload(self, key: str) -> None:
-        self._send(wire.Unload(key))
+    def send_release(self, key: str) -> None:
+        self._send(wire.Release(key))
 
-    def send_infer(self, batch: int, key: str, tasks: list[list[Node]], frames: Sequence[Part]) -> None:
-        """``frames`` hold the parts of ``tasks`` as in a GRANT, without its header."""
-        self._send(wire.Infer(batch, key, tasks), frames)
+    def send_load(self, action: int, key: str, earliest: float, latest: float) -> None:
+        """Answered by Acted, as is :meth:`send_unload`."""
+        self._send(wire.Load(action, key, earliest, latest))
+
+    def send_unload(self, action: int, key: str, earliest: float, latest: float) -> None:
+        self._send(wire.Unload(action, key, earliest, latest))
+
+    def send_infer(
+        self, batch: int, key: str, earliest: float, latest: float, tasks: list[list[Node]], frames: Sequence[Part]
+    ) -> None:
+        """``frames`` hold the parts of ``tasks`` as in a GRANT, without its header. Answered by Executing, where it
+        came to that, and by Finished."""
+        self._send(wire.Infer(batch, key, earliest, latest, tasks), frames)
+
+    def send_drop(self, batch: int) -> None:
+        """Answered by the batch's Finished: 'cancelled' if it did not execute yet."""
+        self._send(wire.Drop(batch))
 
     def recv(self) -> list[tuple[wire.FromWorker, list[zmq.Frame]]]:
         """What the worker has said since the last call, each with its payload frames; never waits."""

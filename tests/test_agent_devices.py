@@ -75,7 +75,7 @@ def test_a_device_does_not_hold_more_than_its_memory(typed):
     assert "of this device's 1000 MB other models hold 600" in failed.detail
     runner.unload("large")
     runner.load(3.0, "huge", typed, "huge")
-    assert wire.Loaded("huge", [(1, 0.002)], 0.0) in said(runner, 3.0)
+    assert wire.Held("huge", [(1, 0.002)], 0.0, 0.0, 500.0) in said(runner, 3.0)
 
 
 def test_models_change_places_where_there_is_room_for_one_of_them(cluster, typed):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, save
 
-from nodes.executors.base import Executor, ItemError
+from nodes.executors.base import Executor, ItemError, run_batch
 from nodes.executors.build import build_executor
 from pipelines.spec import PipelineSpec
 
@@ -27,6 +27,7 @@ def build(tmp_path: Path, **stage: Any) -> Executor:
     stage = {"executor": "onnx", "model": "m.onnx", **stage}
     spec = {"name": "p", "slo": 1.0, "stages": {"s": stage}, "output": "s", "root": str(tmp_path)}
     executor = build_executor(msgspec.convert(spec, PipelineSpec), "s", "cpu")
+    executor.hold()
     executor.load()
     return executor
 
@@ -49,13 +50,13 @@ def two_by_two(tmp_path: Path) -> Path:
 
 def test_bare_arrays_of_mixed_shapes(doubler: Path) -> None:
     batch = [np.full(width, width, np.float32) for width in (1, 3, 1, 2)]
-    answers = build(doubler).infer(batch)
+    answers = run_batch(build(doubler), batch)
     assert [answer.tolist() for answer in answers] == [[2.0], [6.0] * 3, [2.0], [4.0] * 2]
 
 
 def test_several_inputs_and_outputs_go_by_name(two_by_two: Path) -> None:
     a, b = np.array([3, 4], np.float32), np.array([1, 1], np.float32)
-    answers = build(two_by_two).infer([{"a": a, "b": b}, {"b": a, "a": b}])
+    answers = run_batch(build(two_by_two), [{"a": a, "b": b}, {"b": a, "a": b}])
     assert answers[0]["total"].tolist() == [4, 5]
     assert answers[1]["difference"].tolist() == [-2, -3]
 
@@ -71,7 +72,7 @@ def test_several_inputs_and_outputs_go_by_name(two_by_two: Path) -> None:
     ],
 )
 def test_a_feed_that_does_not_fit_fails_alone(doubler: Path, feed: Any, says: str) -> None:
-    bad, good = build(doubler).infer([feed, np.ones(2, np.float32)])
+    bad, good = run_batch(build(doubler), [feed, np.ones(2, np.float32)])
     assert isinstance(bad, ItemError)
     assert says in bad.detail
     assert good.tolist() == [2, 2]
@@ -79,7 +80,7 @@ def test_a_feed_that_does_not_fit_fails_alone(doubler: Path, feed: Any, says: st
 
 def test_a_bare_array_for_two_inputs_and_a_wrong_extent(two_by_two: Path) -> None:
     row = np.zeros(2, np.float32)
-    bare, long = build(two_by_two).infer([row, {"a": row, "b": np.zeros(3, np.float32)}])
+    bare, long = run_batch(build(two_by_two), [row, {"a": row, "b": np.zeros(3, np.float32)}])
     assert "the model has the inputs 'a', 'b': return a dict with these names" in bare.detail
     assert "input 'b' takes [2] for one element, not [3]" in long.detail
 
@@ -89,7 +90,7 @@ def test_a_fixed_batch_needs_max_batch(tmp_path: Path) -> None:
     make_model(tmp_path / "m.onnx", [node], {"x": [1, 2]}, {"y": [1, 2]})
     with pytest.raises(ValueError, match="takes batches of 1 only: set max_batch: 1"):
         build(tmp_path)
-    (answer,) = build(tmp_path, max_batch=1).infer([np.ones(2, np.float32)])
+    (answer,) = run_batch(build(tmp_path, max_batch=1), [np.ones(2, np.float32)])
     assert answer.tolist() == [2, 2]
 
 
@@ -97,7 +98,7 @@ def test_a_model_that_answers_too_few_rows(tmp_path: Path) -> None:
     node = helper.make_node("ReduceSum", ["x"], ["y"], keepdims=1)
     make_model(tmp_path / "m.onnx", [node], {"x": ["n", "w"]}, {"y": [1, 1]})
     with pytest.raises(ValueError, match="returned 1 outputs for a batch of 2"):
-        build(tmp_path).infer([np.ones(2, np.float32)] * 2)
+        run_batch(build(tmp_path), [np.ones(2, np.float32)] * 2)
 
 
 def test_options_are_checked(doubler: Path) -> None:
@@ -105,7 +106,7 @@ def test_options_are_checked(doubler: Path) -> None:
         build(doubler, options={"thread": 2})
     with pytest.raises(ValueError, match="must be 1 or more"):
         build(doubler, options={"threads": 0})
-    assert build(doubler, options={"threads": 2}).infer([np.ones(1, np.float32)])[0].tolist() == [2]
+    assert run_batch(build(doubler, options={"threads": 2}), [np.ones(1, np.float32)])[0].tolist() == [2]
 
 
 def test_a_file_that_is_no_model(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from nodes.executors.base import Executor, ItemError
+from nodes.executors.base import Executor, ItemError, run_batch
 from nodes.executors.build import build_executor
 from pipelines.spec import PipelineSpec
 
@@ -49,29 +49,30 @@ def build(tmp_path: Path, model: str, device: str = "cpu", **stage: Any) -> Exec
     stages = {"s": {"executor": "torch", "model": model, **stage}}
     spec = {"name": "p", "slo": 1.0, "stages": stages, "output": "s", "root": str(tmp_path)}
     executor = build_executor(msgspec.convert(spec, PipelineSpec), "s", device)
+    executor.hold()
     executor.load()
     return executor
 
 
 def test_a_factory_with_options_runs_in_evaluation_mode(tmp_path: Path) -> None:
-    answers = build(tmp_path, "torch_code:Halves", options={"by": 4.0}).infer([np.ones(2, np.float32)] * 2)
+    answers = run_batch(build(tmp_path, "torch_code:Halves", options={"by": 4.0}), [np.ones(2, np.float32)] * 2)
     assert [answer.tolist() for answer in answers] == [[0.25, 0.25]] * 2
 
 
 def test_a_read_only_array_is_taken(tmp_path: Path) -> None:
     array = np.frombuffer(np.full(2, 8, np.float32).tobytes(), np.float32)
-    assert build(tmp_path, "torch_code:Halves").infer([array])[0].tolist() == [4, 4]
+    assert run_batch(build(tmp_path, "torch_code:Halves"), [array])[0].tolist() == [4, 4]
 
 
 def test_a_dict_becomes_keyword_arguments_and_nested_outputs_are_split(tmp_path: Path) -> None:
     feeds = [{"a": np.full(1, n, np.float32), "b": np.ones(1, np.float32)} for n in (1, 2)]
-    answers = build(tmp_path, "torch_code:Sums").infer(feeds)
+    answers = run_batch(build(tmp_path, "torch_code:Sums"), feeds)
     assert [answer["total"].tolist() for answer in answers] == [[2], [3]]
     assert [part.tolist() for part in answers[1]["pair"]] == [[2], [1]]
 
 
 def test_bfloat16_comes_back_as_float32(tmp_path: Path) -> None:
-    (answer,) = build(tmp_path, "torch_code:Brain").infer([np.ones(2, np.float32)])
+    (answer,) = run_batch(build(tmp_path, "torch_code:Brain"), [np.ones(2, np.float32)])
     assert answer.dtype == np.float32
 
 
@@ -85,7 +86,7 @@ def test_torchscript_and_export_files(tmp_path: Path) -> None:
     dynamic = ({0: torch.export.Dim("batch")},)
     torch.export.save(torch.export.export(module, (example,), dynamic_shapes=dynamic), tmp_path / "m.pt2")
     for file in ("m.pt", "m.pt2"):
-        answers = build(tmp_path, file).infer(list(np.ones((3, 2), np.float32)))
+        answers = run_batch(build(tmp_path, file), list(np.ones((3, 2), np.float32)))
         np.testing.assert_allclose(np.stack(answers), expected[:3], rtol=1e-6)
 
 
@@ -93,8 +94,8 @@ def test_what_is_no_module_or_no_tensor(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="torch_code:no_module returned a int"):
         build(tmp_path, "torch_code:no_module")
     with pytest.raises(ValueError, match="the module returned a int; return a tensor"):
-        build(tmp_path, "torch_code:Silly").infer([np.ones(1)])
-    (answer,) = build(tmp_path, "torch_code:Silly").infer(["text"])
+        run_batch(build(tmp_path, "torch_code:Silly"), [np.ones(1)])
+    (answer,) = run_batch(build(tmp_path, "torch_code:Silly"), ["text"])
     assert isinstance(answer, ItemError)
 
 
@@ -107,5 +108,5 @@ def test_a_file_takes_no_options(tmp_path: Path) -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU that torch can use")
 def test_on_a_gpu(tmp_path: Path) -> None:
-    (answer,) = build(tmp_path, "torch_code:Halves", "cuda").infer([np.ones(2, np.float32)])
+    (answer,) = run_batch(build(tmp_path, "torch_code:Halves", "cuda"), [np.ones(2, np.float32)])
     assert answer.tolist() == [0.5, 0.5]

@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from nodes.executors.base import Executor, ItemError, MissingExtra
+from nodes.executors.base import Executor, ItemError, MissingExtra, run_batch
 from nodes.executors.build import build_executor
 from nodes.executors.errors import describe_error
 from nodes.executors.steps import split, stack
@@ -76,17 +76,18 @@ def build(tmp_path: Path, **stage: Any) -> Executor:
     stage = {"executor": "python", **stage}
     spec = msgspec.convert({"name": "p", "slo": 1.0, "stages": {"s": stage}, "output": "s"}, PipelineSpec)
     executor = build_executor(msgspec.structs.replace(spec, root=str(tmp_path)), "s", "cpu")
+    executor.hold()
     executor.load()
     return executor
 
 
 def test_a_function_is_called_with_the_feeds_and_a_class_is_made_with_the_options(tmp_path: Path) -> None:
-    assert build(tmp_path, model="code:double").infer([1, 2, 3]) == [2, 4, 6]
-    assert build(tmp_path, model="code:Scale", options={"factor": 5}).infer([1, 2]) == [5, 10]
+    assert run_batch(build(tmp_path, model="code:double"), [1, 2, 3]) == [2, 4, 6]
+    assert run_batch(build(tmp_path, model="code:Scale", options={"factor": 5}), [1, 2]) == [5, 10]
 
 
 def test_an_output_may_be_a_tuple(tmp_path: Path) -> None:
-    assert build(tmp_path, model="code:tuples").infer([1, 2, 3]) == [(1, -1), (2, -2), (3, -3)]
+    assert run_batch(build(tmp_path, model="code:tuples"), [1, 2, 3]) == [(1, -1), (2, -2), (3, -3)]
 
 
 def test_options_for_a_function_are_refused(tmp_path: Path) -> None:
@@ -102,7 +103,7 @@ def test_what_cannot_be_called_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_error_before_the_model_fails_its_element_alone(tmp_path: Path) -> None:
-    answers = build(tmp_path, model="code:double", before="code:positive").infer([1, -2, 3])
+    answers = run_batch(build(tmp_path, model="code:double", before="code:positive"), [1, -2, 3])
     assert (answers[0], answers[2]) == (2, 6)
     assert isinstance(answers[1], ItemError)
     assert answers[1].detail.startswith("before code:positive: ValueError: -2 is negative (code.py, line ")
@@ -110,13 +111,13 @@ def test_an_error_before_the_model_fails_its_element_alone(tmp_path: Path) -> No
 
 
 def test_when_every_element_fails_beforehand_the_model_is_not_run(tmp_path: Path) -> None:
-    answers = build(tmp_path, model="code:broken", before="code:positive").infer([-1, -2])
+    answers = run_batch(build(tmp_path, model="code:broken", before="code:positive"), [-1, -2])
     assert [type(answer) for answer in answers] == [ItemError, ItemError]
 
 
 def test_an_error_after_the_model_fails_its_element_alone(tmp_path: Path) -> None:
     executor = build(tmp_path, model="code:double", before="code:with_kept", after="code:named")
-    answers = executor.infer([{"x": 1, "name": "a"}, {"x": 6.5, "name": "b"}])
+    answers = run_batch(executor, [{"x": 1, "name": "a"}, {"x": 6.5, "name": "b"}])
     assert answers[0] == {"name": "a", "output": 2}
     assert isinstance(answers[1], ItemError)
     assert "after code:named: KeyError: 'thirteen'" in answers[1].detail
@@ -124,30 +125,30 @@ def test_an_error_after_the_model_fails_its_element_alone(tmp_path: Path) -> Non
 
 def test_the_stage_s_input_is_kept_where_before_returns_the_feed_alone(tmp_path: Path) -> None:
     executor = build(tmp_path, model="code:double", before="code:positive", after="code:named")
-    assert executor.infer([4]) == [{"name": 4, "output": 8}]
+    assert run_batch(executor, [4]) == [{"name": 4, "output": 8}]
 
 
 def test_a_tuple_of_three_from_before_is_an_error(tmp_path: Path) -> None:
-    (answer,) = build(tmp_path, model="code:double", before="code:three").infer([1])
+    (answer,) = run_batch(build(tmp_path, model="code:double", before="code:three"), [1])
     assert isinstance(answer, ItemError)
     assert "tuple of 3" in answer.detail
 
 
 def test_collate_makes_the_batch_and_its_outputs_are_split(tmp_path: Path) -> None:
-    assert build(tmp_path, model="code:row_sums", collate="code:column").infer([3, 4]) == [3, 4]
+    assert run_batch(build(tmp_path, model="code:row_sums", collate="code:column"), [3, 4]) == [3, 4]
 
 
 def test_the_wrong_number_of_outputs_fails_the_batch(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="returned 3 outputs for a batch of 4: a model must return one output"):
-        build(tmp_path, model="code:one_short").infer([1, 2, 3, 4])
+        run_batch(build(tmp_path, model="code:one_short"), [1, 2, 3, 4])
     with pytest.raises(ValueError, match="code:no_list returned a int: return a list"):
-        build(tmp_path, model="code:no_list").infer([1])
+        run_batch(build(tmp_path, model="code:no_list"), [1])
 
 
 @pytest.mark.parametrize(("model", "error"), [("code:broken", RuntimeError), ("code:leaves", SystemExit)])
 def test_what_the_model_raises_reaches_the_worker(tmp_path: Path, model: str, error: type[BaseException]) -> None:
     with pytest.raises(error) as raised:
-        build(tmp_path, model=model).infer([1])
+        run_batch(build(tmp_path, model=model), [1])
     name = model.removeprefix("code:")
     assert describe_error(raised.value, "model").endswith(f"in {name})")
 
@@ -204,7 +205,7 @@ from pipelines.spec import PipelineSpec
 stage = {{"executor": {extra!r}, "model": {model!r}}}
 spec = {{"name": "p", "slo": 1.0, "stages": {{"s": stage}}, "output": "s", "root": {str(tmp_path)!r}}}
 try:
-    build_executor(msgspec.convert(spec, PipelineSpec), "s", "cpu").load()
+    build_executor(msgspec.convert(spec, PipelineSpec), "s", "cpu").hold()
 except MissingExtra as error:
     sys.stdout.write(str(error))
 """

@@ -14,7 +14,7 @@ pytest.importorskip("rapidocr", reason="rapidocr is not installed: pip install '
 from PIL import Image, ImageDraw, ImageFont
 
 from laxity import payload
-from nodes.executors.base import Executor, ItemError
+from nodes.executors.base import Executor, ItemError, run_batch
 from nodes.executors.build import build_executor
 from pipelines.load import load_spec
 from pipelines.ocr import detect, recognize
@@ -29,6 +29,7 @@ def ocr() -> Iterator[Ocr]:
     spec = load_spec("ocr")
     executors = {name: build_executor(spec, name, "cpu") for name in spec.stages}
     for executor in executors.values():
+        executor.hold()
         executor.load()
     yield executors
     for executor in executors.values():
@@ -41,10 +42,10 @@ def over_the_wire(value: Any) -> Any:
 
 def read(ocr: Ocr, request: Any) -> tuple[np.ndarray[Any, Any], list[Any]]:
     """The answer to a request: its boxes and its lines."""
-    (found,) = ocr["detect"].infer([over_the_wire(request)])
+    (found,) = run_batch(ocr["detect"], [over_the_wire(request)])
     assert not isinstance(found, ItemError), found
     found = over_the_wire(found)
-    lines = ocr["recognize"].infer(found["crops"]) if found["crops"] else []
+    lines = run_batch(ocr["recognize"], found["crops"]) if found["crops"] else []
     boxes: np.ndarray[Any, Any] = found["boxes"]
     assert boxes.shape == (len(lines), 4, 2)
     return boxes, over_the_wire(lines)
@@ -135,8 +136,8 @@ def test_a_strip_without_margins_is_read(ocr: Ocr) -> None:
 def test_lines_of_mixed_widths_say_in_a_batch_what_they_say_alone(ocr: Ocr) -> None:
     said = ["No 7", "Platform 4", "Staff only beyond this point"]
     crops = [draw_line(text) for text in said]
-    assert [line["text"] for line in ocr["recognize"].infer(crops)] == said
-    assert [ocr["recognize"].infer([crop])[0]["text"] for crop in crops] == said
+    assert [line["text"] for line in run_batch(ocr["recognize"], crops)] == said
+    assert [run_batch(ocr["recognize"], [crop])[0]["text"] for crop in crops] == said
 
 
 def test_a_very_long_line_is_squeezed() -> None:
@@ -164,19 +165,19 @@ def huge() -> bytes:
     ids=range(9),
 )
 def test_what_is_no_picture_fails_alone_and_says_why(ocr: Ocr, request_: Any, says: str) -> None:
-    bad, good = ocr["detect"].infer([over_the_wire(request_), draw_samples()[0].png])
+    bad, good = run_batch(ocr["detect"], [over_the_wire(request_), draw_samples()[0].png])
     assert isinstance(bad, ItemError)
     assert says in bad.detail
     assert len(good["crops"]) == len(draw_samples()[0].lines)
 
 
 def test_a_crop_that_is_no_picture_fails_alone(ocr: Ocr) -> None:
-    bad, good = ocr["recognize"].infer([np.zeros(3), draw_line("fine")])
+    bad, good = run_batch(ocr["recognize"], [np.zeros(3), draw_line("fine")])
     assert isinstance(bad, ItemError)
     assert "a line must be a picture" in bad.detail
     assert good["text"] == "fine"
 
 
 def test_the_samples_for_profiling_are_inputs_of_their_stages(ocr: Ocr) -> None:
-    assert len(ocr["detect"].infer([over_the_wire(detect.sample())])[0]["crops"]) > 0
-    assert ocr["recognize"].infer([over_the_wire(recognize.sample())])[0]["text"] == "Total to pay: 1,284.50"
+    assert len(run_batch(ocr["detect"], [over_the_wire(detect.sample())])[0]["crops"]) > 0
+    assert run_batch(ocr["recognize"], [over_the_wire(recognize.sample())])[0]["text"] == "Total to pay: 1,284.50"

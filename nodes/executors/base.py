@@ -22,24 +22,52 @@ class ItemError:
 class Executor(Protocol):
     """One model on one device, inside that device's worker process.
 
-    The worker calls ``load`` once, then ``infer`` for one batch at a time from one thread,
-    and ``unload`` before it lets go of the model.
+    The worker calls ``hold`` once, then ``load`` and ``unload`` as often as the model is paged in and out, and
+    ``release`` before it forgets it. While it is loaded, ``inputs``, ``execute`` and ``outputs`` are called in three
+    different threads, always the same ones, each for one batch at a time: of three batches one may be prepared while
+    another executes and the answers of a third are fetched. ``load`` and ``unload`` are called in a fourth thread,
+    never while a batch of this model is under way. Whatever a method raises fails what it was called for and no more.
     """
 
-    def load(self) -> None:
-        """Bring the model into memory. Raises :class:`MissingExtra` where a package is not installed."""
+    def hold(self) -> None:
+        """Bring the model into host memory: files read, code imported. Raises :class:`MissingExtra` where a package is
+        not installed."""
         ...
 
-    def infer(self, batch: Sequence[Any]) -> list[Any]:
-        """Run a batch of stage inputs (decoded values) and return one answer, or :class:`ItemError`, each.
-
-        Raises whatever the model raises: then the whole batch failed.
-        """
+    def load(self) -> None:
+        """Bring it from host memory onto the device."""
         ...
 
     def unload(self) -> None:
-        """Free the model's memory."""
+        """Free the device's memory; the host's copy stays."""
         ...
+
+    def release(self) -> None:
+        """Let go of the host's copy as well."""
+        ...
+
+    def memory_mb(self) -> float:
+        """What it holds of the device's memory while it is loaded, in MB; 0 where nobody knows."""
+        ...
+
+    def inputs(self, batch: Sequence[Any]) -> Any:
+        """A batch of stage inputs (decoded values), prepared and copied to the device: what ``execute`` takes."""
+        ...
+
+    def execute(self, prepared: Any) -> None:
+        """Run the batch, and return when the device has finished it. No other batch executes meanwhile."""
+        ...
+
+    def outputs(self, prepared: Any) -> list[Any]:
+        """One answer, or :class:`ItemError`, for each element of an executed batch."""
+        ...
+
+
+def run_batch(executor: Executor, batch: Sequence[Any]) -> list[Any]:
+    """A batch through all three steps, in this thread."""
+    prepared = executor.inputs(batch)
+    executor.execute(prepared)
+    return executor.outputs(prepared)
 
 
 class MissingExtra(ImportError):
@@ -47,3 +75,7 @@ class MissingExtra(ImportError):
 
     def __init__(self, executor: str, package: str, extra: str) -> None:
         super().__init__(f"the executor {executor!r} needs the package {package!r}: pip install 'laxity[{extra}]'")
+
+
+class Unavailable(Exception):
+    """The server behind an executor is away: the batch can be tried again, here or elsewhere."""

@@ -1,4 +1,4 @@
-"""One line about an error in somebody else's code: what it was, and where in that code."""
+"""An error in somebody else's code: which of DONE's codes it is, and one line about what it was and where."""
 
 from __future__ import annotations
 
@@ -7,10 +7,36 @@ import sysconfig
 import traceback
 from types import TracebackType
 
+from laxity.node import PayloadError
+from nodes.executors.base import Unavailable
+
 _LIBRARIES = tuple({sysconfig.get_path(name) + os.sep for name in ("stdlib", "purelib", "platlib")})
 _OURS = os.path.dirname(os.path.abspath(__file__)) + os.sep
+_OUT_OF_MEMORY = (
+    "CUDA out of memory",  # torch.OutOfMemoryError, and what older extensions raise in its place
+    "can't allocate memory",  # torch's allocator for the host
+    "Failed to allocate memory",  # ONNX Runtime
+    "std::bad_alloc",
+    "CUDA_ERROR_OUT_OF_MEMORY",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
 LONGEST = 2000
 """How many characters of an error's own text are kept."""
+
+
+def error_code(error: BaseException) -> str:
+    """Which of :data:`laxity.protocol.DONE_CODES` an error in a stage's code is: 'out_of_memory', 'unavailable',
+    'bad_input' where the frames are no inputs, else 'model_error'. An error counts as what caused it."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, MemoryError) or any(text in str(seen) for text in _OUT_OF_MEMORY):
+            return "out_of_memory"
+        if isinstance(seen, Unavailable):
+            return "unavailable"
+        if isinstance(seen, PayloadError):
+            return "bad_input"
+        seen = seen.__cause__
+    return "model_error"
 
 
 def describe_error(error: BaseException, doing: str) -> str:

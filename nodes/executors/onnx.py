@@ -75,16 +75,21 @@ class OnnxModel:
         self._file = file
         self._device = device
         self._max_batch = max_batch
+        self._onnxruntime: Any = None
         self._session: Any = None
         self._run_options: Any = None
         self._inputs: dict[str, _Input] = {}
         self._outputs: list[str] = []
 
-    def load(self) -> None:
+    def hold(self) -> None:
         try:
             import onnxruntime
         except ImportError as error:
             raise MissingExtra("onnx", "onnxruntime", "onnx") from error
+        self._onnxruntime = onnxruntime
+
+    def load(self) -> None:
+        onnxruntime = self._onnxruntime
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self._threads
         options.inter_op_num_threads = 1
@@ -122,12 +127,24 @@ class OnnxModel:
             self._inputs[name].check(array)
         return arrays
 
-    def run(self, feeds: Any) -> Any:
-        outputs = self._session.run(self._outputs, self._named(feeds), self._run_options)
+    def upload(self, feeds: Any) -> Any:
+        return self._named(feeds)
+
+    def run(self, uploaded: Any) -> Any:
+        outputs = self._session.run(self._outputs, uploaded, self._run_options)
         return outputs[0] if len(outputs) == 1 else dict(zip(self._outputs, outputs, strict=True))
+
+    def download(self, outputs: Any) -> Any:
+        return outputs
 
     def unload(self) -> None:
         self._session = None
+
+    def release(self) -> None:
+        self._inputs = {}
+
+    def memory_mb(self) -> float:
+        return 0.0
 
     def _named(self, feed: Any) -> dict[str, Any]:
         wanted = ", ".join(repr(name) for name in self._inputs)

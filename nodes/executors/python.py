@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,30 +15,62 @@ class PythonModel:
 
     It is called with the list of feeds (with ``collate``: with what that returned) and returns one output
     for each.
+
+    A class with the methods ``load`` and ``unload`` is instantiated once, and these are called whenever the model is
+    paged in and out. Any other class is instantiated whenever it is paged in, and its instance forgotten when it is
+    paged out. ``memory_mb``, a number or a method of the instance, says what it holds of the device's memory.
     """
 
     def __init__(self, reference: str, root: str, options: dict[str, Any]) -> None:
         self._reference = reference
         self._root = root
         self._options = options
-        self._call: Callable[[Any], Any] | None = None
+        self._loaded: Any = None
+        """What the reference names; an instance of it where that pages itself."""
+        self._call: Any = None
+
+    def hold(self) -> None:
+        loaded = load_object(self._reference, self._root)
+        if not inspect.isclass(loaded):
+            if self._options:
+                raise TypeError(f"options are given to classes; {self._reference} is a {type(loaded).__name__}")
+            _check_callable(self._reference, loaded)
+        elif hasattr(loaded, "load") and hasattr(loaded, "unload"):
+            loaded = loaded(**self._options)
+            _check_callable(self._reference, loaded)
+        self._loaded = loaded
 
     def load(self) -> None:
-        loaded = load_object(self._reference, self._root)
-        if inspect.isclass(loaded):
-            loaded = loaded(**self._options)
-        elif self._options:
-            raise TypeError(f"options are given to classes; {self._reference} is a {type(loaded).__name__}")
-        if not callable(loaded):
-            raise TypeError(f"{self._reference} cannot be called; name a function, or a class with __call__")
-        self._call = loaded
+        if inspect.isclass(self._loaded):
+            made = self._loaded(**self._options)
+            _check_callable(self._reference, made)
+            self._call = made
+            return
+        if self._pages_itself():
+            self._loaded.load()
+        self._call = self._loaded
+
+    def unload(self) -> None:
+        self._call = None
+        if self._pages_itself():
+            self._loaded.unload()
+
+    def release(self) -> None:
+        self._loaded = None
+
+    def memory_mb(self) -> float:
+        stated = getattr(self._call, "memory_mb", 0.0)
+        return float(stated() if callable(stated) else stated)
 
     def prepare(self, feed: Any) -> Any:
         return feed
 
-    def run(self, feeds: Any) -> Any:
+    def upload(self, feeds: Any) -> Any:
+        return feeds
+
+    def run(self, uploaded: Any) -> Any:
         assert self._call is not None, "load() comes first"
-        outputs = self._call(feeds)
+        outputs = self._call(uploaded)
         # The outputs of one element may themselves be tuples, so a tuple is taken for the list it stands for.
         if isinstance(outputs, tuple):
             return list(outputs)
@@ -50,5 +81,13 @@ class PythonModel:
             "return a list (or an array) with one output for each element of the batch"
         )
 
-    def unload(self) -> None:
-        self._call = None
+    def download(self, outputs: Any) -> Any:
+        return outputs
+
+    def _pages_itself(self) -> bool:
+        return not inspect.isclass(self._loaded) and hasattr(self._loaded, "load") and hasattr(self._loaded, "unload")
+
+
+def _check_callable(reference: str, model: Any) -> None:
+    if not callable(model):
+        raise TypeError(f"{reference} cannot be called; name a function, or a class with __call__")

@@ -20,27 +20,65 @@ from pipelines.usercode import load_object
 
 
 class Model(Protocol):
-    """A model runtime, without what surrounds it."""
+    """A model runtime, without what surrounds it.
+
+    ``upload``, ``run`` and ``download`` are called in three different threads, each for one batch at a time; where
+    model and device share their memory, ``upload`` and ``download`` return what they are given.
+    """
+
+    def hold(self) -> None:
+        """Bring the model into host memory. Raises :class:`MissingExtra` where a package is not installed."""
+        ...
 
     def load(self) -> None:
-        """Bring the model into memory. Raises :class:`MissingExtra` where a package is not installed."""
+        """Bring it from host memory onto the device."""
+        ...
+
+    def unload(self) -> None:
+        """Free the device's memory; the host's copy stays."""
+        ...
+
+    def release(self) -> None:
+        """Let go of the host's copy as well."""
+        ...
+
+    def memory_mb(self) -> float:
+        """What it holds of the device's memory while it is loaded, in MB; 0 where nobody knows."""
         ...
 
     def prepare(self, feed: Any) -> Any:
         """One element's feed in the form that can be stacked. ValueError where the model cannot take it."""
         ...
 
-    def run(self, feeds: Any) -> Any:
-        """Run one batched feed; what comes back is split by :func:`split`."""
+    def upload(self, feeds: Any) -> Any:
+        """Copy one batched feed to the device: what ``run`` takes."""
         ...
 
-    def unload(self) -> None:
-        """Free the model's memory."""
+    def run(self, uploaded: Any) -> Any:
+        """Run it, and return when the device has finished: what ``download`` takes."""
+        ...
+
+    def download(self, outputs: Any) -> Any:
+        """Copy the outputs back: what is split by :func:`split`."""
         ...
 
 
 Join = Callable[[list[Any]], list[tuple[list[int], Any]]]
 """Groups prepared feeds into batched feeds, each with the indexes of its elements."""
+
+
+class _Prepared:
+    """A batch on its way through :class:`StageExecutor`."""
+
+    __slots__ = ("answers", "groups", "kept")
+
+    def __init__(self, size: int) -> None:
+        self.answers: list[Any] = [None] * size
+        """One an element, so far only of those that failed."""
+        self.kept: list[Any] = [None] * size
+        """What ``after`` gets beside an element's output."""
+        self.groups: list[tuple[list[int], Any]] = []
+        """(elements, what the model has of them: first uploaded feeds, then outputs)."""
 
 
 class StageExecutor:
@@ -55,34 +93,53 @@ class StageExecutor:
         self._collate: Callable[[list[Any]], Any] | None = None
         self._after: Callable[[Any, Any], Any] | None = None
 
-    def load(self) -> None:
+    def hold(self) -> None:
         self._before = self._user_code(self._spec.before)
         self._collate = self._user_code(self._spec.collate)
         self._after = self._user_code(self._spec.after)
+        self._model.hold()
+
+    def load(self) -> None:
         self._model.load()
 
-    def infer(self, batch: Sequence[Any]) -> list[Any]:
-        answers: list[Any] = [None] * len(batch)
-        kept: list[Any] = list(batch)
+    def unload(self) -> None:
+        self._model.unload()
+
+    def release(self) -> None:
+        self._model.release()
+        self._before = self._collate = self._after = None
+
+    def memory_mb(self) -> float:
+        return self._model.memory_mb()
+
+    def inputs(self, batch: Sequence[Any]) -> _Prepared:
+        prepared = _Prepared(len(batch))
         feeds: list[Any] = []
         indexes: list[int] = []
         for index, value in enumerate(batch):
             try:
-                feed, kept[index] = self._feed(value)
+                feed, prepared.kept[index] = self._feed(value)
             except (Exception, SystemExit) as error:
-                answers[index] = ItemError(describe_error(error, f"before {self._spec.before or 'the model'}"))
+                what = f"before {self._spec.before or 'the model'}"
+                prepared.answers[index] = ItemError(describe_error(error, what))
             else:
                 feeds.append(feed)
                 indexes.append(index)
-        for members, outputs in self._outputs(feeds):
-            for member, output in zip(members, outputs, strict=True):
-                index = indexes[member]
-                answers[index] = self._answer(output, kept[index])
-        return answers
+        if feeds:
+            collate = self._collate
+            groups = self._join(feeds) if collate is None else [(list(range(len(feeds))), collate(feeds))]
+            prepared.groups = [([indexes[each] for each in group], self._model.upload(feed)) for group, feed in groups]
+        return prepared
 
-    def unload(self) -> None:
-        self._model.unload()
-        self._before = self._collate = self._after = None
+    def execute(self, prepared: _Prepared) -> None:
+        prepared.groups = [(members, self._model.run(uploaded)) for members, uploaded in prepared.groups]
+
+    def outputs(self, prepared: _Prepared) -> list[Any]:
+        for members, outputs in prepared.groups:
+            columns = split(self._model.download(outputs), len(members))
+            for index, output in zip(members, columns, strict=True):
+                prepared.answers[index] = self._answer(output, prepared.kept[index])
+        return prepared.answers
 
     def _user_code(self, reference: str | None) -> Callable[..., Any] | None:
         if reference is None:
@@ -103,13 +160,6 @@ class StageExecutor:
                     )
                 feed, kept = feed
         return (feed if self._collate is not None else self._model.prepare(feed)), kept
-
-    def _outputs(self, feeds: list[Any]) -> list[tuple[list[int], list[Any]]]:
-        if not feeds:
-            return []
-        collate = self._collate
-        groups = self._join(feeds) if collate is None else [(list(range(len(feeds))), collate(feeds))]
-        return [(members, split(self._model.run(feed), len(members))) for members, feed in groups]
 
     def _answer(self, output: Any, kept: Any) -> Any:
         if self._after is None:

@@ -33,7 +33,7 @@ class TorchModel:
         self._torch: Any = None
         self._module: Any = None
 
-    def load(self) -> None:
+    def hold(self) -> None:
         try:
             import torch
         except ImportError as error:
@@ -43,6 +43,8 @@ class TorchModel:
             log.warning("torch sees no CUDA device, %s runs on the CPU", self._source)
             self._device = "cpu"
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+
+    def load(self) -> None:
         self._module = self._file(self._source) if isinstance(self._source, Path) else self._made(self._source)
 
     def _made(self, reference: str) -> Any:
@@ -59,18 +61,31 @@ class TorchModel:
     def prepare(self, feed: Any) -> Any:
         return as_arrays(feed)
 
-    def run(self, feeds: Any) -> Any:
+    def upload(self, feeds: Any) -> Any:
+        if isinstance(feeds, dict):
+            return {name: self._tensor(feed) for name, feed in feeds.items()}
+        return self._tensor(feeds)
+
+    def run(self, uploaded: Any) -> Any:
         with self._torch.inference_mode():
-            if isinstance(feeds, dict):
-                outputs = self._module(**{name: self._tensor(feed) for name, feed in feeds.items()})
-            else:
-                outputs = self._module(self._tensor(feeds))
-            return self._arrays(outputs)
+            outputs = self._module(**uploaded) if isinstance(uploaded, dict) else self._module(uploaded)
+        if self._device == "cuda":
+            self._torch.cuda.synchronize()
+        return outputs
+
+    def download(self, outputs: Any) -> Any:
+        return self._arrays(outputs)
 
     def unload(self) -> None:
         self._module = None
         if self._device == "cuda":
             self._torch.cuda.empty_cache()
+
+    def release(self) -> None:
+        pass
+
+    def memory_mb(self) -> float:
+        return 0.0
 
     def _tensor(self, feed: Any) -> Any:
         tensor = (
