@@ -187,7 +187,7 @@ class Cluster:
             assert placed.models
             room = self.nodes[name].devices[number][1]
             if room:
-                assert sum(memory.get(key, 0.0) for key in placed.models) <= room
+                assert max(memory.get(key, 0.0) for key in placed.models) <= room
         for served in plan.serving.values():
             assert set(served.shards) <= set(self.shards)
             if served.shards:
@@ -340,6 +340,37 @@ def test_a_stage_that_fits_nowhere_is_told() -> None:
     plan = cluster.run(5)
     assert "900 MB" in plan.problems[spec.model_key("s0")]
     assert set(cluster.serving) == {"q"}
+
+
+def test_many_seldom_used_models_share_a_device_that_has_no_room_for_all() -> None:
+    cluster = Cluster(nodes=1, devices=4, memory=1000.0)
+    cluster.apply(*(pipeline(f"p{n}", 1.0, memory=100.0) for n in range(60)))
+    cluster.rates = {f"p{n}": 0.001 for n in range(60)}
+    plan = cluster.run(120)
+    assert not cluster.missing()
+    assert not plan.problems
+    assert max(len(placed.models) for placed in plan.placement.values()) > 10
+    assert sum(cluster.moves[-20:]) == 0
+
+
+def test_models_in_demand_are_not_put_where_they_would_be_paged() -> None:
+    cluster = Cluster(nodes=4, devices=1, memory=250.0)
+    cluster.apply(*(pipeline(f"p{n}", 1.0, memory=100.0) for n in range(6)))
+    cluster.rates = {f"p{n}": 40.0 for n in range(6)}
+    plan = cluster.run(60)
+    assert not cluster.missing()
+    assert all(len(placed.models) <= 2 for placed in plan.placement.values())
+    assert sum(cluster.moves[-20:]) == 0
+
+
+def test_where_there_is_no_room_for_models_in_demand_they_are_paged_all_the_same() -> None:
+    cluster = Cluster(nodes=1, devices=1, memory=250.0)
+    cluster.apply(*(pipeline(f"p{n}", 1.0, memory=100.0) for n in range(6)))
+    cluster.rates = {f"p{n}": 40.0 for n in range(6)}
+    cluster.run(60)
+    assert not cluster.missing()
+    assert set(cluster.serving) == {f"p{n}" for n in range(6)}
+    assert sum(cluster.moves[-20:]) == 0
 
 
 def test_a_model_that_failed_is_tried_elsewhere() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from itertools import pairwise
@@ -14,7 +15,8 @@ from cluster.planner.costs import Costs, StageCost
 from cluster.planner.demand import Demand
 from cluster.planner.forecast import Autoregression, Forecast
 from cluster.planner.keys import natural, parse_key
-from cluster.planner.packing import longest_duty, occupancy
+from cluster.planner.packing import RARE, longest_duty, occupancy
+from cluster.planner.paging import PAGING, share
 from cluster.planner.scarcity import floor_level, water_level
 from cluster.planner.settings import Settings
 from cluster.planner.sharding import Wish, divide
@@ -56,9 +58,10 @@ def test_models_that_share_a_device_meet_their_objectives(models: list[tuple[flo
         return
     assert 0.0 <= busy <= 1.0
     duty = min(longest_duty(model, rate) for model, rate in loads)
-    batches = [max(1, math.ceil(duty * rate - 1e-9)) for _, rate in loads]
-    assert sum(model.latency(batch) for (model, _), batch in zip(loads, batches, strict=True)) <= duty + 1e-9
-    for (model, rate), batch in zip(loads, batches, strict=True):
+    often = [(model, rate) for model, rate in loads if duty * rate >= RARE]
+    batches = [max(1, math.ceil(duty * rate - 1e-9)) for _, rate in often]
+    assert sum(model.latency(batch) for (model, _), batch in zip(often, batches, strict=True)) <= duty + 1e-9
+    for (model, rate), batch in zip(often, batches, strict=True):
         assert batch >= duty * rate - 1e-6, "more arrives in a cycle than it runs"
         assert batch <= model.largest
         if batch > 1:  # one that waited for a whole cycle is still in time, but for the batch's last element
@@ -292,3 +295,31 @@ def test_what_is_left_raises_the_lowest(demands: dict[str, float], devices: floa
     floor = floor_level(demands, work, devices)
     used = sum(max(demand, floor) * work[name] for name, demand in demands.items())
     assert floor <= 1e-6 or used == pytest.approx(devices, rel=1e-3)
+
+
+# ---- paging ----------------------------------------------------------------------------------
+
+
+def test_models_share_what_they_fit_into_whatever_their_load() -> None:
+    assert share([(50.0, 9.0), (50.0, 9.0)], 100.0)
+    assert not share([(50.0, 9.0), (51.0, 9.0)], 100.0)
+    assert share([], 0.0)
+
+
+def test_the_cheapest_are_paged_beside_those_that_stay() -> None:
+    hot, cold = (50.0, 5.0), (30.0, 0.001)
+    assert share([hot, *[cold] * 50], 80.0)
+    assert not share([hot, *[cold] * 50], 79.0)
+    assert not share([hot, *[cold] * 250], 80.0)
+    assert not share([hot, hot, *[cold] * 3], 110.0)
+
+
+@given(st.lists(st.floats(0.0, 0.3), min_size=1, max_size=7), st.integers(10, 150))
+def test_of_equal_sizes_they_share_exactly_where_some_choice_of_those_that_stay_allows_it(
+    costs: list[float], room: int
+) -> None:
+    possible = False
+    for stay in itertools.product((True, False), repeat=len(costs)):
+        paged = [cost for cost, stays in zip(costs, stay, strict=True) if not stays]
+        possible |= 20.0 * (sum(stay) + bool(paged)) <= room and math.fsum(sorted(paged)) <= PAGING
+    assert share([(20.0, cost) for cost in costs], float(room)) == possible

@@ -43,7 +43,8 @@ class Answer:
 
     def lack(self, pipeline: str, planned: float, wanted: float) -> None:
         """Devices lack for what a pipeline wants."""
-        self._problems[pipeline] = f"devices lack: they carry {planned:.0f} of {wanted:.0f} requests/s"
+        digits = 0 if wanted >= 10.0 else 3
+        self._problems[pipeline] = f"devices lack: they carry {planned:.{digits}f} of {wanted:.{digits}f} requests/s"
 
     def stuck(self, rollout: Rollout, unit: Unit) -> None:
         """The new version's models fit neither beside the old ones nor on devices of their own."""

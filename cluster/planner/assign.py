@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from cluster.planner.fleet import Slot, Unit, UnitId
 from cluster.planner.packing import Load, occupancy
+from cluster.planner.paging import Need, share
 
 NEGLIGIBLE = 0.05
 """A deficit below this part of a device is left to the headroom."""
@@ -97,7 +98,8 @@ class Assignment:
                 slot.leaving.discard(unit.id)
                 self._hold(unit, slot, 0.0, slot.why)
                 continue
-            fitting = [slot for slot in self._slots if slot.shard == unit.id.shard and self.room(unit, slot)]
+            there = [slot for slot in self._slots if slot.shard == unit.id.shard and slot.usable and unit.fits(slot)]
+            fitting = [slot for slot in there if self.room(unit, slot)] or there
             if fitting:
                 slot = min(fitting, key=lambda slot: (self._work(slot), slot.order))
                 self._hold(unit, slot, 0.0, "there is no other")
@@ -174,12 +176,16 @@ class Assignment:
         slot.why = why
 
     def _evict(self) -> None:
-        """From devices whose models can no longer take turns, the one with the largest load leaves as soon as it is
-        replaced."""
+        """From devices whose models can no longer take turns, or would be loaded again and again, the one with the
+        largest load leaves as soon as it is replaced."""
         crowded = [slot for slot in reversed(self._slots) if len(slot.units) > 1]
         while crowded:
             slot = crowded.pop()
-            if len(slot.units) < 2 or occupancy(self._loads(slot)) is not None:
+            if len(slot.units) < 2:
+                continue
+            if occupancy(self._loads(slot)) is not None and (
+                slot.memory <= 0.0 or share(self._needs(slot), slot.memory)
+            ):
                 continue
             largest = max(slot.units, key=lambda at: (slot.units[at] / self._units[at].best, at))
             unit = self._units[largest]
@@ -380,11 +386,17 @@ class Assignment:
         return {shard: [slot for _, _, slot in sorted(slots)] for shard, slots in found.items()}
 
     def room(self, unit: Unit, slot: Slot) -> bool:
-        """Whether a device can hold the unit's models beside what it holds."""
+        """Whether a device can hold the unit's models beside what it holds, the seldom used ones being paged in."""
         if not slot.usable or not unit.fits(slot):
             return False
-        if slot.memory <= 0.0:
-            return True
-        used = sum(slot.held.values())
-        used += sum(self._units[at].memory[slot.kind] for at in {*slot.units, *slot.leaving})
-        return used + unit.memory[slot.kind] <= slot.memory
+        return slot.memory <= 0.0 or share([*self._needs(slot), _need(unit, slot, unit.deficit)], slot.memory)
+
+    def _needs(self, slot: Slot) -> list[Need]:
+        needs = [(megabytes, float("inf")) for megabytes in slot.held.values()]
+        needs += [(self._units[at].memory[slot.kind], float("inf")) for at in slot.leaving if at not in slot.units]
+        return needs + [_need(self._units[at], slot, rate) for at, rate in slot.units.items()]
+
+
+def _need(unit: Unit, slot: Slot, rate: float) -> Need:
+    """What ``rate`` elements per second of a unit need of a device: at worst, each finds its model paged out."""
+    return unit.memory[slot.kind], rate * unit.costs[slot.kind].load

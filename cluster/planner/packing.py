@@ -11,6 +11,9 @@ from collections.abc import Sequence
 
 from cluster.planner.costs import StageCost
 
+RARE = 0.1
+"""A model of which fewer batches than this arrive in a duty cycle has none in most cycles."""
+
 Load = tuple[StageCost, float]
 """A model on a type of device, and the elements per second that it is to run there."""
 
@@ -48,7 +51,7 @@ def occupancy(loads: Sequence[Load]) -> float | None:
         batch = max(1, math.ceil(duty * rate - 1e-9))
         if batch > cost.largest:
             return None
-        busy += cost.latency(batch)
+        busy += cost.latency(batch) * (duty * rate if duty * rate < RARE else 1.0)
         if busy > duty:
             return None
     return busy / duty
