@@ -173,7 +173,10 @@ class Agents:
             code, detail, results = "model_error", f"malformed answer from agent {agent.name}: {error}", []
         execution = _seconds(done.execution_us)
         failures = {failure.index: failure.detail for failure in done.failures}
-        if not self._scheduler.done(now, agent.name, done.batch, code, execution, results, failures, detail):
+        before, after = _seconds(done.input_us), _seconds(done.output_us)
+        if not self._scheduler.done(
+            now, agent.name, done.batch, code, execution, results, failures, detail, before, after
+        ):
             log.debug("agent %s answered the unknown batch %d", agent.name, done.batch)
 
     # ---- out -------------------------------------------------------------------------

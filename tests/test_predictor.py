@@ -114,6 +114,33 @@ def test_a_table_can_be_extended_to_larger_batches() -> None:
     assert table.max_batch == 8
 
 
+def test_execution_is_told_apart_from_what_comes_before_and_after_it() -> None:
+    table = linear(0.010, 0.0)
+    assert (table.busy(2), table.input(2)) == (table.mean(2), 0.0)
+    table.observe(0.0, 2, 0.040, 0.004, 0.003)
+    assert table.upper(2) == table.mean(2) == pytest.approx(0.044)
+    assert table.busy(2) == pytest.approx(0.040)
+    assert table.busy(4) == pytest.approx(0.080)  # outputs grow with the batch
+    assert table.input(2) == pytest.approx(0.003)
+    assert table.measured() == [(2, pytest.approx(0.040))]
+
+
+def test_inputs_are_foreseen_by_their_slope() -> None:
+    table = linear(0.010, 0.0, 32)
+    for number in range(400):
+        batch = (1, 8, 32)[number % 3]
+        table.observe(number / 100, batch, 0.010 * batch, 0.0, 0.001 + 0.0005 * batch)
+    assert table.input(16) == pytest.approx(0.009, rel=0.05)
+
+
+def test_outputs_are_kept_where_a_table_is_extended() -> None:
+    table = LatencyTable(2, [(1, 0.010), (2, 0.020)])
+    table.observe(0.0, 2, 0.020, 0.010)
+    table.extend(4)
+    assert table.busy(2) == pytest.approx(0.020)
+    assert table.busy(4) == pytest.approx(0.040)
+
+
 @given(
     st.lists(st.tuples(st.integers(1, 12), st.floats(0.0, 2.0), st.floats(0.0, 3.0)), max_size=40),
     st.sampled_from([[], [(1, 0.0)], [(1, 0.010)], [(1, 0.010), (4, 0.020), (16, 0.5)]]),

@@ -107,7 +107,7 @@ class Dispatcher:
             if stage.alone or table is None:
                 stage.opens = stage.closes = now
             else:
-                stage.policy.window.update(now, stage, table, self._travel(stage))
+                stage.policy.window.update(now, stage, table, self._travel(stage, table))
             if stage.opens > now:
                 self.leave_pending(now, stage)
                 wake = stage.opens
@@ -150,7 +150,7 @@ class Dispatcher:
 
     def _prune_queue(self, now: float, stage: Stage, queue: BudgetQueue) -> None:
         table = stage.table
-        least = table.upper(1) + stage.remaining if table is not None else 0.0
+        least = table.input(1) + table.upper(1) + stage.remaining if table is not None else 0.0
         while len(queue):
             task = queue.lowest()
             if now + self.travel.base + least < task.due:
@@ -182,10 +182,11 @@ class Dispatcher:
             detail = f"no agent holds the model of stage {name!r} at present{trouble}: see laxity status"
             self._ledger.end(now, task.request, Outcome.UNAVAILABLE, name, detail)
 
-    def _travel(self, stage: Stage) -> float:
-        """How long the batch that the stage's queue would make takes to its device."""
+    def _travel(self, stage: Stage, table: LatencyTable) -> float:
+        """How long the batch that the stage's queue would make takes to its device, and its inputs there."""
         waiting = len(stage.queue)
-        return self.travel.seconds(waiting if waiting < stage.ceiling else stage.ceiling)
+        size = waiting if waiting < stage.ceiling else stage.ceiling
+        return self.travel.seconds(size) + table.input(size)
 
     # ---- grants ----------------------------------------------------------------------------
 
@@ -193,7 +194,7 @@ class Dispatcher:
         group = device.group
         assert group is not None
         table = group.tables[stage.key]
-        start = now + self._travel(stage)
+        start = now + self._travel(stage, table)
         device_was_free = device.free_at <= now and not device.batches
         if device.free_at > start:
             start = device.free_at
@@ -251,7 +252,7 @@ class Dispatcher:
                 closes = start if closes > start - TICK else deadline
             # The agent counts from the earliest moment at which the grant can have left: a pull's way too early.
             closes += self.travel.base
-        expected = table.mean(size)
+        expected = table.busy(size)
         number = self._batch_number
         self._batch_number = number + 1
         batch = Batch(number, device, stage, tasks, now, device_was_free, start, closes, expected, deadline, alone)
@@ -316,7 +317,9 @@ class Dispatcher:
             return
         self.stop_collecting(device)
         if tasks:
-            start = now + self.travel.seconds(len(tasks))
+            group = device.group
+            assert group is not None
+            start = now + self.travel.seconds(len(tasks)) + group.tables[stage.key].input(len(tasks))
             if device.free_at > start:
                 start = device.free_at
             self._give(now, stage, device, tasks, start, False, False)
@@ -347,7 +350,7 @@ class Dispatcher:
         table = stage.table
         if table is None or not len(stage.queue):
             return
-        start = now + self._travel(stage)
+        start = now + self._travel(stage, table)
         earliest = stage.queue.lowest().due
         most = len(stage.queue) if len(stage.queue) < stage.target else stage.target
         size = 0

@@ -37,7 +37,10 @@ def replan(pipeline: Pipeline, travel: Overhead, response: float) -> None:
     """Bring parts, targets, remaining and reserve of a pipeline's stages up to date with rates and predictions.
     ``travel`` and ``response`` are what a batch takes to its device and its results take back."""
     tables = slowest_tables(pipeline)
-    hops = [travel.seconds(plan.stage.typical_batch()) + response for plan in pipeline.stages]
+    hops: list[float] = []
+    for plan, table in zip(pipeline.stages, tables, strict=True):
+        typical = plan.stage.typical_batch()
+        hops.append(travel.seconds(typical) + (table.input(typical) if table is not None else 0.0) + response)
     behind = downstream(pipeline, tables, hops)
     for number, plan in enumerate(pipeline.stages):
         plan.stage.remaining = behind[number] + response

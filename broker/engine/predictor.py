@@ -7,6 +7,7 @@ Downstream terms use means.
 
 from typing import Final
 
+from broker.engine.overhead import Overhead
 from pipelines.profile import LatencyProfile
 
 KEPT: Final = 10
@@ -15,6 +16,8 @@ EXPIRES: Final = 10.0
 """Seconds after which a measurement no longer counts, so that one outlier cannot close a stage for ever."""
 TOLD: Final = 4
 """Sizes of which :meth:`LatencyTable.measured` tells, and at times one more."""
+MOST_INPUT: Final = 60.0
+"""Seconds that inputs are taken to need at most."""
 UNKNOWN: Final = 0.0
 """What is assumed of a model without profile and measurements: run it, and see."""
 GAIN: Final = 0.95
@@ -22,8 +25,59 @@ GAIN: Final = 0.95
 the largest of them: better, so that it is tried, but not by so much that its requests would miss their deadlines."""
 
 
+class _Samples:
+    """The latest measurements of one batch size: when, the seconds until the answers were there, and those of them
+    after execution."""
+
+    def __init__(self) -> None:
+        self._at: list[float] = []
+        self._took: list[float] = []
+        self._after: list[float] = []
+        self.upper = 0.0
+        self.mean = 0.0
+        self.output = 0.0
+
+    def add(self, now: float, took: float, after: float) -> None:
+        self._at.append(now)
+        self._took.append(took)
+        self._after.append(after)
+        if len(self._at) > KEPT:
+            del self._at[0], self._took[0], self._after[0]
+        self._reckon()
+
+    def stale_at(self) -> float:
+        """When the oldest no longer counts."""
+        return self._at[0] + EXPIRES
+
+    def expire(self, now: float) -> bool:
+        """Forget the old ones; whether any is left."""
+        while self._at and self._at[0] + EXPIRES <= now:
+            del self._at[0], self._took[0], self._after[0]
+        if not self._at:
+            return False
+        self._reckon()
+        return True
+
+    def _reckon(self) -> None:
+        worst = 0.0
+        total = 0.0
+        for took in self._took:
+            total += took
+            if took > worst:
+                worst = took
+        after = 0.0
+        for output in self._after:
+            after += output
+        count = len(self._took)
+        self.upper = worst
+        self.mean = total / count
+        self.output = after / count
+
+
 class LatencyTable:
-    """Predicted seconds for batches of 1 to ``max_batch`` on one (model, variant, share, device type)."""
+    """Predicted seconds for batches of 1 to ``max_batch`` on one (model, variant, share, device type): ``upper`` and
+    ``mean`` from the start of execution until the answers are there, ``busy`` for how long the device is taken by it,
+    ``input`` for what comes before."""
 
     def __init__(self, max_batch: int, profile: list[tuple[int, float]]) -> None:
         self.max_batch = max_batch
@@ -31,9 +85,12 @@ class LatencyTable:
         self._profile: list[float] = _table(profile, max_batch)
         self._upper: list[float] = list(self._profile)
         self._mean: list[float] = list(self._profile)
+        self._output: list[float] = []
+        """What of the means comes after execution; empty where none was ever measured."""
+        self._input = Overhead(0.0, 0.0, MOST_INPUT)
         self._alone = self._upper[1]
         """The bound for a batch of 1, which is asked for most."""
-        self._seen: dict[int, list[tuple[float, float]]] = {}
+        self._seen: dict[int, _Samples] = {}
         self._stale_at = 1e18
         self.version = 0
         """Counts the changes of the bounds."""
@@ -45,6 +102,8 @@ class LatencyTable:
             self._profile = _table(self._points, max_batch)
             self._upper = list(self._profile)
             self._mean = list(self._profile)
+            if self._output:
+                self._output = [0.0] * (max_batch + 1)
             self._rebuild()
 
     def upper(self, batch: int) -> float:
@@ -57,26 +116,34 @@ class LatencyTable:
         """d(b): what a batch of b takes on average."""
         return self._mean[batch if batch <= self.max_batch else self.max_batch]
 
-    def observe(self, now: float, batch: int, seconds: float) -> bool:
-        """Take in a measured execution; whether a bound changed."""
+    def busy(self, batch: int) -> float:
+        """For how long a batch of b takes the device, on average: its execution alone."""
+        size = batch if batch <= self.max_batch else self.max_batch
+        return self._mean[size] - self._output[size] if self._output else self._mean[size]
+
+    def input(self, batch: int) -> float:
+        """What a batch of b takes between its coming to the device and its execution: inputs made and copied, beside
+        other batches' execution; 0 where nothing was measured."""
+        return self._input.seconds(batch)
+
+    def observe(self, now: float, batch: int, execution: float, output: float = 0.0, input: float = 0.0) -> bool:
+        """Take in what was measured of a batch; whether a bound changed."""
         if batch < 1 or batch > self.max_batch:
             return False
+        if input > 0.0 or self._input.base > 0.0:
+            self._input.observe(batch, input)
+        if output > 0.0 and not self._output:
+            self._output = [0.0] * (self.max_batch + 1)
         samples = self._seen.get(batch)
         if samples is None:
-            samples = []
+            samples = _Samples()
             self._seen[batch] = samples
-        samples.append((now, seconds))
-        if len(samples) > KEPT:
-            samples.pop(0)
-        worst = 0.0
-        total = 0.0
-        for _, took in samples:
-            total += took
-            if took > worst:
-                worst = took
-        self._mean[batch] = total / len(samples)
-        self._stale_at = min(self._stale_at, samples[0][0] + EXPIRES)
-        known = self._known(batch, worst)
+        samples.add(now, execution + output, output)
+        self._mean[batch] = samples.mean
+        if self._output:
+            self._output[batch] = samples.output
+        self._stale_at = min(self._stale_at, samples.stale_at())
+        known = self._known(batch, samples.upper)
         if known == self._upper[batch]:
             return False
         self._rebuild()
@@ -93,7 +160,7 @@ class LatencyTable:
         next_from = 0.0
         for size in sizes:
             if size >= next_from or size == largest:
-                chosen.append((size, self._mean[size]))
+                chosen.append((size, self.busy(size)))
                 next_from = size * apart
         return chosen
 
@@ -107,10 +174,9 @@ class LatencyTable:
             return
         self._stale_at = 1e18
         for batch in list(self._seen):
-            samples = [sample for sample in self._seen[batch] if sample[0] + EXPIRES > now]
-            if samples:
-                self._seen[batch] = samples
-                self._stale_at = min(self._stale_at, samples[0][0] + EXPIRES)
+            samples = self._seen[batch]
+            if samples.expire(now):
+                self._stale_at = min(self._stale_at, samples.stale_at())
             else:
                 del self._seen[batch]
         self._rebuild()
@@ -131,24 +197,24 @@ class LatencyTable:
         for batch in range(1, self.max_batch + 1):
             samples = self._seen.get(batch)
             profiled = self._profile[batch]
-            if samples:
-                value = 0.0
-                total = 0.0
-                for _, took in samples:
-                    total += took
-                    if took > value:
-                        value = took
-                mean = total / len(samples)
+            if samples is not None:
+                value = samples.upper
+                mean = samples.mean
                 measured = batch
                 scale = value / profiled if profiled > 0.0 else 1.0
                 mean_scale = mean / profiled if profiled > 0.0 else 1.0
-            elif measured and not self._points:
-                growth = GAIN * batch / measured
-                value = self._upper[measured] * growth
-                mean = self._mean[measured] * growth
+                if self._output:
+                    self._output[batch] = samples.output
             else:
-                value = profiled * scale
-                mean = profiled * mean_scale
+                if measured and not self._points:
+                    growth = GAIN * batch / measured
+                    value = self._upper[measured] * growth
+                    mean = self._mean[measured] * growth
+                else:
+                    value = profiled * scale
+                    mean = profiled * mean_scale
+                if self._output and measured and self._mean[measured] > 0.0:
+                    self._output[batch] = mean * self._output[measured] / self._mean[measured]
             if value < previous:
                 value = previous
             self._upper[batch] = value

@@ -223,9 +223,12 @@ class Scheduler:
         results: list[Payload],
         failures: dict[int, str],
         detail: str,
+        input: float = 0.0,
+        output: float = 0.0,
     ) -> bool:
-        """A granted batch ended; ``results`` has an entry a task where ``code`` is ok. False for a batch that is not
-        this agent's (a repeat, or one taken away from it): it changes nothing."""
+        """A granted batch ended; ``results`` has an entry a task where ``code`` is ok. ``input`` and ``output`` are the
+        seconds before and after its ``execution``. False for a batch that is not this agent's (a repeat, or one taken
+        away from it): it changes nothing."""
         batch = self.batches.get(batch_number)
         if batch is None or batch.device.agent != agent:
             return False
@@ -240,9 +243,9 @@ class Scheduler:
                 table = group.tables[batch.stage.key]
                 if tasks[0].is_probe:
                     table.forget(len(tasks))
-                if table.observe(now, len(tasks), execution):
+                if table.observe(now, len(tasks), execution, output, input):
                     self.ledger.touch(batch.stage)
-            self._note_overhead(now, batch, execution)
+            self._note_overhead(now, batch, execution, input, output)
             batch.stage.tally.ran(execution)
             if batch.stage.policy.budget == WORST_CASE:
                 for task in tasks:
@@ -370,15 +373,15 @@ class Scheduler:
             self._dispatcher.preempted = []
         return preempted
 
-    def _note_overhead(self, now: float, batch: Batch, execution: float) -> None:
-        """Learn from a batch what it took beside its execution: all of it where its device was free, the way of its
+    def _note_overhead(self, now: float, batch: Batch, execution: float, input: float, output: float) -> None:
+        """Learn from a batch what it took beside its own work: all of it where its device was free, the way of its
         results alone where it was not."""
         dispatcher = self._dispatcher
         if batch.device_was_free:
-            total = now - batch.granted_at - execution
+            total = now - batch.granted_at - execution - input - output
             rose = dispatcher.travel.observe(len(batch.tasks), total - dispatcher.response.base)
         else:
-            rose = dispatcher.response.observe(0, now - batch.start - execution)
+            rose = dispatcher.response.observe(0, now - batch.start - execution - output)
         if rose:
             self.ledger.touch(batch.stage)
             self._upkeep.tell_rise(self.stages)

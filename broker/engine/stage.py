@@ -189,7 +189,7 @@ class Stage:
                 elif not self.policy.runs_late:
                     when = task.request.deadline
                     if self.policy.prunes and self.table is not None and not task.settled():
-                        when = task.due - self.table.upper(1) - self.remaining
+                        when = task.due - self.table.upper(1) - self.remaining - self.table.input(1)
                 if when < wake:
                     wake = when
         for batch in self.alone:

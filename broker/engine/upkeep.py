@@ -101,7 +101,7 @@ class Upkeep:
             group.longest = 0.0
         for stage in stages.values():
             if stage.devices and stage.table is not None:
-                execution = stage.table.mean(stage.target)
+                execution = stage.table.busy(stage.target)
                 work = stage.arrived * execution / stage.target
                 for group in stage.groups:
                     if execution > group.longest:
