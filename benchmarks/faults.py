@@ -22,7 +22,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import etcd3aio
-from live_cluster import OUTCOMES, LiveCluster, Load, outcomes, processes, seconds_to_recover
+from live_cluster import OUTCOMES, LiveCluster, Load, always, outcomes, processes, seconds_to_recover
 
 from cluster.records import LeaderRecord, Paths, decode
 from cluster.store import open_store
@@ -167,7 +167,7 @@ class Hurt:
 
 def run(hurt: Hurt, fault: Callable[[Load], str], rate: float, seed: int) -> dict[str, Any]:
     """One fault under load."""
-    load = Load(hurt.cluster.addresses(), PIPELINE, rate, seed)
+    load = Load(hurt.cluster.addresses(), always(PIPELINE), rate, seed)
     try:
         load.sleep_until(BEFORE)
         note = fault(load)

@@ -11,6 +11,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -87,13 +88,28 @@ class Sent(NamedTuple):
     outcome: str
 
 
+Choice = Callable[[random.Random], tuple[str, Any]]
+"""The pipeline and the payload of the next request."""
+
+
+Check = Callable[[str, Any], bool]
+"""Whether a pipeline's answer is right."""
+
+
+def always(pipeline: str, payload: Any = b"x" * 256) -> Choice:
+    """The same each time."""
+    return lambda _: (pipeline, payload)
+
+
 class Load:
     """Open-loop Poisson load through one SDK client, from a thread of its own, until :meth:`stop`."""
 
-    def __init__(self, addresses: str, pipeline: str, rate: float, seed: int) -> None:
+    def __init__(self, addresses: str, choose: Choice, rate: float, seed: int, check: Check | None = None) -> None:
+        """An answer that ``check`` does not like counts as 'wrong'."""
         self._client = Client(addresses, max_pending=200_000)
         self._client.wait_ready(20.0)
-        self._pipeline = pipeline
+        self._choose = choose
+        self._check = check
         self.rate = rate
         """Requests a second; may be changed while it runs."""
         self._random = random.Random(seed)
@@ -133,16 +149,20 @@ class Load:
                 time.sleep(min(left, 0.25))
                 continue
             self._submitted += 1
+            pipeline, payload = self._choose(self._random)
             try:
-                future = self._client.submit(self._pipeline, b"x" * 256)
+                future = self._client.submit(pipeline, payload)
             except LaxityError as error:
                 self._note(due, str(error.outcome))
             else:
-                future.add_done_callback(partial(self._answered, due))
+                future.add_done_callback(partial(self._answered, due, pipeline))
             due += self._random.expovariate(self.rate)
 
-    def _answered(self, due: float, future: Any) -> None:
-        self._note(due, str(future.reply(0).outcome))
+    def _answered(self, due: float, pipeline: str, future: Any) -> None:
+        outcome = str(future.reply(0).outcome)
+        if outcome == "ok" and self._check is not None and not self._check(pipeline, future.result(0)):
+            outcome = "wrong"
+        self._note(due, outcome)
 
     def _note(self, due: float, outcome: str) -> None:
         with self._lock:

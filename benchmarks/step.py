@@ -18,7 +18,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from live_cluster import LiveCluster, Load, outcomes, seconds_to_recover
+from live_cluster import LiveCluster, Load, always, outcomes, seconds_to_recover
 
 from cluster.records import Paths, PlacementRecord, decode
 from cluster.store import open_store
@@ -94,7 +94,7 @@ def main() -> None:
     with LiveCluster(options.engine) as cluster:
         cluster.up(options.pipeline, "--gpus", "64", "--agents", "4", "--store", "etcd", "--rest")
         status = cluster.status()
-        load = Load(cluster.addresses(), options.pipeline, options.rate, options.seed)
+        load = Load(cluster.addresses(), always(options.pipeline), options.rate, options.seed)
         sampler = Sampler(status["store"], status["cluster"], load)
         try:
             load.sleep_until(options.before)
