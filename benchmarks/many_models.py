@@ -12,7 +12,6 @@ about windows, memory and cold starts is read from the telemetry.
 from __future__ import annotations
 
 import argparse
-import csv
 import itertools
 import json
 import sys
@@ -25,6 +24,7 @@ from typing import Any
 
 import numpy as np
 from live_cluster import Check, Choice, LiveCluster, Load
+from telemetry_rows import percentiles, rows
 
 WIDTH = 512
 """Of the networks' layers: two of them are 2 MiB of weights."""
@@ -98,15 +98,6 @@ def right_answers(models: int) -> Check:
     return lambda pipeline, answer: np.allclose(answer, known[pipeline], rtol=1e-3, atol=1e-3)
 
 
-def rows(directory: Path, kind: str) -> list[dict[str, str]]:
-    """All rows of a kind (``actions`` or ``requests``) that the cluster wrote."""
-    found = []
-    for path in sorted(directory.rglob(f"*{kind}*.csv")):
-        with path.open(newline="") as file:
-            found += list(csv.DictReader(file))
-    return found
-
-
 def lru_hit_rate(requests: list[dict[str, str]], resident: int) -> float:
     """What keeping the models used last would have come to, if each had been loaded at once."""
     arrivals = sorted((float(row["at"]) - float(row["latency_us"]) / 1e6, row["pipeline"]) for row in requests)
@@ -141,12 +132,6 @@ def told(actions: list[dict[str, str]], requests: list[dict[str, str]], resident
         "cold_latency_ms": percentiles(cold),
         "warm_latency_ms": percentiles(warm),
     }
-
-
-def percentiles(values: list[float]) -> dict[str, float]:
-    if not values:
-        return {}
-    return {f"p{q:g}": round(float(np.percentile(values, q)), 2) for q in (50, 99, 99.9)}
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """A GPU node's models and workers hurt under load: what became of every request, and how long until all was well.
 
-One agent with this host's CPU, a coordinator and a shard. Poisson load comes through the SDK; each fault has a load of its
-own, of which each request must be accounted for.
+One agent with this host's CPU, a coordinator and a shard. Poisson load comes through the SDK; each fault has a load of
+its own, of which each request must be accounted for.
 
     python benchmarks/node_faults.py
     python benchmarks/node_faults.py --only worker,poison --json
