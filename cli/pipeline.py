@@ -33,7 +33,7 @@ from pipelines import (
 def pipeline() -> None:
     """Check, apply, list, show and delete pipelines.
 
-    A SPEC is the path of a YAML file or the name of a shipped pipeline (tm, lv, ga, da, echo, ocr).
+    A SPEC is the path of a YAML file or the name of a shipped pipeline (tm, lv, ga, da, echo, ocr, classify).
     """
 
 

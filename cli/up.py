@@ -215,7 +215,7 @@ def _tell_how(address: str, cluster: str, setup: Setup, detached: bool) -> None:
         click.echo(f"Serving no pipeline yet at {address}")
         click.echo(f"  laxity pipeline apply ocr{named}")
     for spec in specs:
-        what = "picture.png" if spec.name == "ocr" else "--text hello"
+        what = "picture.png" if spec.name in ("ocr", "classify") else "--text hello"
         click.echo(f"  laxity submit {spec.name} {what}{named}")
     if specs:
         click.echo(f'  or in Python: laxity.Client("{address}").infer("{specs[0].name}", payload)')

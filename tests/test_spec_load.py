@@ -298,7 +298,7 @@ def test_an_unknown_name_lists_the_shipped_pipelines() -> None:
     with pytest.raises(SpecError) as caught:
         load_spec("ehco")
     assert str(caught.value) == (
-        "ehco: neither a file nor a shipped pipeline (those are da, echo, ga, lv, ocr, tm); "
+        "ehco: neither a file nor a shipped pipeline (those are classify, da, echo, ga, lv, ocr, tm); "
         "write 'echo', or give the path of a YAML file"
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -61,11 +61,24 @@ def draw_line(text: str) -> Picture:
     return np.asarray(line)
 
 
-def _receipt() -> Image:
-    picture = _paper(560, 640, "white")
-    for row, text in enumerate(RECEIPT):
+def draw_note(lines: Sequence[str]) -> bytes:
+    """A picture file of these lines below one another, black on white."""
+    return _png(_note(lines))
+
+
+def _note(lines: Sequence[str]) -> Image:
+    from PIL import ImageFont
+
+    font = ImageFont.load_default(size=34)
+    widest = max(round(font.getlength(text)) for text in lines)
+    picture = _paper(max(560, widest + 120), 80 + 80 * len(lines), "white")
+    for row, text in enumerate(lines):
         _write(picture, (60, 40 + 80 * row), text, 34, "black")
     return picture
+
+
+def _receipt() -> Image:
+    return _note(RECEIPT)
 
 
 def _sign() -> Image:
