@@ -35,10 +35,51 @@ PATIENCE = (1.0, 4.0)
 """Seconds to wait for a shard before telling that there is none, and after that before giving up."""
 
 
+_CONTENT = object()
+"""Stands for the file's bytes or the text among the fields."""
+
+
+def _check_fields(_context: click.Context, _parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:
+    """The fields of the request, one of them :data:`_CONTENT`; {} where the content is the request."""
+    fields: dict[str, Any] = {}
+    for value in values:
+        name, equals, text = value.partition("=")
+        as_json = name.endswith(":")
+        name = name.removesuffix(":")
+        if not equals or not name:
+            raise click.BadParameter(f"{value!r} is none of NAME=TEXT, NAME:=JSON and NAME=@")
+        if name in fields:
+            raise click.BadParameter(f"the field {name!r} is given twice")
+        if as_json:
+            try:
+                fields[name] = json.loads(text)
+            except ValueError as error:
+                raise click.BadParameter(f"the field {name!r} is no JSON: {error}") from None
+        else:
+            fields[name] = _CONTENT if text == "@" else text
+    if fields and sum(value is _CONTENT for value in fields.values()) != 1:
+        raise click.BadParameter("say which one field holds the file or the --text, as in --field picture=@")
+    return fields
+
+
+def _with_fields(content: Any, fields: dict[str, Any]) -> Any:
+    if not fields:
+        return content
+    return {name: content if value is _CONTENT else value for name, value in fields.items()}
+
+
 @click.command()
 @click.argument("pipeline", metavar="PIPELINE")
 @click.argument("files", metavar="[FILE]...", nargs=-1, type=click.Path(exists=True, dir_okay=False, allow_dash=True))
 @click.option("--text", help="Send this text instead of a file.")
+@click.option(
+    "--field",
+    "fields",
+    multiple=True,
+    callback=_check_fields,
+    metavar="NAME=TEXT|NAME:=JSON|NAME=@",
+    help="Send an object with this field: a text, JSON, or (@) the file or --text. May be repeated.",
+)
 @slo_option
 @click.option(
     "--in-flight",
@@ -58,6 +99,7 @@ def submit(
     pipeline: str,
     files: tuple[str, ...],
     text: str | None,
+    fields: dict[str, Any],
     slo: float | None,
     in_flight: int,
     timings: bool,
@@ -69,9 +111,10 @@ def submit(
     """Send files (or a text) to a pipeline, one request each, and print the answers.
 
     Up to --in-flight requests are under way at once: more keep many GPUs busy, but compete with one another for the
-    SLO; answers come in the order of the files. '-' is standard input. With --json each answer is one line: an object
-    with the outcome, the output (arrays as lists, bytes in base64), what was left of the latency budget, and the
-    stages' times. The budget begins when a request is sent, not while a shard is being connected.
+    SLO; answers come in the order of the files. '-' is standard input. A pipeline that takes more than a file gets it
+    as one field of an object, beside others: see --field. With --json each answer is one line: an object with the
+    outcome, the output (arrays as lists, bytes in base64), what was left of the latency budget, and the stages' times.
+    The budget begins when a request is sent, not while a shard is being connected.
 
     Exit status: 0 if every request ended `ok`, 1 if one did not, 2 wrong use, 130 interrupted by Ctrl-C.
 
@@ -80,6 +123,7 @@ def submit(
       laxity submit ocr receipt.png
       laxity submit ocr *.png --slo 2s --timings
       laxity submit ocr scans/*.jpg --in-flight 1
+      laxity submit classify letter.png --field picture=@ --field 'labels:=["billing", "sports"]'
       laxity submit lv --text hello --json
       laxity submit lv --text hello --store etcd://e1:2379,e2:2379
       laxity submit lv --text hello --shard tcp://10.0.0.7:7100,tcp://10.0.0.8:7100
@@ -89,7 +133,8 @@ def submit(
         raise click.UsageError("give either files to send ('-' for standard input) or --text TEXT")
     sources = files or ("text",)
     url = shard if shard is not None else find_shards(cluster, store)
-    payloads: Iterator[Any] = iter([text]) if text is not None else (_content(file) for file in files)
+    contents: Iterator[Any] = iter([text]) if text is not None else (_content(file) for file in files)
+    payloads = (_with_fields(content, fields) for content in contents)
     good = True
     try:
         client = Client(url)

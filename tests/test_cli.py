@@ -91,6 +91,11 @@ def test_the_list_of_commands_needs_none_of_them() -> None:
         (["submit", "echo"], 2, "give either files"),
         (["submit", "echo", "--text", "x"], 1, "no cluster 'local' is running here"),
         (["submit", "echo", "no-such-file"], 2, "does not exist"),
+        (["submit", "echo", "--text", "x", "--field", "a=1"], 2, "say which one field holds the file"),
+        (["submit", "echo", "--text", "x", "--field", "a=@", "--field", "b=@"], 2, "say which one field"),
+        (["submit", "echo", "--text", "x", "--field", "a=@", "--field", "a=1"], 2, "'a' is given twice"),
+        (["submit", "echo", "--text", "x", "--field", "a"], 2, "NAME:=JSON"),
+        (["submit", "echo", "--text", "x", "--field", "a=@", "--field", "b:=[1"], 2, "'b' is no JSON"),
         (["submit", "echo", "--text", "x", "--slo", "-1s"], 2, "write one such as 400ms, 5s or 1m"),
         (["submit", "echo", "--text", "x", "--shard", "localhost:80"], 2, "localhost:80"),
         (

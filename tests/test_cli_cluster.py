@@ -108,6 +108,10 @@ def test_a_detached_cluster_from_start_to_end(shell: Shell, tmp_path: Path) -> N
     assert piped.returncode == 0, piped.stderr
     assert piped.stdout.startswith("from a pipe\n")
     assert "pose_recognition" in piped.stdout
+    # One field of several.
+    fields = ("--field", "text=@", "--field", "labels:=[1, null]", "--field", "note=a=b")
+    several = shell("submit", "echo", "--text", "x", *fields, "--json")
+    assert json.loads(several.stdout)["output"] == {"text": "x", "labels": [1, None], "note": "a=b"}
     # One that is not served, and one that cannot be in time.
     unknown = shell("submit", "nope", "--text", "x")
     assert unknown.returncode == 1
