@@ -14,6 +14,7 @@ from broker.engine.scheduler import Scheduler
 from broker.files import ShardFiles
 from broker.greeting import refusal, worth_a_line
 from broker.routing import Routing
+from cluster.telemetry import RequestTelemetry
 from laxity import protocol
 from laxity.node import PayloadError
 from laxity.outcomes import Outcome
@@ -97,13 +98,20 @@ class Clients:
     """Feeds the engine with what services send, and services with what the engine ends."""
 
     def __init__(
-        self, endpoint: Endpoint, scheduler: Scheduler, files: ShardFiles, shard: str, heartbeat: float
+        self,
+        endpoint: Endpoint,
+        scheduler: Scheduler,
+        files: ShardFiles,
+        shard: str,
+        heartbeat: float,
+        telemetry: RequestTelemetry | None,
     ) -> None:
         self._endpoint = endpoint
         self._scheduler = scheduler
         self._files = files
         self._shard = shard
         self._heartbeat = heartbeat
+        self._telemetry = telemetry
         self._by_routing_id: dict[bytes, Connection] = {}
         self._by_name: dict[str, Connection] = {}
         self._full: set[str] = set()
@@ -246,7 +254,7 @@ class Clients:
                     malformed = f"malformed payload: {error}"
             wrong = malformed or _out_of_range(request)
             if wrong:
-                self._reject(connection, request, wrong)
+                self._reject(now, connection, request, wrong)
                 continue
             budget = request.budget_us
             scheduler.submit(
@@ -267,11 +275,15 @@ class Clients:
                 self.malformed += 1
                 log.warning("from service %s: %s", client.name, error)
 
-    def _reject(self, connection: Connection, request: Request, detail: str) -> None:
+    def _reject(self, now: float, connection: Connection, request: Request, detail: str) -> None:
         """Answer a request that never reached the engine."""
         self.malformed += 1
         if request.id in connection.client.requests:
             return
+        if self._telemetry is not None:
+            budget = request.budget_us or 0
+            client = connection.client.name
+            self._telemetry.ended(now, client, request.id, request.pipeline, 0, budget, 0, "rejected", 0, "", 0, detail)
         answer = Answer(request.id, Outcome.REJECTED, None, 0, "", detail)
         self._deliver(connection, protocol.encode(Result([answer])), [], 1)
 
@@ -279,6 +291,7 @@ class Clients:
 
     def answer(self, ended: list[EngineRequest]) -> None:
         """Send the answers of requests that ended, several in one RESULT where one service gets several."""
+        self.note(ended)
         if len(ended) == 1:
             request = ended[0]
             connection = self._by_name.get(request.client.name)
@@ -301,6 +314,31 @@ class Clients:
                 continue
             for start in range(0, len(requests), protocol.MAX_SHARED):
                 self._deliver_all(connection, requests[start : start + protocol.MAX_SHARED])
+
+    def note(self, ended: list[EngineRequest]) -> None:
+        """Have telemetry note what became of these requests."""
+        telemetry = self._telemetry
+        if telemetry is None:
+            return
+        for request in ended:
+            outcome = request.outcome
+            assert outcome is not None
+            arrival = request.arrival
+            pipeline = request.pipeline
+            telemetry.ended(
+                arrival,
+                request.client.name,
+                request.id,
+                pipeline.name,
+                int(pipeline.slo * 1e6),
+                int((request.deadline - arrival) * 1e6),
+                int((request.ended_at - arrival) * 1e6),
+                outcome.value,
+                1 if outcome is Outcome.OK else 0,
+                request.end_stage,
+                1 if request.cold else 0,
+                request.detail,
+            )
 
     def _deliver_all(self, connection: Connection, requests: list[EngineRequest]) -> None:
         """Send answers in one RESULT, or in more where their structure is too large for one."""

@@ -30,6 +30,8 @@ from broker.reporting import tuning_of
 from broker.routing import Routing
 from cluster.filecache import DEFAULT_LIMIT, FileCache, default_directory
 from cluster.records import FileRecord, TuningRecord
+from cluster.telemetry import DEFAULT_LIMIT as TELEMETRY_LIMIT
+from cluster.telemetry import RequestTelemetry
 from laxity import protocol
 from laxity.loop import Calls, wait
 from pipelines.spec import PipelineSpec
@@ -66,6 +68,10 @@ class ShardConfig(msgspec.Struct, kw_only=True, frozen=True):
     """The directory for the files of pipelines; '' for the user's own (see ``cluster/filecache.py``)."""
     cache_bytes: int = DEFAULT_LIMIT
     """Bytes of files in it at most."""
+    telemetry: str = ""
+    """The directory for a row of each request (see ``cluster/telemetry.py``); '' for none."""
+    telemetry_bytes: int = TELEMETRY_LIMIT
+    """Bytes of rows kept there at most."""
 
 
 class ShardStatus(msgspec.Struct, frozen=True):
@@ -109,7 +115,12 @@ class Shard:
         )
         cache = FileCache(Path(config.cache) if config.cache else default_directory(), config.cache_bytes)
         self._files = ShardFiles(cache, self.call)
-        self._clients = Clients(self._frontend, self._scheduler, self._files, config.name, config.heartbeat)
+        self._telemetry = (
+            RequestTelemetry(config.telemetry, config.name, config.telemetry_bytes) if config.telemetry else None
+        )
+        self._clients = Clients(
+            self._frontend, self._scheduler, self._files, config.name, config.heartbeat, self._telemetry
+        )
         self._agents = Agents(self._backend, self._scheduler, self._files, config.name, config.heartbeat)
         self._calls = Calls()
         self._stopping = False
@@ -203,11 +214,15 @@ class Shard:
     def run(self) -> None:
         """Serve until :meth:`stop`; then the sockets are closed."""
         self._files.start()
+        if self._telemetry is not None:
+            self._telemetry.start()
         try:
             self._serve()
         finally:
             self._calls.close()
             self._files.stop()
+            if self._telemetry is not None:
+                self._telemetry.stop()
             self._frontend.close()
             self._backend.close()
             self._context.term()
@@ -246,6 +261,7 @@ class Shard:
         now = clock()
         # Their services are not told one by one: after GOODBYE they submit them again, to a shard that stays.
         self._scheduler.shut_down(now, f"shard {self.config.name} is shutting down")
+        self._clients.note(self._scheduler.take_ended())
         self._clients.say_goodbye(f"shard {self.config.name} is shutting down")
         self._agents.say_goodbye(f"shard {self.config.name} is shutting down")
 

@@ -63,6 +63,25 @@ def _cache_options(function: Callable[..., None]) -> Callable[..., None]:
     return where(limit(function))
 
 
+def _telemetry_options(what: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Where the rows of telemetry go; ``what``: of what there is one."""
+    where = _setting(
+        "--telemetry",
+        default="",
+        metavar="DIR",
+        help=f"Write a row of each {what} there, as CSV; `laxity telemetry DIR` reads them (default: nowhere).",
+    )
+    limit = _setting(
+        "--telemetry-bytes",
+        default="512MiB",
+        show_default=True,
+        callback=check_size,
+        metavar="SIZE",
+        help="Rows kept there at most; the oldest go.",
+    )
+    return lambda function: where(limit(function))
+
+
 def _service(group: click.Group) -> Callable[[Callable[..., None]], click.Command]:
     """Make a function ``GROUP run``, with what all services take: the store, the cluster's name and a file."""
     store = _setting(
@@ -156,6 +175,7 @@ def broker() -> None:
     help="Requests in flight at most; more are rejected.",
 )
 @_cache_options
+@_telemetry_options("request")
 def broker_run(store: str, cluster: str, shard: str, **settings: Any) -> None:
     """Run one broker shard until SIGTERM or Ctrl-C.
 
@@ -209,6 +229,7 @@ def node() -> None:
 )
 @_setting("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the jitter of emulated devices.")
 @_cache_options
+@_telemetry_options("action")
 def node_run(store: str, cluster: str, agent: str, devices: str, **settings: Any) -> None:
     """Run the agent of this host until SIGTERM or Ctrl-C.
 

@@ -15,6 +15,7 @@ import msgspec
 import zmq
 
 from cluster.filecache import DEFAULT_LIMIT
+from cluster.telemetry import DEFAULT_LIMIT as TELEMETRY_LIMIT
 from laxity.loop import Calls, wait
 from nodes.device import Device, DeviceConfig, Models
 from nodes.emulated import EmulatedRunner
@@ -55,6 +56,10 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The directory for the files of pipelines; '' for the user's own (see ``cluster/filecache.py``)."""
     cache_bytes: int = DEFAULT_LIMIT
     """Bytes of files in it at most."""
+    telemetry: str = ""
+    """The directory for a row of each action (see ``cluster/telemetry.py``); '' for none."""
+    telemetry_bytes: int = TELEMETRY_LIMIT
+    """Bytes of rows kept there at most."""
 
 
 class DeviceState(msgspec.Struct, frozen=True):

@@ -66,6 +66,8 @@ def test_a_file_gives_what_flags_do_not(file: Path) -> None:
         "max_requests": 200_000,
         "cache": "",
         "cache_bytes": 100 * 1024**3,
+        "telemetry": "",
+        "telemetry_bytes": 512 * 1024**2,
     }
     assert parsed("node", "--config", str(file))["devices"] == "emulated:4"
     leader = parsed("coordinator", "--config", str(file))

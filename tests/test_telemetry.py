@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import csv
-import errno
 import logging
 import resource
 import shutil
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -47,12 +46,9 @@ def until_written(directory: Path, count: int) -> None:
 
 
 def fill_up(path: Path) -> None:
-    with path.open("wb", buffering=0) as filler:
-        try:
-            while True:
-                filler.write(b"x" * 4096)
-        except OSError as error:
-            assert error.errno == errno.ENOSPC
+    with path.open("wb", buffering=0) as filler, suppress(OSError):
+        while True:
+            filler.write(b"x" * 4096)
 
 
 @contextmanager
@@ -187,12 +183,10 @@ def test_a_disk_that_fills_up_ends_with_whole_lines(tmp_path: Path) -> None:
         (disk / "filler").write_bytes(b"x" * (1024 - 40) * 1024)
         files = RotatingFiles(disk, "requests", "s", b"head\n", 10**7)
         line, written = b"y" * 999 + b"\n", 0
-        try:
+        with suppress(OSError):
             while written < 100:
                 files.write(line)
                 written += 1
-        except OSError as error:
-            assert error.errno == errno.ENOSPC
         assert 0 < written < 100
         (path,) = disk.glob("requests-*")
         assert path.read_bytes() == b"head\n" + line * written

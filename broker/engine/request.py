@@ -152,6 +152,8 @@ class Request:
         self.detail = ""
         self.short_by = 0.0
         self.ended_at = 0.0
+        self.cold = False
+        """Whether it waited for a model to be loaded."""
 
     @property
     def tasks(self) -> list[Task]:
