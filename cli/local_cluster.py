@@ -48,7 +48,8 @@ class Interrupted(Exception):
 class Setup(msgspec.Struct, frozen=True, kw_only=True):
     """What is started. Without coordinators the plan is that of ``layouts``, written once; with some it is theirs, and
     ``layouts`` say only which agents there are. ``etcd_members`` is 0 for another store; ``port`` is the first shard's
-    (0: any free one), the others' follow; ``rest``: whether coordinators let devices rest that are not needed."""
+    (0: any free one), the others' follow; ``rest``: whether coordinators let devices rest that are not needed;
+    ``telemetry``: the directory for the rows of shards and agents ('': none)."""
 
     specs: Sequence[PipelineSpec]
     layouts: Sequence[AgentLayout]
@@ -57,6 +58,7 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
     etcd_members: int = 0
     port: int = 0
     rest: bool = False
+    telemetry: str = ""
 
 
 class Loading(msgspec.Struct, frozen=True):
@@ -149,12 +151,13 @@ class LocalCluster:
             name = f"coordinator-{number}"
             rest = "--rest" if setup.rest else "--no-rest"
             self._start(name, "coordinator", "run", "--name", name, rest)
+        telemetry = ("--telemetry", setup.telemetry) if setup.telemetry else ()
         for number, shard in enumerate(self._shard_names()):
             frontend = f"tcp://127.0.0.1:{setup.port + number if setup.port else '*'}"
             addresses = ("--frontend", frontend, "--backend", "tcp://127.0.0.1:*")
-            self._shards[shard] = self._start(shard, "broker", "run", "--shard", shard, *addresses)
+            self._shards[shard] = self._start(shard, "broker", "run", "--shard", shard, *addresses, *telemetry)
         for layout in setup.layouts:
-            self._start(layout.agent, "node", "run", "--agent", layout.agent, "--devices", layout.devices)
+            self._start(layout.agent, "node", "run", "--agent", layout.agent, "--devices", layout.devices, *telemetry)
         self._follower = Follower(self._store, self._paths.root)
 
     def wait_ready(self, show: Callable[[Loading], None]) -> list[str]:

@@ -80,6 +80,12 @@ def _check_store(context: click.Context, parameter: click.Parameter, value: str 
     show_default=True,
     help="Whether the coordinators let GPUs rest that are not needed.",
 )
+@click.option(
+    "--telemetry",
+    default="",
+    metavar="DIR",
+    help="Write a row of each request and action there, as CSV; `laxity telemetry DIR` reads them.",
+)
 @click.option("-d", "--detach", is_flag=True, help="Return once it is ready and leave it running.")
 @cluster_option
 @explain_errors
@@ -96,6 +102,7 @@ def up(
     coordinators: int | None,
     shards: int | None,
     rest: bool,
+    telemetry: str,
     detach: bool,
     cluster: str,
 ) -> None:
@@ -117,6 +124,7 @@ def up(
       laxity up lv --gpus 16 --policy pard
       laxity up lv --gpus 16 --coordinators 1 --rest
       laxity up lv --gpus 64 --store etcd
+      laxity up ocr --telemetry ./telemetry
     """
     etcd = store is not None and store.startswith("etcd")
     if coordinators is None:
@@ -149,6 +157,7 @@ def up(
         etcd_members=(etcd_members or ETCD_MEMBERS) if store == "etcd" else 0,
         port=port,
         rest=rest,
+        telemetry=os.path.abspath(telemetry) if telemetry else "",
     )
     detached = Detached() if detach else None
     sys.exit(_serve(RunDirectory(cluster), None if store == "etcd" else store, setup, detached))
