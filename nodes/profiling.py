@@ -11,6 +11,8 @@ REPEATS = 5
 """How often each batch size is measured; the worst counts, for a prediction must hold."""
 TIME_BUDGET = 5.0
 """Seconds after which no larger batch is begun."""
+CHEAP = 0.5
+"""A batch of a known profile that takes no more seconds is run once to warm up."""
 
 
 def batch_sizes(max_batch: int) -> list[int]:
@@ -20,14 +22,14 @@ def batch_sizes(max_batch: int) -> list[int]:
 
 
 def measure_profile(
-    run: Callable[[int], None],
+    run: Callable[[int], float],
     *,
     max_batch: int,
     longest: float,
     clock: Callable[[], float],
     progress: Callable[[int], None],
 ) -> list[tuple[int, float]]:
-    """(batch size, worst seconds) of ``run(size)`` for growing sizes, each warmed up once.
+    """(batch size, worst of the seconds that ``run(size)`` returns) for growing sizes, each warmed up once.
 
     Stops behind the first batch that takes more than ``longest`` seconds (no scheduler would want a larger
     one), and when ``TIME_BUDGET`` is spent; batch 1 is always there. ``progress`` hears each size beforehand.
@@ -39,16 +41,20 @@ def measure_profile(
         run(size)
         worst = 0.0
         for _ in range(REPEATS):
-            begun = clock()
-            run(size)
-            now = clock()
-            worst = max(worst, now - begun)
-            if now > ends:
+            worst = max(worst, run(size))
+            if clock() > ends:
                 break
         profile.append((size, worst))
         if worst > longest or clock() > ends:
             break
     return profile
+
+
+def warm_up_sizes(profile: list[tuple[int, float]]) -> list[int]:
+    """Which batch sizes to run once where the profile is known: the smallest, and the largest one that is cheap."""
+    smallest = min(profile)[0]
+    largest = max((size for size, seconds in profile if seconds <= CHEAP), default=smallest)
+    return sorted({smallest, largest})
 
 
 def stated_profile(stage: StageSpec, device_type: str) -> list[tuple[int, float]]:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nodes.profiling import TIME_BUDGET, batch_sizes, measure_profile, stated_profile
+from nodes.profiling import TIME_BUDGET, batch_sizes, measure_profile, stated_profile, warm_up_sizes
 from pipelines.spec import StageSpec
 
 
@@ -22,9 +22,11 @@ class Bench:
         self.runs: dict[int, int] = {}
         self.announced: list[int] = []
 
-    def run(self, size: int) -> None:
+    def run(self, size: int) -> float:
         self.runs[size] = nth = self.runs.get(size, 0) + 1
-        self.now += self.seconds(size, nth)
+        seconds = self.seconds(size, nth)
+        self.now += seconds
+        return seconds
 
     def measure(self, max_batch: int, longest: float = 1.0) -> list[tuple[int, float]]:
         return measure_profile(
@@ -64,3 +66,9 @@ def test_the_stated_profile() -> None:
     assert stated({"alpha_ms": 2, "beta_ms": 1}) == [(size, pytest.approx((2 * size + 1) / 1e3)) for size in (1, 2, 4)]
     assert stated({"latency_ms": {1: 5, 4: 8}}) == [(1, 0.005), (2, pytest.approx(0.006)), (4, 0.008)]
     assert stated_profile(msgspec.convert({"executor": "python"}, StageSpec), "cpu") == []
+
+
+def test_a_known_profile_is_warmed_up_at_its_smallest_and_its_largest_cheap_batch() -> None:
+    assert warm_up_sizes([(4, 0.3), (1, 0.1), (8, 0.9)]) == [1, 4]
+    assert warm_up_sizes([(1, 0.1)]) == [1]
+    assert warm_up_sizes([(1, 9.0), (2, 18.0)]) == [1]

@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -74,6 +74,7 @@ def sample():
 def bad_sample():
     return -1
 """
+NEVER = 1e18
 M = TypeVar("M")
 
 
@@ -85,15 +86,20 @@ class Agent:
         self.root = root
         self.said: list[tuple[wire.FromWorker, list[Any]]] = []
         self.progress: list[str] = []
+        self.executing: dict[int, float] = {}
+        """When each batch began to execute."""
         self.expect(wire.Started)
 
     def expect(self, kind: type[M]) -> tuple[M, list[Any]]:
-        """The next message that is no Progress, which must be a ``kind``; with its frames."""
+        """The next message that is no Progress and no Executing, which must be a ``kind``; with its frames."""
         while True:
             while self.said:
                 message, frames = self.said.pop(0)
                 if isinstance(message, wire.Progress):
                     self.progress.append(message.text)
+                    continue
+                if isinstance(message, wire.Executing):
+                    self.executing[message.batch] = message.at
                     continue
                 assert isinstance(message, kind), message
                 return message, frames
@@ -104,20 +110,39 @@ class Agent:
             self.said += self.process.recv()
             assert self.said or self.process.alive(), self.process.exit_description()
 
-    def load(self, **stage: Any) -> None:
+    def hold(self, known: Sequence[tuple[int, float]] = (), key: str = "k", **stage: Any) -> None:
         stage = {"executor": "python", **stage}
         spec = {"name": "p", "slo": 1.0, "stages": {"s": stage}, "output": "s", "root": str(self.root)}
-        self.process.send_load("k", msgspec.convert(spec, PipelineSpec), "s", "cpu")
+        self.process.send_hold(key, msgspec.convert(spec, PipelineSpec), "s", "cpu", known)
 
-    def loaded(self, **stage: Any) -> wire.Loaded:
-        self.load(**stage)
-        return self.expect(wire.Loaded)[0]
+    def held(self, known: Sequence[tuple[int, float]] = (), key: str = "k", **stage: Any) -> wire.Held:
+        self.hold(known, key, **stage)
+        return self.expect(wire.Held)[0]
 
-    def send(self, *tasks: Any, batch: int = 1, key: str = "k") -> None:
+    def load(self, key: str = "k", earliest: float = 0.0, latest: float = NEVER) -> wire.Acted:
+        self.process.send_load(1, key, earliest, latest)
+        return self.acted(1)
+
+    def unload(self, key: str = "k", earliest: float = 0.0, latest: float = NEVER) -> wire.Acted:
+        self.process.send_unload(2, key, earliest, latest)
+        return self.acted(2)
+
+    def acted(self, action: int) -> wire.Acted:
+        acted, _ = self.expect(wire.Acted)
+        assert acted.action == action
+        return acted
+
+    def send(self, *tasks: Any, batch: int = 1, key: str = "k", earliest: float = 0.0, latest: float = NEVER) -> None:
         """Each task a value, or a tuple of values for a stage of several inputs."""
         inputs = [[payload.encode(value) for value in (task if isinstance(task, tuple) else (task,))] for task in tasks]
         nodes = [[each.node for each in task] for task in inputs]
-        self.process.send_infer(batch, key, nodes, payload.pack(each for task in inputs for each in task))
+        frames = payload.pack(each for task in inputs for each in task)
+        self.process.send_infer(batch, key, earliest, latest, nodes, frames)
+
+    def finished(self, batch: int) -> wire.Finished:
+        finished, _ = self.expect(wire.Finished)
+        assert finished.batch == batch
+        return finished
 
     def infer(self, *tasks: Any, key: str = "k") -> tuple[wire.Finished, list[Any]]:
         """How the batch ended, and the answers decoded."""
@@ -142,7 +167,7 @@ def agent(tmp_path: Path) -> Iterator[Agent]:
 
 
 def test_a_batch_goes_through_with_its_arrays(agent: Agent) -> None:
-    agent.loaded(model="code:double")
+    agent.held(model="code:double")
     big = np.arange(100_000, dtype=np.float32)
     finished, answers = agent.infer(big, np.ones(2), "ab")
     assert (finished.batch, finished.code, finished.failures) == (1, "ok", [])
@@ -153,26 +178,26 @@ def test_a_batch_goes_through_with_its_arrays(agent: Agent) -> None:
 
 
 def test_several_inputs_come_as_a_dict_by_name(agent: Agent) -> None:
-    agent.loaded(model="code:pairs", inputs=["left.x", "request"])
+    agent.held(model="code:pairs", inputs=["left.x", "request"])
     assert agent.infer((1, 2), ("a", "b"))[1] == [3, "ab"]
     agent.send((1,))
     finished, _ = agent.expect(wire.Finished)
-    assert finished.code == "model_error"
+    assert finished.code == "bad_input"
     assert "1 inputs for a stage with 2" in finished.detail
 
 
 def test_profiling_runs_the_sample_at_each_size(agent: Agent) -> None:
-    loaded = agent.loaded(model="code:double", sample="code:sample", max_batch=6)
-    assert [size for size, _ in loaded.profile] == [1, 2, 4, 6]
-    assert all(seconds > 0 for _, seconds in loaded.profile)
-    assert loaded.seconds > 0
+    held = agent.held(model="code:double", sample="code:sample", max_batch=6)
+    assert [size for size, _ in held.profile] == [1, 2, 4, 6]
+    assert all(seconds > 0 for _, seconds in held.profile)
+    assert held.seconds > 0
     assert agent.progress == ["loading", *(f"profiling batch {size}" for size in (1, 2, 4, 6))]
 
 
 def test_without_a_sample_the_profile_is_the_stated_one(agent: Agent) -> None:
-    assert agent.loaded(model="code:double").profile == []
-    loaded = agent.loaded(model="code:double", max_batch=2, profile={"alpha_ms": 10, "beta_ms": 5})
-    assert loaded.profile == [(1, 0.015), (2, 0.025)]
+    assert agent.held(model="code:double").profile == []
+    held = agent.held(model="code:double", max_batch=2, profile={"alpha_ms": 10, "beta_ms": 5})
+    assert held.profile == [(1, 0.015), (2, 0.025)]
 
 
 @pytest.mark.parametrize(
@@ -193,17 +218,17 @@ def test_without_a_sample_the_profile_is_the_stated_one(agent: Agent) -> None:
     ],
 )
 def test_what_cannot_be_loaded_says_why_and_the_worker_goes_on(agent: Agent, stage: dict[str, Any], says: str) -> None:
-    agent.load(**stage)
+    agent.hold(**stage)
     failed, _ = agent.expect(wire.LoadFailed)
     assert failed.key == "k"
     assert says in failed.detail
     assert agent.infer(1)[0].code == "unknown_model"
-    agent.loaded(model="code:double")
+    agent.held(model="code:double")
     assert agent.infer(1)[1] == [2]
 
 
 def test_an_element_s_own_error_fails_it_alone(agent: Agent) -> None:
-    agent.loaded(model="code:double", before="code:positive", after="code:unsendable")
+    agent.held(model="code:double", before="code:positive", after="code:unsendable")
     finished, answers = agent.infer(1, -1, 13, 2)
     assert finished.code == "ok"
     assert answers == [2, None, None, 4]
@@ -213,9 +238,9 @@ def test_an_element_s_own_error_fails_it_alone(agent: Agent) -> None:
 
 
 def test_an_input_that_is_no_value_fails_alone(agent: Agent) -> None:
-    agent.loaded(model="code:double")
+    agent.held(model="code:double")
     nodes = [[node.TextNode(2)], [3]]
-    agent.process.send_infer(5, "k", nodes, [b"\xff\xfe"])
+    agent.process.send_infer(5, "k", 0.0, NEVER, nodes, [b"\xff\xfe"])
     finished, _ = agent.expect(wire.Finished)
     assert (finished.code, finished.results) == ("ok", [None, 6])
     assert finished.failures == [Failure(0, finished.failures[0].detail)]
@@ -223,10 +248,10 @@ def test_an_input_that_is_no_value_fails_alone(agent: Agent) -> None:
 
 
 def test_frames_that_do_not_hold_the_parts_fail_the_batch(agent: Agent) -> None:
-    agent.loaded(model="code:double")
-    agent.process.send_infer(5, "k", [[node.BytesNode(9)]], [b"short"])
+    agent.held(model="code:double")
+    agent.process.send_infer(5, "k", 0.0, NEVER, [[node.BytesNode(9)]], [b"short"])
     finished, _ = agent.expect(wire.Finished)
-    assert finished.code == "model_error"
+    assert finished.code == "bad_input"
     assert "PayloadError" in finished.detail
     assert agent.infer(1)[1] == [2]
 
@@ -240,17 +265,17 @@ def test_frames_that_do_not_hold_the_parts_fail_the_batch(agent: Agent) -> None:
     ],
 )
 def test_a_model_that_raises_fails_its_batch_and_not_the_worker(agent: Agent, model: str, says: str) -> None:
-    agent.loaded(model=model)
+    agent.held(model=model)
     finished, answers = agent.infer(13, 1)
     assert (finished.code, answers, finished.failures) == ("model_error", [], [])
     assert says in finished.detail
-    agent.loaded(model="code:double")
+    agent.held(model="code:double")
     assert agent.infer(1)[1] == [2]
 
 
-def test_an_unloaded_model_is_unknown(agent: Agent) -> None:
-    agent.loaded(model="code:double")
-    agent.process.send_unload("k")
+def test_a_released_model_is_unknown(agent: Agent) -> None:
+    agent.held(model="code:double")
+    agent.process.send_release("k")
     finished, _ = agent.infer(1)
     assert (finished.code, finished.detail) == ("unknown_model", "k is not loaded in this worker")
 
@@ -259,11 +284,11 @@ def test_it_ends_when_told_to(agent: Agent) -> None:
     agent.process.stop()
     await_end(agent.process)
     assert agent.process.exit_description() == "exited with status 0"
-    agent.process.send_unload("k")
+    agent.process.send_release("k")
 
 
 def test_a_hanging_model_is_killed(agent: Agent) -> None:
-    agent.loaded(model="code:hang")
+    agent.held(model="code:hang")
     agent.send(1)
     assert agent.process.alive()
     assert agent.process.exit_description() == ""
@@ -274,7 +299,7 @@ def test_a_hanging_model_is_killed(agent: Agent) -> None:
 
 
 def test_a_worker_that_dies_under_a_batch_wakes_its_owner(agent: Agent) -> None:
-    agent.loaded(model="code:dies")
+    agent.held(model="code:dies")
     agent.send(1)
     await_end(agent.process)
     assert agent.process.exit_description() == "exited with status 4"
@@ -282,7 +307,7 @@ def test_a_worker_that_dies_under_a_batch_wakes_its_owner(agent: Agent) -> None:
 
 def test_ctrl_c_is_left_to_the_agent(agent: Agent) -> None:
     os.kill(agent.process.pid, signal.SIGINT)
-    agent.loaded(model="code:double")
+    agent.held(model="code:double")
     assert agent.infer(1)[1] == [2]
 
 
@@ -291,7 +316,7 @@ def test_nothing_is_sent_before_the_worker_is_there() -> None:
         process = WorkerProcess(context, "cpu", threads=1)
         try:
             with pytest.raises(RuntimeError, match="wait for its Started"):
-                process.send_unload("k")
+                process.send_release("k")
         finally:
             process.kill()
             process.close(timeout=5)
@@ -303,7 +328,7 @@ def test_the_environment_says_which_device_and_how_many_threads(tmp_path: Path) 
         process = WorkerProcess(context, "cuda:3", threads=2)
         try:
             agent = Agent(process, tmp_path)
-            agent.loaded(model="code:environment")
+            agent.held(model="code:environment")
             assert agent.infer(1)[1] == [{"CUDA_VISIBLE_DEVICES": "3", "OMP_NUM_THREADS": "2"}]
         finally:
             process.kill()
