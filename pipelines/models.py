@@ -23,7 +23,8 @@ class ModelNotFoundError(Exception):
 
 
 def is_model_file(stage: StageSpec) -> bool:
-    """Whether the stage's model is a file (``python`` models, ``torch`` factories and emulated ones are not)."""
+    """Whether the stage's model is a file (``python`` models, ``torch`` factories, Triton's models and emulated ones
+    are not)."""
     if stage.model is None:
         return False
     path = re.split(r"[?#]", stage.model)[0] if is_address(stage.model) else stage.model

@@ -67,12 +67,12 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 class StageSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
     """One stage: a model, what is done before and after it, and where its inputs come from."""
 
-    executor: Literal["python", "onnx", "torch", "emulated"]
+    executor: Literal["python", "onnx", "torch", "triton", "emulated"]
     """What runs the model."""
     model: str | None = None
     """``python``: 'package.module:callable' (a class is instantiated); ``onnx``: a file, an http(s) address, or
     'package:path' for a file inside an installed package; ``torch``: 'package.module:factory' or a TorchScript /
-    torch.export file or address; ``emulated``: none."""
+    torch.export file or address; ``triton``: the model's name on a Triton server; ``emulated``: none."""
     sha256: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$(?!\n)")] | None = None
     """Of a model at an address: the digest that the file must have. Without it, the one it has when the pipeline is
     applied."""

@@ -24,6 +24,8 @@ from pipelines.usercode import UserCodeError, check_reference
 _ADDRESS = re.compile(r"https?://(\[[0-9A-Fa-f:.]+\]|[^\s/?#@:\[\]]+)(:\d{1,5})?/[!-~]*")
 """An http(s) address: without a password, which would lie in the store, and with what is not ASCII escaped."""
 
+_TRITON_NAME = re.compile(r"[A-Za-z0-9_][\w.-]*", re.ASCII)
+
 
 def validate(spec: PipelineSpec, bad: Collection[SpecPath] = ()) -> list[Problem]:
     """Everything that is wrong with the spec as such; the file system is not looked at.
@@ -226,15 +228,27 @@ def _model(stage: StageSpec, path: SpecPath) -> Iterator[Problem]:
         "python": "'package.module:callable'",
         "onnx": "a file such as detect.onnx, 'package:path' for one in an installed package, or an http(s) address",
         "torch": "'package.module:factory', or a .pt, .pt2, .pth or .ts file or address",
+        "triton": "the model's name in the Triton server's repository",
     }[stage.executor]
     if not stage.model:
         yield Problem(path, f"{_article(stage.executor)} stage needs a model", f"write `model:` with {example}")
+    elif stage.executor == "triton":
+        yield from _triton_model(stage, path)
     elif not is_model_file(stage) and (":" not in stage.model or is_address(stage.model)):
         yield Problem((*path, "model"), f"{stage.model!r} is no model of a {stage.executor} stage", f"write {example}")
     elif is_address(stage.model) and not (_ADDRESS.fullmatch(stage.model) and len(stage.model) <= MAX_PATH):
         yield Problem((*path, "model"), f"{stage.model!r} is no address", "write http://HOST/PATH or https://HOST/PATH")
     elif stage.sha256 is not None and not is_address(stage.model):
         advice = "remove it: the digests of other files are taken when the pipeline is applied"
+        yield Problem((*path, "sha256"), "sha256 goes with a model at an address", advice)
+
+
+def _triton_model(stage: StageSpec, path: SpecPath) -> Iterator[Problem]:
+    if not _TRITON_NAME.fullmatch(stage.model or ""):
+        message = f"{stage.model!r} is no name of a Triton server's model"
+        yield Problem((*path, "model"), message, "write the name of its folder in the server's model repository")
+    if stage.sha256 is not None:
+        advice = "remove it: the server's own repository says what its models are"
         yield Problem((*path, "sha256"), "sha256 goes with a model at an address", advice)
 
 

@@ -7,6 +7,7 @@ from nodes.executors.onnx import OnnxModel
 from nodes.executors.python import PythonModel
 from nodes.executors.steps import StageExecutor, stack, together
 from nodes.executors.torch import TorchModel
+from nodes.executors.triton import TritonModel
 from pipelines.models import is_model_file, resolve_model_file
 from pipelines.spec import PipelineSpec
 
@@ -26,5 +27,7 @@ def build_executor(spec: PipelineSpec, stage: str, device: str) -> Executor:
     if what.executor == "onnx":
         onnx = OnnxModel(resolve_model_file(spec, stage), device, what.options, what.max_batch)
         return StageExecutor(what, spec.root, onnx, stack)
+    if what.executor == "triton":
+        return StageExecutor(what, spec.root, TritonModel(what.model, device, what.options, what.max_batch), stack)
     source = resolve_model_file(spec, stage) if is_model_file(what) else what.model
     return StageExecutor(what, spec.root, TorchModel(source, spec.root, device, what.options), stack)
