@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from pipelines.profile import LatencyProfile
 from pipelines.spec import StageSpec
@@ -38,16 +39,21 @@ def measure_profile(
     ends = clock() + TIME_BUDGET
     for size in batch_sizes(max_batch):
         progress(size)
-        run(size)
-        worst = 0.0
-        for _ in range(REPEATS):
-            worst = max(worst, run(size))
-            if clock() > ends:
-                break
+        worst = max(measure_batch(partial(run, size), repeats=REPEATS, ends=ends, clock=clock))
         profile.append((size, worst))
         if worst > longest or clock() > ends:
             break
     return profile
+
+
+def measure_batch(run: Callable[[], float], *, repeats: int, ends: float, clock: Callable[[], float]) -> list[float]:
+    """What each ``run()`` returns, after one to warm up: ``repeats`` of them, or as many as begin before ``ends``, at
+    least one."""
+    run()
+    seconds = [run()]
+    while len(seconds) < repeats and clock() <= ends:
+        seconds.append(run())
+    return seconds
 
 
 def warm_up_sizes(profile: list[tuple[int, float]]) -> list[int]:

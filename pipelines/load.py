@@ -24,18 +24,21 @@ def shipped_pipelines() -> list[str]:
 
 
 def load_spec(path_or_name: str) -> PipelineSpec:
-    """The validated spec of a YAML file, or of a shipped pipeline by its name.
+    """The validated spec of a YAML file, or of a shipped pipeline by its name (see :func:`find_spec`). Raises
+    :class:`SpecError` with everything that is wrong, :class:`SpecNotFound` where there is no such file."""
+    file = find_spec(path_or_name)
+    return parse_spec(read_text(file), file=str(file), root=str(file.resolve().parent))
 
-    A shipped pipeline's name goes before a file of that name: write './ocr' for the file. Raises
-    :class:`SpecError` with everything that is wrong, :class:`SpecNotFound` where there is no such file.
-    """
+
+def find_spec(path_or_name: str) -> Path:
+    """The YAML file that is meant. A shipped pipeline's name goes before a file of that name: write './ocr' for the
+    file. Raises :class:`SpecNotFound`."""
     if path_or_name in shipped_pipelines():
-        file = _SHIPPED / f"{path_or_name}.yaml"
-    else:
-        file = Path(path_or_name)
-        if not file.exists():
-            raise _not_there(path_or_name)
-    return parse_spec(_read(file), file=str(file), root=str(file.resolve().parent))
+        return _SHIPPED / f"{path_or_name}.yaml"
+    file = Path(path_or_name)
+    if not file.exists():
+        raise _not_there(path_or_name)
+    return file
 
 
 def parse_spec(text: str, *, file: str, root: str) -> PipelineSpec:
@@ -55,7 +58,9 @@ def parse_spec(text: str, *, file: str, root: str) -> PipelineSpec:
     return spec
 
 
-def _read(file: Path) -> str:
+def read_text(file: Path) -> str:
+    """What a pipeline file says. Raises :class:`SpecError` where it cannot be read."""
+
     def error(message: str, advice: str) -> SpecError:
         return SpecError([Problem((), message, advice, str(file))])
 
