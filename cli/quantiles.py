@@ -6,7 +6,7 @@ would hide what predictions are about.
 
 from __future__ import annotations
 
-from math import exp, log
+from math import ceil, exp, log
 
 ERROR = 0.001
 """How far a quantile may be from the true one, as a part of it."""
@@ -30,20 +30,21 @@ class Quantiles:
         if value < 1.0:
             self._zeros += count
         else:
-            number = -int(-log(value) // _WIDTH)
+            number = ceil(log(value) / _WIDTH)
             self._bins[number] = self._bins.get(number, 0) + count
 
     def quantile(self, part: float) -> float | None:
-        """The value that ``part`` (0 to 1) of them do not exceed; None where there are none."""
+        """The least value that at least ``part`` (0 to 1) of them do not exceed (the nearest rank); None where there
+        are none."""
         if not self.count:
             return None
-        rank = part * (self.count - 1)
+        rank = max(ceil(part * self.count), 1)
         seen = self._zeros
-        if seen > rank:
+        if seen >= rank:
             return 0.0
         for number in sorted(self._bins):
             seen += self._bins[number]
-            if seen > rank:
+            if seen >= rank:
                 return min(_value(number), self.most)
         return self.most
 
