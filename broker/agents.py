@@ -1,4 +1,4 @@
-"""The shard's side towards node agents: who is there, pulls and results in, grants out."""
+"""The shard's side towards node agents: who is there, pulls and results in, grants and pages out."""
 
 from __future__ import annotations
 
@@ -9,13 +9,28 @@ from typing import Final
 from broker.endpoint import Endpoint, Sent, connection_of
 from broker.engine.devices import Batch
 from broker.engine.fleet import HeldModel
+from broker.engine.paging import Page
 from broker.engine.scheduler import Scheduler
 from broker.files import ShardFiles
 from broker.greeting import refusal, worth_a_line
 from laxity import protocol
 from laxity.node import PayloadError
 from laxity.payload import Part, Payload, Unpacker, pack
-from laxity.protocol import DeviceReport, Done, Fetch, Goodbye, Grant, Heartbeat, Pull, Ready, Welcome
+from laxity.protocol import (
+    Acted,
+    DeviceReport,
+    Done,
+    Fetch,
+    Goodbye,
+    Grant,
+    Heartbeat,
+    Load,
+    ModelReport,
+    Pull,
+    Ready,
+    Unload,
+    Welcome,
+)
 
 log = logging.getLogger("laxity.broker")
 
@@ -23,6 +38,11 @@ MAX_BATCH: Final = 4096
 """The largest batch that a pipeline may ask for (``max_batch``), and so the largest in a profile."""
 LONGEST: Final = 3600.0
 """Seconds that nothing which an agent states lasts longer than: what it says goes into sums and into messages."""
+MOST_MEMORY: Final = 1e9
+"""MiB that no device has more than."""
+
+PASSING: Final = ("ok", "busy", "too_late", "cancelled", "not_loaded", "unknown_model")
+"""How a LOAD or UNLOAD ends when nothing is wrong with the model or the device."""
 
 
 class Agent:
@@ -106,6 +126,8 @@ class Agents:
             agent.heard_at = now
             if isinstance(message, Pull):
                 self._pull(now, agent, message)
+            elif isinstance(message, Acted):
+                self._acted(now, agent, message)
             elif isinstance(message, Heartbeat):
                 self._say(sender, Heartbeat())
             elif isinstance(message, Goodbye):
@@ -141,10 +163,8 @@ class Agents:
             if agent.reports.get(device.device) == device:
                 continue
             agent.reports[device.device] = device
-            models = [
-                HeldModel(model.model, model.variant, model.share, _checked(model.profile)) for model in device.models
-            ]
-            self._scheduler.report(agent.name, device.device, device.type, models)
+            models = [_held(model) for model in device.models]
+            self._scheduler.report(agent.name, device.device, device.type, models, _memory(device.memory_mb))
         self._say(
             sender,
             Welcome(version=protocol.VERSION, shard=self._shard, heartbeat_us=round(self._heartbeat * 1e6)),
@@ -158,6 +178,14 @@ class Agents:
             return
         agent.pulls[pull.device] = (pull, now)
         self._scheduler.pull(agent.name, pull.device, now + _seconds(pull.free_in_us))
+
+    def _acted(self, now: float, agent: Agent, acted: Acted) -> None:
+        code = acted.code if acted.code in protocol.DONE_CODES else "model_error"
+        took = _seconds(acted.took_us)
+        if not self._scheduler.acted(now, agent.name, acted.action, code, took, acted.detail):
+            log.debug("agent %s answered the unknown action %d", agent.name, acted.action)
+        elif code not in PASSING:
+            log.warning("agent %s, device %d: %s: %s", agent.name, acted.device, code, acted.detail)
 
     def _done(self, now: float, agent: Agent, done: Done, frames: list[Part]) -> None:
         unpacker = Unpacker(frames)
@@ -222,9 +250,39 @@ class Agents:
                 continue
             failed = True
             self._scheduler.grant_failed(batch.number)
-            # Also where it only does not read: its pull is used up, and it would wait for the grant for ever.
-            self._lose(now, agent, f"agent {agent.name} {'is unreachable' if sent is Sent.GONE else 'does not read'}")
+            self._give_up(now, agent, sent)
         return failed
+
+    def page(self, now: float, pages: list[Page]) -> bool:
+        """Tell devices what to load and unload; whether some could not be told, so that other things are due."""
+        failed = False
+        for page in pages:
+            device = page.device
+            agent = self._by_name.get(device.agent)
+            entry = agent.pulls.get(device.number) if agent is not None else None
+            if agent is None or entry is None:
+                self._scheduler.acted(now, device.agent, page.action, "cancelled", 0.0, "the agent is gone")
+                failed = True
+                continue
+            pull, pulled_at = entry
+            dwell = round((now - pulled_at) * 1e6)
+            closes = round((page.latest - now) * 1e6)
+            message: Load | Unload
+            if page.load:
+                expected = round(page.expected * 1e6)
+                message = Load(device.number, page.action, pull.sent_us, dwell, page.model, 0, closes, expected)
+            else:
+                message = Unload(device.number, page.action, pull.sent_us, dwell, page.model, 0, closes)
+            sent = self._endpoint.send(agent.routing_id, protocol.encode(message), [])
+            if sent is not Sent.YES:
+                failed = True
+                self._give_up(now, agent, sent)
+        return failed
+
+    def _give_up(self, now: float, agent: Agent, sent: Sent) -> None:
+        """Nothing can be sent to an agent. Also where it only does not read: its pulls are used up, and it would wait
+        for the grants for ever."""
+        self._lose(now, agent, f"agent {agent.name} {'is unreachable' if sent is Sent.GONE else 'does not read'}")
 
     # ---- liveness --------------------------------------------------------------------
 
@@ -278,6 +336,23 @@ class Agents:
 def _seconds(us: int) -> float:
     """A duration that an agent states, within what can be true."""
     return min(max(us, 0) * 1e-6, LONGEST)
+
+
+def _memory(mb: float) -> float:
+    """MiB that an agent states; 0 where it cannot be true."""
+    return mb if 0.0 < mb < MOST_MEMORY else 0.0
+
+
+def _held(model: ModelReport) -> HeldModel:
+    return HeldModel(
+        model.model,
+        model.variant,
+        model.share,
+        _checked(model.profile),
+        model.resident,
+        _memory(model.memory_mb),
+        _seconds(model.load_us),
+    )
 
 
 def _checked(profile: list[tuple[int, float]]) -> list[tuple[int, float]]:

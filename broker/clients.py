@@ -116,7 +116,7 @@ class Clients:
         self._by_name: dict[str, Connection] = {}
         self._full: set[str] = set()
         self._routing = Routing()
-        self._regrouped = 0
+        self._turns = 0
         self._unready: list[str] = []
         self.undeliverable = 0
         """Answers whose service was gone."""
@@ -223,10 +223,10 @@ class Clients:
 
     def announce_readiness(self) -> None:
         """Tell every service when the devices of a pipeline's stage have come, or the last one has gone."""
-        regrouped = self._scheduler.fleet.regrouped
-        if regrouped == self._regrouped:
+        turns = self._scheduler.fleet.turns
+        if turns == self._turns:
             return
-        self._regrouped = regrouped
+        self._turns = turns
         if self._scheduler.unready() != self._unready:
             self.announce()
 

@@ -287,6 +287,9 @@ class Shard:
             now = clock()
             grants = scheduler.dispatch(now)
             again = self._agents.grant(now, grants) if grants else False
+            pages = scheduler.take_pages()
+            if pages:
+                again = self._agents.page(now, pages) or again
             ended = scheduler.take_ended()
             if ended:
                 self._clients.answer(ended)

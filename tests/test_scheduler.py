@@ -1136,14 +1136,15 @@ def test_a_device_gets_no_batch_that_it_has_not_pulled() -> None:
     assert batch.closes == pytest.approx(LATEST + OVERHEAD)
 
 
-def test_a_device_has_two_batches_at_most() -> None:
+def test_a_device_has_three_batches_at_most() -> None:
     world = world_of_one()
-    for _ in range(3):
+    for _ in range(4):
         world.submit(0.0)
     world.grant(0.0)
-    world.pull(0.0, free_at=0.1)
-    world.grant(0.0)
-    world.pull(0.0, free_at=0.2)
+    for free_at in (0.1, 0.2):
+        world.pull(0.0, free_at=free_at)
+        world.grant(0.0)
+    world.pull(0.0, free_at=0.3)
     world.idle(0.0)
 
 

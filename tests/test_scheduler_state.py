@@ -419,10 +419,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert len(waiting) + len(running) == sum(len(r.tasks) for r in self.requests if r.outcome is None)
 
     @invariant()
-    def devices_hold_two_batches_at_most(self) -> None:
+    def devices_hold_three_batches_at_most(self) -> None:
         assert self.scheduler.batches == self.batches
         for device in self.scheduler.fleet.devices.values():
-            assert len(device.batches) <= 2
+            assert len(device.batches) <= 3
             for number, batch in device.batches.items():
                 assert self.batches[number] is batch
         assert {device.agent for device in self.scheduler.fleet.devices.values()} <= self.agents

@@ -5,6 +5,7 @@ from heapq import heappop, heappush
 from broker.engine.pending import Pending
 from broker.engine.predictor import LatencyTable
 from broker.engine.request import Task
+from broker.engine.residency import Residency
 from broker.engine.stage import Stage
 
 
@@ -53,7 +54,11 @@ class Device:
         self.number = number
         self.type = type
         self.group: DeviceGroup | None = None
+        self.memory: Residency | None = None
+        """What is where, if it cannot have all its models in its memory at once."""
         self.pulled = False
+        self.has_pulled = False
+        """Whether it ever has, so that the way to it is known."""
         self.free_at = 0.0
         self.batches: dict[int, Batch] = {}
         self.busy_until = 0.0
@@ -73,7 +78,7 @@ class DeviceGroup:
     def __init__(self, type: str, tables: dict[str, LatencyTable]) -> None:
         self.type = type
         self.tables = tables
-        """The latency table of each model held, by model key."""
+        """The latency table of each model held (of a device that pages them: in its own memory), by model key."""
         self.members: dict[int, Device] = {}
         self.pending = Pending()
         """Stages with an open window that wait for one of these devices."""

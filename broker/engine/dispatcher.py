@@ -7,9 +7,11 @@ from broker.engine.devices import Batch, Device
 from broker.engine.fleet import Fleet, best_device
 from broker.engine.ledger import Ledger
 from broker.engine.overhead import Overhead
+from broker.engine.paging import Paging
 from broker.engine.policy import FORCED
 from broker.engine.predictor import LatencyTable
 from broker.engine.request import GRANTED, QUEUED, Task
+from broker.engine.residency import HELD
 from broker.engine.stage import NEVER, Stage
 from broker.engine.timers import Timers
 from broker.engine.window import closes_at
@@ -30,7 +32,9 @@ class Dispatcher:
     """Looks at stages whose queues changed or whose timers ran out, and grants what is due. ``travel`` and ``response``
     are how long a batch takes to its device, and its results back."""
 
-    def __init__(self, ledger: Ledger, fleet: Fleet, first_batch: int, overhead: float, preemption: bool) -> None:
+    def __init__(
+        self, ledger: Ledger, fleet: Fleet, paging: Paging, first_batch: int, overhead: float, preemption: bool
+    ) -> None:
         self.batches: dict[int, Batch] = {}
         self.preempted: list[Batch] = []
         """Batches taken off their devices since this was last emptied; the shell has them stopped there."""
@@ -40,6 +44,7 @@ class Dispatcher:
         """When the deadline of a request in a granted batch, or in one that is being collected, passes next."""
         self._ledger = ledger
         self._fleet = fleet
+        self._paging = paging
         self._batch_number = first_batch
         self._preemption = preemption
         self._timers = Timers()
@@ -80,6 +85,7 @@ class Dispatcher:
         """A stage is served no more."""
         self.leave_pending(now, stage)
         self._timers.set(stage, NEVER)
+        self._paging.forget(stage)
 
     def leave_pending(self, now: float, stage: Stage) -> None:
         stage.unblock(now)
@@ -99,8 +105,11 @@ class Dispatcher:
                 self.leave_pending(now, stage)
                 self._timers.set(stage, NEVER)
                 return
-            if not stage.devices:
+            if not stage.groups or not stage.devices:
                 self.leave_pending(now, stage)
+                if stage.devices:
+                    stage.block(now)
+                    self._paging.want(now, stage)
                 self._timers.set(stage, stage.hopeless_at() + TICK)
                 return
             table = stage.table
@@ -125,6 +134,8 @@ class Dispatcher:
                 for group in stage.groups:
                     group.pending.add(stage)
                 stage.block(now)
+                if stage.paged:
+                    self._paging.want(now, stage)
                 self._timers.set(stage, stage.hopeless_at() + TICK)
                 if device is not None:
                     self._fleet.offer_again(device)
@@ -151,10 +162,15 @@ class Dispatcher:
     def _prune_queue(self, now: float, stage: Stage, queue: BudgetQueue) -> None:
         table = stage.table
         least = table.input(1) + table.upper(1) + stage.remaining if table is not None else 0.0
+        cold = stage.cold()
+        if cold:
+            least += stage.ready_at(now) - now
         while len(queue):
             task = queue.lowest()
             if now + self.travel.base + least < task.due:
                 break  # it makes it, and its deadline is not before that
+            if cold:
+                task.request.cold = True
             if now >= task.request.deadline:
                 self._end_waiting(now, task)
             elif not stage.devices or not stage.policy.prunes:
@@ -168,8 +184,10 @@ class Dispatcher:
                 break
 
     def _drop(self, now: float, task: Task, short: float) -> None:
-        if task.stage.probe_at >= NEVER:
-            task.stage.probe_at = now + PROBE
+        stage = task.stage
+        # Who is dropped for want of a load says nothing of the predictions, unless it had no hope when it came.
+        if stage.probe_at >= NEVER and (not stage.cold() or task.queued_at + short >= now):
+            stage.probe_at = now + PROBE
         self._ledger.drop(now, task, short)
 
     def _end_waiting(self, now: float, task: Task) -> None:
@@ -260,6 +278,8 @@ class Dispatcher:
         stage.granted(size)
         stage.probe_at = NEVER
         group.take(device, start + expected)
+        if device.memory is not None:
+            device.memory.use(now, stage.key)
         group.pending.charge(stage.pipeline, expected)
         device.batches[number] = batch
         self.batches[number] = batch
@@ -331,6 +351,15 @@ class Dispatcher:
             device.collects_for = None
             device.collected = []
             stage.collecting.pop(device.index, None)
+
+    def lose_model(self, device: Device, key: str) -> None:
+        """A device that pages its models says that it does not have this one in its memory."""
+        memory = device.memory
+        model = memory.resident.get(key) if memory is not None else None
+        if model is not None:
+            if device.collects_for is not None and device.collects_for.key == key:
+                self.uncollect(device)
+            self._fleet.lose(model, HELD)
 
     def uncollect(self, device: Device) -> None:
         """The device is gone, or holds the model no more: those collected for it wait again."""

@@ -1,25 +1,48 @@
-"""The devices of all agents, in groups that do as well as one another, and the stages they serve."""
+"""The devices of all agents, in groups that do as well as one another, and the stages they serve.
+
+A device that has some of its models in its host's memory only (residency.py) is a group of its own. It gains and loses
+models one by one, without looking at all the others.
+"""
+
+from typing import Final
 
 from broker.engine.devices import Device, DeviceGroup
 from broker.engine.pending import Pending
 from broker.engine.predictor import LatencyTable
+from broker.engine.residency import HELD, RESIDENT, PagedModel, Residency
 from broker.engine.stage import NEVER, Stage
+
+MOST_BATCHES: Final = 3
+"""What a device has at most: one that runs, one that waits, and one whose outputs are on their way back."""
 
 
 class HeldModel:
-    """A model that a device holds, as its agent reports it."""
+    """A model that a device holds, as its agent reports it: in the device's memory (``resident``), where it takes
+    ``memory_mb``, or in its host's, from where it can be loaded in ``load_seconds``."""
 
-    def __init__(self, key: str, variant: str, share: int, profile: list[tuple[int, float]]) -> None:
+    def __init__(
+        self,
+        key: str,
+        variant: str,
+        share: int,
+        profile: list[tuple[int, float]],
+        resident: bool = True,
+        memory_mb: float = 0.0,
+        load_seconds: float = 0.0,
+    ) -> None:
         self.key = key
         self.variant = variant
         self.share = share
         self.profile = profile
+        self.resident = resident
+        self.memory_mb = memory_mb
+        self.load_seconds = load_seconds
 
 
 class Fleet:
-    """Who is there, who has pulled, and who serves which stage."""
+    """Who is there, who has pulled, and who serves which of the ``stages`` (by model key)."""
 
-    def __init__(self) -> None:
+    def __init__(self, stages: dict[str, Stage]) -> None:
         self.devices: dict[tuple[str, int], Device] = {}
         self.tables: dict[tuple[str, str, int, str], LatencyTable] = {}
         """By (model, variant, share, device type)."""
@@ -29,8 +52,13 @@ class Fleet:
         """Devices that have pulled since, for which a batch was collected."""
         self.stale = False
         """Whether pipelines or devices changed since :meth:`regroup`."""
-        self.regrouped = 0
-        """How often :meth:`regroup` was called."""
+        self.turns = 0
+        """Counts how often who is served may have changed."""
+        self.turned: list[Stage] = []
+        """Stages that a device came to, or left, since they were last looked at."""
+        self.replans = False
+        """Whether a stage is served now that was not."""
+        self._stages = stages
         self._groups: dict[tuple[str, str], DeviceGroup] = {}
         self._next_index = 0
 
@@ -38,32 +66,38 @@ class Fleet:
         """Those that have devices."""
         return list(self._groups.values())
 
-    def report(self, agent: str, number: int, type: str, models: list[HeldModel]) -> None:
-        """A device, new or with another set of models than before."""
+    def report(self, agent: str, number: int, type: str, models: list[HeldModel], memory_mb: float = 0.0) -> None:
+        """A device, new or with another set of models than before. ``memory_mb`` is what they may take of its memory
+        (0: there is room for all)."""
         device = self.devices.get((agent, number))
+        if device is not None and device.memory is not None and memory_mb > 0.0 and device.type == type:
+            self._update(device, device.memory, models, memory_mb)
+            return
         if device is None:
             device = Device(self._next_index, agent, number, type)
             self._next_index += 1
             self.devices[(agent, number)] = device
+        pages = memory_mb > 0.0 and not all(model.resident for model in models)
         pulled = device.pulled
         if device.group is not None:
             device.group.remove(device)
         device.type = type
+        device.memory = Residency(memory_mb) if pages else None
         names: list[str] = []
         tables: dict[str, LatencyTable] = {}
         for model in sorted(models, key=_model_key):
-            names.append(f"{model.key}|{model.variant}|{model.share}")
-            slot = (model.key, model.variant, model.share, type)
-            table = self.tables.get(slot)
-            if table is None:
-                # As long as the profile; regroup() extends it to the stage's largest batch.
-                largest = max([batch for batch, _ in model.profile], default=1)
-                table = LatencyTable(largest, model.profile)
-                self.tables[slot] = table
+            table = self._table(type, model)
+            if device.memory is not None:
+                held = self._hold(device, device.memory, model, table)
+                if not model.resident:
+                    continue
+                device.memory.enter(0.0, held)
+            else:
+                names.append(f"{model.key}|{model.variant}|{model.share}")
             tables[model.key] = table
-        key = (type, ",".join(names))
+        key = (f"{agent}|{number}", "") if pages else (type, ",".join(names))
         group = self._groups.get(key)
-        if group is None:
+        if group is None or pages:
             group = DeviceGroup(type, tables)
             self._groups[key] = group
         group.add(device)
@@ -71,13 +105,110 @@ class Fleet:
         if pulled:
             self._offer(device)
 
+    def _table(self, type: str, model: HeldModel) -> LatencyTable:
+        slot = (model.key, model.variant, model.share, type)
+        table = self.tables.get(slot)
+        if table is None:
+            # As long as the profile; extended to the largest batch of the stage that it comes to serve.
+            largest = max([batch for batch, _ in model.profile], default=1)
+            table = LatencyTable(largest, model.profile)
+            self.tables[slot] = table
+        return table
+
+    # ---- devices that page their models --------------------------------------------------------
+
+    def _update(self, device: Device, memory: Residency, models: list[HeldModel], memory_mb: float) -> None:
+        """What changed of a device that pages its models. What was told to load or unload is as it was until it has
+        been answered."""
+        memory.budget = memory_mb
+        present: set[str] = set()
+        for model in models:
+            present.add(model.key)
+            held = memory.models.get(model.key)
+            if held is None:
+                held = self._hold(device, memory, model, self._table(device.type, model))
+                stage = self._stages.get(model.key)
+                if stage is not None:
+                    self._attach(stage, held)
+            elif held.memory_mb != model.memory_mb:
+                memory.resize(held, model.memory_mb)
+            if held.state == HELD and model.resident:
+                self.gain(0.0, held)
+            elif held.state == RESIDENT and not model.resident:
+                self.lose(held, HELD)
+        for held in [held for key, held in memory.models.items() if key not in present]:
+            self.lose(held, HELD)
+            del memory.models[held.key]
+            stage = held.stage
+            if stage is not None and held in stage.paged:
+                stage.paged.remove(held)
+                self._count(stage)
+
+    def _hold(self, device: Device, memory: Residency, model: HeldModel, table: LatencyTable) -> PagedModel:
+        held = PagedModel(model.key, table, device, model.memory_mb, model.load_seconds)
+        memory.models[model.key] = held
+        return held
+
+    def _attach(self, stage: Stage, held: PagedModel) -> None:
+        held.table.extend(stage.max_batch)
+        held.stage = stage
+        stage.paged.append(held)
+        if stage.table is None:
+            stage.table = held.table
+        self._count(stage)
+
+    def _count(self, stage: Stage) -> None:
+        """Of a stage that no device has in its memory, but some in its host's, one counts: the first that it gets."""
+        devices = 0
+        for group in stage.groups:
+            devices += len(group.members)
+        if not devices and stage.paged:
+            devices = 1
+        if (devices > 0) != (stage.devices > 0):
+            self.turns += 1
+            self.replans = True
+        stage.devices = devices
+        self.turned.append(stage)
+
+    def gain(self, now: float, held: PagedModel) -> None:
+        """A device has a model in its memory now."""
+        device = held.device
+        group = device.group
+        assert group is not None
+        assert device.memory is not None
+        device.memory.enter(now, held)
+        group.tables[held.key] = held.table
+        stage = held.stage
+        if stage is not None and group not in stage.groups:
+            stage.groups.append(group)
+            if stage.pending:
+                group.pending.add(stage)
+            self._count(stage)
+
+    def lose(self, held: PagedModel, state: int) -> None:
+        """A device has a model no more, or is told to unload it (``state``, as in residency.py)."""
+        device = held.device
+        group = device.group
+        assert group is not None
+        assert device.memory is not None
+        device.memory.leave(held, state)
+        group.tables.pop(held.key, None)
+        stage = held.stage
+        if stage is not None and group in stage.groups:
+            group.pending.discard(stage)
+            stage.groups.remove(group)
+            self._count(stage)
+
+    # ---- pulls -----------------------------------------------------------------------------------
+
     def pull(self, agent: str, number: int, free_at: float) -> bool:
         """A device would take a batch and can start it at ``free_at``; False for an unknown one."""
         device = self.devices.get((agent, number))
         if device is None:
             return False
         device.free_at = free_at
-        if len(device.batches) < 2:
+        device.has_pulled = True
+        if len(device.batches) < MOST_BATCHES:
             if device.collects_for is not None:
                 self.collected.append(device)
             self._offer(device)
@@ -119,13 +250,21 @@ class Fleet:
         self.collected = []
         return collected
 
-    def regroup(self, stages: dict[str, Stage]) -> None:
+    def take_turned(self) -> list[Stage]:
+        """Those of ``turned``, and begin anew."""
+        turned = self.turned
+        self.turned = []
+        return turned
+
+    def regroup(self) -> None:
         """Bring the stages' groups in line with who is there (rare)."""
+        stages = self._stages
         self.stale = False
-        self.regrouped += 1
+        self.turns += 1
         self._groups = {key: group for key, group in self._groups.items() if group.members}
         for stage in stages.values():
             stage.groups = []
+            stage.paged = []
             stage.devices = 0
             stage.table = None
             stage.pending = False
@@ -139,6 +278,16 @@ class Fleet:
                     table.extend(served.max_batch)
                     served.groups.append(group)
                     served.devices += len(group.members)
+        for device in self.devices.values():
+            if device.memory is not None:
+                for held in device.memory.models.values():
+                    used.add(id(held.table))
+                    held.stage = stages.get(held.key)
+                    if held.stage is not None:
+                        held.table.extend(held.stage.max_batch)
+                        held.stage.paged.append(held)
+                        if not held.stage.devices:
+                            held.stage.devices = 1
         self.tables = {slot: table for slot, table in self.tables.items() if id(table) in used or slot[0] in stages}
 
 

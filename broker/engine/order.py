@@ -26,6 +26,11 @@ class Order:
         """How far the arrivals of the last periods stray from their mean, as a part of it."""
         self._rates: list[float] = []
 
+    def catch_up(self, periods: int, load: float) -> None:
+        """So many periods ended in which nothing arrived; ``load`` is as of now."""
+        for _ in range(min(periods, KEPT)):
+            self.update(0.0, load)
+
     def update(self, rate: float, load: float) -> None:
         """A period ended in which elements arrived at ``rate`` per second, ``load`` times what the stage can run."""
         self.load = load

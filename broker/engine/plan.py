@@ -95,6 +95,12 @@ class Pipeline:
         self.retired = False
         """No longer takes new requests; those in flight finish."""
         self.in_flight = 0
+        self.asleep = False
+        """Nobody has asked for it of late: nothing is brought up to date until somebody does (upkeep.py)."""
+        self.quiet = 0
+        """Periods in a row in which nothing came and nothing was in flight."""
+        self.rated = 0
+        """The period after which it was last brought up to date."""
         self.tuning: Tuning | None = None
         """What it was last told to be right for it."""
         for index, stage in enumerate(stages):

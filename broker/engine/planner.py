@@ -126,6 +126,10 @@ def slowest_tables(pipeline: Pipeline) -> list[LatencyTable | None]:
             table = group.tables[stage.key]
             if slowest is None or table.upper(1) > slowest.upper(1):
                 slowest = table
+        if slowest is None:
+            for model in stage.paged:
+                if slowest is None or model.table.upper(1) > slowest.upper(1):
+                    slowest = model.table
         stage.table = slowest
         tables.append(slowest)
     return tables

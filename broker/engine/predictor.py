@@ -2,7 +2,8 @@
 
 The schedulable windows use the 99th percentile of the last :data:`KEPT` measurements per batch size, as
 Clockwork's controller does (OSDI'20, section 5.3), seeded by the profile and monotone in the batch size.
-Downstream terms use means.
+Downstream terms use means. Of ten measurements the 99th percentile is the largest; one that stands alone far above the
+others (:data:`APART`) tells nothing of the next ten, though, and is left out until there is another.
 """
 
 from typing import Final
@@ -12,6 +13,10 @@ from pipelines.profile import LatencyProfile
 
 KEPT: Final = 10
 """Measurements kept for each batch size; their 99th percentile is their maximum."""
+APART: Final = 1.5
+"""How many times the second largest measurement the largest is at least, to be left out."""
+FEWEST: Final = 3
+"""Measurements that there must be before one of them is left out."""
 EXPIRES: Final = 10.0
 """Seconds after which a measurement no longer counts, so that one outlier cannot close a stage for ever."""
 TOLD: Final = 4
@@ -60,18 +65,29 @@ class _Samples:
 
     def _reckon(self) -> None:
         worst = 0.0
+        second = 0.0
         total = 0.0
         for took in self._took:
             total += took
             if took > worst:
+                second = worst
                 worst = took
+            elif took > second:
+                second = took
+        count = len(self._took)
+        if count >= FEWEST and worst > APART * second:
+            total -= worst
+            worst = second
+            count -= 1
+        self.upper = worst
+        self.mean = total / count
         after = 0.0
         for output in self._after:
             after += output
-        count = len(self._took)
-        self.upper = worst
-        self.mean = total / count
-        self.output = after / count
+        # Of what is left where one was left out, outputs have the part that they have of all.
+        self.output = after / len(self._after)
+        if self.output > self.mean:
+            self.output = self.mean
 
 
 class LatencyTable:
@@ -188,37 +204,44 @@ class LatencyTable:
 
     def _rebuild(self) -> None:
         """Bring the predictions in line with the measurements, the bounds monotone. A size without measurements is
-        the profile's, scaled by how far the nearest measured smaller size is off its own profile."""
+        the profile's, scaled by how far the nearest measured size is off its own profile; without a profile, it is
+        reckoned from the next smaller one."""
         self.version += 1
+        sizes = sorted(self._seen)
+        at = -1
+        """Of the nearest in ``sizes``; where there is no profile, of the nearest that is smaller."""
         scale = 1.0
         mean_scale = 1.0
-        measured = 0
+        part = 0.0
+        """Of the means, what outputs take."""
         previous = 0.0
         for batch in range(1, self.max_batch + 1):
-            samples = self._seen.get(batch)
             profiled = self._profile[batch]
-            if samples is not None:
-                value = samples.upper
-                mean = samples.mean
-                measured = batch
-                scale = value / profiled if profiled > 0.0 else 1.0
-                mean_scale = mean / profiled if profiled > 0.0 else 1.0
-                if self._output:
-                    self._output[batch] = samples.output
+            if at + 1 < len(sizes) and (
+                sizes[at + 1] == batch or (self._points and (at < 0 or sizes[at + 1] * sizes[at] < batch * batch))
+            ):
+                at += 1
+                measured = self._seen[sizes[at]]
+                stated = self._profile[sizes[at]]
+                scale = measured.upper / stated if stated > 0.0 else 1.0
+                mean_scale = measured.mean / stated if stated > 0.0 else 1.0
+                part = measured.output / measured.mean if measured.mean > 0.0 else 0.0
+            if at >= 0 and sizes[at] == batch:
+                value = self._seen[batch].upper
+                mean = self._seen[batch].mean
+            elif at >= 0 and not self._points:
+                growth = GAIN * batch / sizes[at]
+                value = self._upper[sizes[at]] * growth
+                mean = self._mean[sizes[at]] * growth
             else:
-                if measured and not self._points:
-                    growth = GAIN * batch / measured
-                    value = self._upper[measured] * growth
-                    mean = self._mean[measured] * growth
-                else:
-                    value = profiled * scale
-                    mean = profiled * mean_scale
-                if self._output and measured and self._mean[measured] > 0.0:
-                    self._output[batch] = mean * self._output[measured] / self._mean[measured]
+                value = profiled * scale
+                mean = profiled * mean_scale
             if value < previous:
                 value = previous
             self._upper[batch] = value
             self._mean[batch] = mean
+            if self._output:
+                self._output[batch] = mean * part
             previous = value
         self._alone = self._upper[1]
 

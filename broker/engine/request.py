@@ -151,6 +151,8 @@ class Request:
         self.end_stage = ""
         self.detail = ""
         self.short_by = 0.0
+        self.cold = False
+        """Whether it waited for a model to be loaded."""
         self.ended_at = 0.0
         self.cold = False
         """Whether it waited for a model to be loaded."""

@@ -4,8 +4,12 @@
 ``done``, ... as things happen, then ``dispatch(now)`` once, which returns the batches to grant; ``take_ended()``
 gives the requests that ended, each exactly once; ``next_wake()`` is when ``dispatch`` wants to be called again.
 
-Invariants (tests/test_scheduler_state.py): submitted = ended + in flight; a device holds at most two batches, one of
-them running; no batch is granted with a window that has closed.
+``take_pages()`` gives what devices are to load and unload, ``acted`` takes in how that went.
+
+Invariants (tests/test_scheduler_state.py): submitted = ended + in flight; a device has at most three batches, of which
+one executes, one waits to and one has its outputs copied (the shard knows only that it pulled); no batch is granted
+with a window that has closed, nor to a device that does not have its model in its memory; no device is told to load
+more than its memory takes.
 """
 
 from typing import Final
@@ -17,6 +21,7 @@ from broker.engine.fleet import Fleet, HeldModel
 from broker.engine.flow import Flow
 from broker.engine.ledger import Ledger
 from broker.engine.limits import Limits
+from broker.engine.paging import Page, Paging
 from broker.engine.plan import Pipeline
 from broker.engine.policy import WORST_CASE
 from broker.engine.report import Report
@@ -32,21 +37,29 @@ MAX_ATTEMPTS: Final = 2
 ``dropped`` if it was too late each time."""
 
 
+BISECTED: Final = ("model_error", "out_of_memory", "bad_input")
+"""How a batch fails that is run again in halves: one input may be the cause, or there are too many."""
+NOT_BEGUN: Final = ("unknown_model", "not_loaded", "busy", "cancelled")
+"""What was never given to a worker has not been attempted."""
+MISSING: Final = ("unknown_model", "not_loaded")
+
+
 class Scheduler:
     """See the module's text.
 
-    ``first_batch`` numbers the first batch: an agent may still answer one of a shard that ran before this one, so
-    shells choose it anew each time. ``overhead`` is a first guess of the seconds that a batch takes beside its
-    execution. ``preemption`` says that the shell can stop a running batch (:meth:`take_preempted`).
+    ``first_batch`` numbers the first batch, and the first LOAD or UNLOAD: an agent may still answer one of a shard that
+    ran before this one, so shells choose it anew each time. ``overhead`` is a first guess of the seconds that a batch
+    takes beside its execution. ``preemption`` says that the shell can stop a running batch (:meth:`take_preempted`).
     """
 
     def __init__(self, limits: Limits, first_batch: int = 0, overhead: float = 0.001, preemption: bool = False) -> None:
         self.ledger = Ledger(limits)
-        self.fleet = Fleet()
         self.pipelines: dict[str, Pipeline] = {}
         self.stages: dict[str, Stage] = {}
         """By model key, those of retiring pipelines included."""
-        self._dispatcher = Dispatcher(self.ledger, self.fleet, first_batch, overhead, preemption)
+        self.fleet = Fleet(self.stages)
+        self._paging = Paging(self.ledger, self.fleet, first_batch)
+        self._dispatcher = Dispatcher(self.ledger, self.fleet, self._paging, first_batch, overhead, preemption)
         self._upkeep = Upkeep(self.ledger, self.fleet, self._dispatcher)
         self.batches = self._dispatcher.batches
         self._flow = Flow(self.ledger)
@@ -70,6 +83,8 @@ class Scheduler:
                 retiring.retired = False
                 pipeline = retiring
                 break
+        else:
+            pipeline.rated = self._upkeep.periods
         self.pipelines[pipeline.name] = pipeline
         tuning = self._tunings.get(pipeline.name)
         if tuning is not None:
@@ -107,12 +122,13 @@ class Scheduler:
             name for name, pipeline in self.pipelines.items() if not all(plan.stage.devices for plan in pipeline.stages)
         ]
 
-    def report(self, agent: str, number: int, type: str, models: list[HeldModel]) -> None:
-        """A device of an agent, new or with another set of models than before."""
+    def report(self, agent: str, number: int, type: str, models: list[HeldModel], memory_mb: float = 0.0) -> None:
+        """A device of an agent, new or with another set of models than before; ``memory_mb`` is what they may take of
+        its memory (0: there is room for all)."""
         device = self.fleet.devices.get((agent, number))
         if device is not None:
             self._dispatcher.uncollect(device)
-        self.fleet.report(agent, number, type, models)
+        self.fleet.report(agent, number, type, models, memory_mb)
 
     def withdraw(self, agent: str, number: int) -> None:
         """A device of an agent works for another shard from now on: its pull is void, and what it was granted it has
@@ -120,6 +136,7 @@ class Scheduler:
         device = self.fleet.devices.get((agent, number))
         if device is not None:
             self._dispatcher.uncollect(device)
+            self._paging.forget_device(device)
             self.fleet.withdraw(agent, number)
 
     def pull(self, agent: str, number: int, free_at: float) -> bool:
@@ -130,6 +147,7 @@ class Scheduler:
         """An agent is gone: its batches are queued again while budget and attempts last. How many there were."""
         for device in self.fleet.remove(agent):
             self._dispatcher.uncollect(device)
+            self._paging.forget_device(device)
         # Also those of devices that were withdrawn.
         lost = [batch for batch in self.batches.values() if batch.device.agent == agent]
         for batch in lost:
@@ -165,6 +183,8 @@ class Scheduler:
                 return None
             ledger.end(now, request, Outcome.REJECTED, "", f"unknown pipeline {pipeline_name!r}; served here: {known}")
             return request
+        if pipeline.asleep:
+            self._upkeep.wake(now, pipeline)
         if budget < 0.0:
             budget = pipeline.slo
         request = Request(client, id, pipeline, arrival, arrival + budget, priority, payload, timed)
@@ -257,18 +277,32 @@ class Scheduler:
                     self.ledger.end(now, task.request, Outcome.FAILED, task.stage_name(), failures[index])
                 else:
                     self._flow.finish_task(now, task, results[index], batch, execution)
-        elif code == "model_error":
-            self._bisect(now, batch, detail)
+        elif code in BISECTED:
+            self._bisect(now, batch, detail or code)
         else:
-            # What was never given to a worker has not been attempted.
-            if code == "worker_died":
+            if code in MISSING:
+                self._dispatcher.lose_model(batch.device, batch.stage.key)
+            if code == "worker_died" or code == "unavailable":
                 batch.stage.trouble = detail
             elif code == "too_late" and batch.device_was_free:
                 # It took as long as its window was open, at least.
                 self._dispatcher.travel.observe(len(batch.tasks), batch.closes - batch.granted_at)
             last = Outcome.DROPPED if code == "too_late" else Outcome.UNAVAILABLE
-            self._retry(now, batch, detail or code, code == "worker_died", code != "unknown_model", last)
+            self._retry(now, batch, detail or code, code == "worker_died", code not in NOT_BEGUN, last)
         return True
+
+    def acted(self, now: float, agent: str, action: int, code: str, seconds: float, detail: str) -> bool:
+        """A LOAD or UNLOAD of :meth:`take_pages` ended as ``code`` says; it took ``seconds``. False for one that is not
+        this agent's: it changes nothing."""
+        return self._paging.acted(now, agent, action, code, seconds, detail)
+
+    def take_pages(self) -> list[Page]:
+        """What devices are to be told to load and unload since the last call, in order: after the batches of the last
+        ``dispatch``."""
+        pages = self._paging.pages
+        if pages:
+            self._paging.pages = []
+        return pages
 
     def grant_failed(self, batch_number: int) -> None:
         """A grant could not be sent: put its tasks back as if it had never been made."""
@@ -346,16 +380,33 @@ class Scheduler:
         if ledger.drained:
             self._forget_drained(now)
         if fleet.stale:
-            fleet.regroup(self.stages)
+            fleet.regroup()
+            upkeep.next_refresh = 0.0
+        if fleet.replans:
+            fleet.replans = False
             upkeep.next_refresh = 0.0
         if now >= upkeep.next_refresh:
-            upkeep.refresh(now, self.stages, [*self.pipelines.values(), *self._retiring])
+            upkeep.refresh(now, [*self.pipelines.values(), *self._retiring])
+        if fleet.turned:
+            self._touch_turned()
         if now >= self._dispatcher.next_sweep:
             upkeep.sweep(now)
         if fleet.collected:
             for device in fleet.take_collected():
                 self._dispatcher.give_collected(now, device)
-        return self._dispatcher.dispatch(now)
+        grants = self._dispatcher.dispatch(now)
+        paging = self._paging
+        while paging.due(now):
+            paging.choose(now, self._dispatcher.travel.base + self._dispatcher.response.base)
+            if fleet.turned:
+                self._touch_turned()
+            if ledger.touched:
+                grants.extend(self._dispatcher.dispatch(now))
+        return grants
+
+    def _touch_turned(self) -> None:
+        for stage in self.fleet.take_turned():
+            self.ledger.touch(stage)
 
     def next_wake(self) -> float:
         """When ``dispatch`` has something to do again if nothing happens until then."""
@@ -363,6 +414,9 @@ class Scheduler:
         sweep = self._dispatcher.next_sweep
         if sweep < wake:
             wake = sweep
+        look = self._paging.next_look
+        if look < wake:
+            wake = look
         refresh = self._upkeep.next_refresh
         return wake if wake < refresh else refresh
 
@@ -384,7 +438,7 @@ class Scheduler:
             rose = dispatcher.response.observe(0, now - batch.start - execution - output)
         if rose:
             self.ledger.touch(batch.stage)
-            self._upkeep.tell_rise(self.stages)
+            self._upkeep.tell_rise()
 
     def _forget_drained(self, now: float) -> None:
         """Let go of the retired pipelines that have nothing in flight any more."""

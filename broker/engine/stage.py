@@ -12,6 +12,7 @@ from broker.engine.waits import Waits
 
 if TYPE_CHECKING:
     from broker.engine.devices import Device, DeviceGroup
+    from broker.engine.residency import PagedModel
 
 NEVER: Final = 1e18
 SMOOTHING: Final = 0.5
@@ -61,7 +62,11 @@ class Stage:
         """Batches to be run as they are, ahead of the queue: the halves of one that raised."""
         self.alone_count = 0
         self.groups: list[DeviceGroup] = []
+        """Who has its model in a device's memory."""
+        self.paged: list[PagedModel] = []
+        """Its model at devices that cannot have all their models in their memory at once."""
         self.devices = 0
+        """How many have its model in their memory; 1 if none has and one could load it."""
         self.table: LatencyTable | None = None
         """The slowest device type's predictions: windows open early enough for any of them."""
         self.remaining = 0.0
@@ -177,6 +182,39 @@ class Stage:
         self.alone_count -= len(tasks)
         return tasks
 
+    def cold(self) -> bool:
+        """Whether a device could load its model, and none has it now."""
+        return not self.groups and bool(self.paged)
+
+    def note_cold(self) -> None:
+        """Its model was loaded: those that wait here waited for that."""
+        for queue in (self.queue, self.behind):
+            for task in queue:
+                task.request.cold = True
+        for batch in self.alone:
+            for task in batch:
+                task.request.cold = True
+
+    def ready_at(self, now: float) -> float:
+        """When the first device can have its model, where none has it now and its loading begins now at the latest."""
+        ready = NEVER
+        for model in self.paged:
+            at = model.ready_at(now)
+            if at < ready:
+                ready = at
+        return ready
+
+    def _latest_wish(self, start: float) -> float:
+        """Until when it can be hoped for that a device has its model by ``start``."""
+        if not self.cold():
+            return start
+        latest = 0.0
+        for model in self.paged:
+            when = model.latest_wish(start)
+            if when > latest:
+                latest = when
+        return latest
+
     def hopeless_at(self) -> float:
         """When the most urgent waiting task can no longer make it, not even alone."""
         wake = NEVER
@@ -189,7 +227,7 @@ class Stage:
                 elif not self.policy.runs_late:
                     when = task.request.deadline
                     if self.policy.prunes and self.table is not None and not task.settled():
-                        when = task.due - self.table.upper(1) - self.remaining - self.table.input(1)
+                        when = self._latest_wish(task.due - self.table.upper(1) - self.remaining - self.table.input(1))
                 if when < wake:
                     wake = when
         for batch in self.alone:
@@ -229,6 +267,14 @@ class Stage:
         self.tally.arrived += self.arrivals
         self.rate = measured if self.rate == 0.0 else self.rate + SMOOTHING * (measured - self.rate)
         self.arrivals = 0
+
+    def catch_up(self, periods: int, load: float) -> None:
+        """So many periods ended of late in which nothing arrived; ``load`` is what its devices have to do now."""
+        for _ in range(min(periods, int(self.waits.history) + 1)):
+            self.waits.end_period()
+        self.order.catch_up(periods, load)
+        self.rate *= (1.0 - SMOOTHING) ** periods
+        self.arrived = 0.0
 
     def waiting(self) -> int:
         """Elements that wait here."""

@@ -1,4 +1,8 @@
-"""What is brought up to date now and then rather than with each request: rates, orders, plans, and passed deadlines."""
+"""What is brought up to date now and then rather than with each request: rates, orders, plans, and passed deadlines.
+
+A pipeline that nobody has asked for in a while *sleeps*: thousands may be served of which few are used. It is left as
+it is until somebody asks for it, and then brought to where it would be.
+"""
 
 from typing import Final
 
@@ -13,6 +17,8 @@ SWEEP: Final = 0.005
 """The least time between two looks for requests whose deadline passed while a batch of theirs runs."""
 REFRESH: Final = 1.0
 """How often rates, predictions, orders and windows' reserves are brought up to date, in seconds."""
+QUIET: Final = 3
+"""Periods (of REFRESH seconds) without arrivals and without requests in flight after which a pipeline sleeps."""
 NOTICED: Final = 0.001
 """Seconds by which grants must take longer than the windows know for all of them to be opened earlier at once; they
 learn of less at the next refresh."""
@@ -26,10 +32,14 @@ class Upkeep:
 
     def __init__(self, ledger: Ledger, fleet: Fleet, dispatcher: Dispatcher) -> None:
         self.next_refresh = 0.0
+        self.periods = 0
+        """How many have ended."""
         self._ledger = ledger
         self._fleet = fleet
         self._dispatcher = dispatcher
         self._rated_at = -1.0
+        self._awake: list[Pipeline] = []
+        """In the order in which they are served; those that woke since the last refresh at the end."""
         self._told = 0.0
         """The travel time that all windows know of."""
 
@@ -58,48 +68,68 @@ class Upkeep:
                     next_sweep = task.request.deadline
         dispatcher.next_sweep = NEVER if next_sweep >= NEVER else max(next_sweep, now + SWEEP)
 
-    def tell_rise(self, stages: dict[str, Stage]) -> None:
+    def tell_rise(self) -> None:
         """Have windows that are not open yet opened earlier, if grants take much longer than they know."""
         travel = self._dispatcher.travel.base
         if travel >= self._told + NOTICED:
             self._told = travel
-            for stage in stages.values():
-                if stage.timer < NEVER:
-                    self._ledger.touch(stage)
+            for pipeline in self._awake:
+                for plan in pipeline.stages:
+                    if plan.stage.timer < NEVER:
+                        self._ledger.touch(plan.stage)
 
-    def refresh(self, now: float, stages: dict[str, Stage], pipelines: list[Pipeline]) -> None:
+    def wake(self, now: float, pipeline: Pipeline) -> None:
+        """Somebody asks for a pipeline that slept."""
+        pipeline.asleep = False
+        pipeline.quiet = 0
+        self._awake.append(pipeline)
+        for plan in pipeline.stages:
+            plan.stage.catch_up(self.periods - pipeline.rated, _load(plan.stage))
+        self._replan(now, pipeline)
+
+    def refresh(self, now: float, pipelines: list[Pipeline]) -> None:
         """Bring everything up to date that lasts."""
         self.next_refresh = now + REFRESH
+        awake = [pipeline for pipeline in pipelines if not pipeline.asleep]
         self._told = self._dispatcher.travel.base
         elapsed = now - self._rated_at
         if self._rated_at < 0.0:
             self._rated_at = now
         elif elapsed >= REFRESH * 0.999:
             self._rated_at = now
-            for stage in stages.values():
-                stage.measure_rate(elapsed)
-            self._rate_load(stages)
-            for pipeline in pipelines:
+            self.periods += 1
+            for pipeline in awake:
+                _rest(pipeline)
+                pipeline.rated = self.periods
+                for plan in pipeline.stages:
+                    plan.stage.measure_rate(elapsed)
+            self._rate_load([plan.stage for pipeline in awake for plan in pipeline.stages])
+            for pipeline in awake:
                 if pipeline.policy.sheds:
                     _shed(pipeline)
         for table in self._fleet.tables.values():
             table.expire(now)
-        for pipeline in pipelines:
-            if pipeline.tuning is not None:
-                pipeline.tuning.lapse(now, pipeline)
-            replan(pipeline, self._dispatcher.travel, self._dispatcher.response.base)
-        for stage in stages.values():
-            if not stage.idle():
-                self._ledger.touch(stage)
+        self._awake = [pipeline for pipeline in awake if not pipeline.asleep]
+        for pipeline in self._awake:
+            self._replan(now, pipeline)
+        for pipeline in self._awake:
+            for plan in pipeline.stages:
+                if not plan.stage.idle():
+                    self._ledger.touch(plan.stage)
 
-    def _rate_load(self, stages: dict[str, Stage]) -> None:
+    def _replan(self, now: float, pipeline: Pipeline) -> None:
+        if pipeline.tuning is not None:
+            pipeline.tuning.lapse(now, pipeline)
+        replan(pipeline, self._dispatcher.travel, self._dispatcher.response.base)
+
+    def _rate_load(self, stages: list[Stage]) -> None:
         """μ of each stage: what arrives against what its devices can run in target batches, all stages that they serve
         counted."""
         groups = self._fleet.groups()
         for group in groups:
             group.demand = 0.0
             group.longest = 0.0
-        for stage in stages.values():
+        for stage in stages:
             if stage.devices and stage.table is not None:
                 execution = stage.table.busy(stage.target)
                 work = stage.arrived * execution / stage.target
@@ -110,11 +140,30 @@ class Upkeep:
         for group in groups:
             group.pending.overloaded = group.demand > len(group.members)
             group.pending.fade()
-        for stage in stages.values():
-            load = 0.0
-            for group in stage.groups:
-                load += group.demand / stage.devices
-            stage.order.update(stage.arrived, load)
+        for stage in stages:
+            stage.order.update(stage.arrived, _load(stage))
+
+
+def _load(stage: Stage) -> float:
+    """μ, for what all its devices have to do."""
+    load = 0.0
+    for group in stage.groups:
+        load += group.demand / stage.devices
+    return load
+
+
+def _rest(pipeline: Pipeline) -> None:
+    """A period ended: whether it is time for the pipeline to sleep."""
+    if pipeline.in_flight:
+        pipeline.quiet = 0
+        return
+    for plan in pipeline.stages:
+        if plan.stage.arrivals:
+            pipeline.quiet = 0
+            return
+    pipeline.quiet += 1
+    if pipeline.quiet >= QUIET:
+        pipeline.asleep = True
 
 
 def _shed(pipeline: Pipeline) -> None:
