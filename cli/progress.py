@@ -73,6 +73,32 @@ def model_lines(models: Sequence[ModelLoading]) -> list[str]:
     return lines
 
 
+class StepDisplay:
+    """Shows on stderr what is being done: beside a spinner on a terminal, a line a change elsewhere."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True)
+        self._status = self._console.status("") if self._console.is_terminal else None
+
+    def __enter__(self) -> Self:
+        if self._status is not None:
+            self._status.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._status is not None:
+            self._status.stop()
+
+    def show(self, what: str, doing: str) -> None:
+        text = Text(f"{what}: {doing}")
+        if self._status is not None:
+            self._status.update(text)
+        else:
+            self._console.print(text, soft_wrap=True)
+
+
 class RunsDisplay:
     """Shows how far simulated runs are, a bar each, on stderr where that is a terminal."""
 

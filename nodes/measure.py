@@ -17,10 +17,12 @@ from laxity import payload
 from laxity.node import Node
 from nodes import worker_protocol as wire
 from nodes.device import DeviceConfig
+from nodes.executors.errors import describe_error
 from nodes.profiling import batch_sizes, measure_batch
 from nodes.worker_process import WorkerProcess
+from pipelines.fit import LinearFit, fit_line
 from pipelines.spec import PipelineSpec, StageSpec
-from pipelines.usercode import load_object
+from pipelines.usercode import UserCodeError, load_object
 
 PATIENCE = 3600.0
 """Seconds within which a batch begins; nothing else runs on the device."""
@@ -54,6 +56,10 @@ class BatchTimes(msgspec.Struct, frozen=True):
         return max(self.latency)
 
     @property
+    def inputs_median(self) -> float:
+        return statistics.median(self.inputs)
+
+    @property
     def throughput(self) -> float:
         """Elements per second at the median latency."""
         return self.batch / self.median if self.median else math.inf
@@ -68,6 +74,10 @@ class StageTimes(msgspec.Struct, frozen=True):
     load_seconds: float
     memory_mb: float
     batches: list[BatchTimes]
+
+    def fit(self) -> LinearFit:
+        """The line nearest to the medians."""
+        return fit_line([(each.batch, each.median) for each in self.batches])
 
 
 class DeviceMeter:
@@ -107,12 +117,12 @@ class DeviceMeter:
         ``sizes``: the batch sizes, ascending; by default 1, 2, 4, ... and ``max_batch``, up to the first one that takes
         more than half of the SLO, which no scheduler would want. Each runs ``repeats`` times, or fewer within
         ``seconds``. ``progress`` hears what is being done. Raises :class:`MeasureError` where the model cannot be
-        loaded or does not take its sample, and what loading the sample's code raises.
+        loaded, or does not take its sample.
         """
         what = spec.stages[stage]
         if what.sample is None:
             raise MeasureError(f"the stage {stage!r} has no sample to run")
-        inputs = _inputs(what, load_object(what.sample, spec.root)())
+        inputs = _inputs(what, _sample(what.sample, spec.root))
         chosen = list(sizes) or batch_sizes(what.max_batch)
         held = self._hold(spec, stage, chosen, progress)
         times: list[BatchTimes] = []
@@ -171,6 +181,15 @@ class DeviceMeter:
             if dead:
                 raise MeasureError(f"the worker process ended: {self._process.exit_description()}")
             poller.poll()
+
+
+def _sample(reference: str, root: str) -> Any:
+    try:
+        return load_object(reference, root)()
+    except UserCodeError as error:
+        raise MeasureError(str(error)) from error
+    except (Exception, SystemExit) as error:
+        raise MeasureError(describe_error(error, f"sample {reference}")) from error
 
 
 def _inputs(stage: StageSpec, sample: Any) -> list[payload.Payload]:

@@ -29,11 +29,15 @@ def with_profiles(text: str, profiles: Mapping[str, Profile], *, file: str, root
     """The text with each of these stages' profile in place of the one that it has, if any.
 
     ``text`` is a valid pipeline file; ``file`` and ``root`` are as for :func:`pipelines.parse_spec`. Raises
-    :class:`CannotEdit` where aliases make the result another spec than is meant, and
-    :class:`~pipelines.problems.SpecError` where the spec is not valid with these profiles.
+    :class:`CannotEdit` where the text uses aliases, and :class:`~pipelines.problems.SpecError` where the spec is not
+    valid with these profiles.
     """
     spec = parse_spec(text, file=file, root=root)
-    stages = _entries(_entries(yaml.compose(text, Loader=yaml.SafeLoader))["stages"][1])
+    if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
+        raise CannotEdit(f"{file} uses aliases, which may stand for several stages: write the profiles into it by hand")
+    document = yaml.compose(text, Loader=yaml.SafeLoader)
+    assert document is not None, "a valid spec is a mapping"
+    stages = _entries(_entries(document)["stages"][1])
     edited = text
     # From the end, so that the places of the others stay as they are.
     for stage in sorted(profiles, key=lambda name: stages[name][1].start_mark.index, reverse=True):
@@ -42,8 +46,7 @@ def with_profiles(text: str, profiles: Mapping[str, Profile], *, file: str, root
         name: msgspec.structs.replace(stage, profile=profiles.get(name, stage.profile))
         for name, stage in spec.stages.items()
     }
-    if parse_spec(edited, file=file, root=root).stages != meant:
-        raise CannotEdit(f"{file} uses aliases for its stages or profiles: write the profiles into it by hand")
+    assert parse_spec(edited, file=file, root=root).stages == meant
     return edited
 
 
@@ -58,7 +61,7 @@ def _with_profile(text: str, stage: yaml.Node, profile: Profile) -> str:
         begin = end = _end(stage, text)
         column = stage.start_mark.column
         comments = []
-    if stage.flow_style:
+    if isinstance(stage, yaml.MappingNode) and stage.flow_style:
         if begin == end:  # behind the last field, inside the bracket
             begin = end = max(_end(value, text) for _, value in entries.values())
         block = yaml.safe_dump(
