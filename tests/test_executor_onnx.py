@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
-from onnx import TensorProto, helper, save
+from onnx import TensorProto, helper, numpy_helper, save
 
 from nodes.executors.base import Executor, ItemError, run_batch
 from nodes.executors.build import build_executor
+from nodes.executors.onnx import BoundSession, OnnxModel
 from pipelines.spec import PipelineSpec
 
 
@@ -104,7 +108,7 @@ def test_a_model_that_answers_too_few_rows(tmp_path: Path) -> None:
 def test_options_are_checked(doubler: Path) -> None:
     with pytest.raises(ValueError, match="no option 'thread'; it has 'threads'"):
         build(doubler, options={"thread": 2})
-    with pytest.raises(ValueError, match="must be 1 or more"):
+    with pytest.raises(ValueError, match="the option 'threads' of the executor 'onnx': Expected `int` >= 1, not 0"):
         build(doubler, options={"threads": 0})
     assert run_batch(build(doubler, options={"threads": 2}), [np.ones(1, np.float32)])[0].tolist() == [2]
 
@@ -113,3 +117,95 @@ def test_a_file_that_is_no_model(tmp_path: Path) -> None:
     (tmp_path / "m.onnx").write_bytes(b"not a model")
     with pytest.raises(Exception, match=r"m\.onnx"):
         build(tmp_path)
+
+
+def test_paged_out_and_in_again_it_answers_the_same(doubler: Path) -> None:
+    executor = build(doubler)
+    before = run_batch(executor, [np.ones(2, np.float32)])
+    (doubler / "m.onnx").unlink()  # what is held needs no file any more
+    for _ in range(2):
+        executor.unload()
+        executor.load()
+        np.testing.assert_array_equal(run_batch(executor, [np.ones(2, np.float32)]), before)
+
+
+def test_weights_beside_the_file_are_held_and_counted(tmp_path: Path) -> None:
+    weights = np.arange(512 * 512, dtype=np.float32).reshape(512, 512)
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 512])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 512])],
+        [numpy_helper.from_array(weights, "w")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    save(model, str(tmp_path / "m.onnx"), save_as_external_data=True, location="weights.bin")
+    assert (tmp_path / "m.onnx").stat().st_size < 10_000
+    executor = build(tmp_path)
+    (tmp_path / "weights.bin").unlink()
+    executor.unload()
+    executor.load()
+    assert executor.memory_mb() == pytest.approx(1.0, rel=0.1)
+    (answer,) = run_batch(executor, [np.eye(512, dtype=np.float32)[3]])
+    np.testing.assert_array_equal(answer, weights[3])
+
+
+def test_inputs_and_outputs_bound_to_a_device(two_by_two: Path) -> None:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(two_by_two / "m.onnx"), providers=["CPUExecutionProvider"])
+    bound = BoundSession(onnxruntime, session, onnxruntime.RunOptions(), ["total", "difference"], "cpu")
+    a, b = np.array([[3, 4], [1, 2]], np.float32), np.ones((2, 2), np.float32)
+    total, difference = bound.download(bound.run(bound.upload({"a": a, "b": b[:, ::-1]})))
+    np.testing.assert_array_equal(total, a + 1)
+    np.testing.assert_array_equal(difference, a - 1)
+
+
+SESSIONS = """
+import sys
+from pathlib import Path
+import numpy as np
+from nodes.executors.onnx import OnnxModel
+
+def resident_mb():
+    return int(Path("/proc/self/statm").read_text().split()[1]) / 256
+
+def run(model):
+    return model.download(model.run(model.upload(np.ones((1024, 1024), np.float32))))
+
+models = [OnnxModel(Path(sys.argv[1]), "cpu", {}, 8) for _ in range(16)]
+threads = []
+for model in models:
+    model.hold()
+    model.load()
+    threads.append(len(list(Path("/proc/self/task").iterdir())))
+print(threads[-1] - threads[0])
+run(models[0])
+before = resident_mb()
+for model in models[1:]:
+    run(model)
+print(resident_mb() - before)
+"""
+
+
+def test_sessions_share_their_arena_and_bring_no_threads_of_their_own(tmp_path: Path) -> None:
+    # Each run has some 12 MB under way.
+    nodes = [helper.make_node("Sin", ["x"], ["a"]), helper.make_node("Cos", ["a"], ["b"])]
+    nodes.append(helper.make_node("MatMul", ["a", "b"], ["y"]))
+    make_model(tmp_path / "m.onnx", nodes, {"x": ["n", 1024]}, {"y": ["n", 1024]})
+    command = [sys.executable, "-c", SESSIONS, str(tmp_path / "m.onnx")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    threads, grown = done.stdout.split()
+    assert int(threads) == 0
+    assert float(grown) < 40
+
+
+def test_released_it_can_be_held_again(doubler: Path) -> None:
+    model = OnnxModel(doubler / "m.onnx", "cpu", {}, 8)
+    for _ in range(2):
+        model.hold()
+        model.load()
+        assert model.download(model.run(model.upload(np.ones((1, 1), np.float32)))).tolist() == [[2]]
+        model.unload()
+        model.release()

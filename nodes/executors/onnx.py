@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import logging
-import os
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Protocol
 
+import msgspec
 import numpy as np
+from msgspec import Meta
 
+from nodes.executors import onnx_sessions as sessions
 from nodes.executors.arrays import as_arrays
 from nodes.executors.base import MissingExtra
+from nodes.executors.options import device_threads, read_options
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +31,6 @@ _DTYPES = {
     "tensor(uint64)": "uint64",
     "tensor(bool)": "bool",
 }
-_WARNINGS_AND_UP = 3
 
 
 class _Input:
@@ -57,69 +59,72 @@ class _Input:
             raise ValueError(f"input {self.name!r} takes [{wanted}] for one element, not {list(array.shape)}")
 
 
+class OnnxOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """A stage's ``options``."""
+
+    threads: Annotated[int, Meta(ge=1)] | None = None
+    """How many threads run one operator: by default the device's share of the host."""
+
+
 class OnnxModel:
-    """An ONNX file. Option: ``threads``, how many run one operator (default: OMP_NUM_THREADS, else 1).
+    """An ONNX file.
 
     A model with one input takes bare arrays; one with several takes a dict by their names. One output comes
     back as an array, several as a dict by their names.
+
+    Held, it is the optimised model; loaded, a session of that, whose arena is that of all sessions of
+    the worker.
     """
 
     def __init__(self, file: Path, device: str, options: dict[str, Any], max_batch: int) -> None:
-        unknown = sorted(set(options) - {"threads"})
-        if unknown:
-            raise ValueError(f"the executor 'onnx' has no option {unknown[0]!r}; it has 'threads'")
-        threads = options.get("threads", int(os.environ.get("OMP_NUM_THREADS", "1")))
-        if not isinstance(threads, int) or threads < 1:
-            raise ValueError(f"the option 'threads' must be 1 or more, not {threads!r}")
-        self._threads = threads
+        self._threads = read_options("onnx", options, OnnxOptions).threads or device_threads()
         self._file = file
-        self._device = device
+        self._cuda = device == "cuda"
         self._max_batch = max_batch
-        self._onnxruntime: Any = None
-        self._session: Any = None
-        self._run_options: Any = None
+        self._ort: Any = None
+        self._model: sessions.HeldModel | None = None
         self._inputs: dict[str, _Input] = {}
         self._outputs: list[str] = []
+        self._session: _Session | None = None
 
     def hold(self) -> None:
         try:
             import onnxruntime
         except ImportError as error:
             raise MissingExtra("onnx", "onnxruntime", "onnx") from error
-        self._onnxruntime = onnxruntime
-
-    def load(self) -> None:
-        onnxruntime = self._onnxruntime
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = self._threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = _WARNINGS_AND_UP
-        # A memory plan is kept for every shape that ever came; shapes of pictures and lines do not end.
-        options.enable_mem_pattern = False
-        providers: list[Any] = ["CPUExecutionProvider"]
-        if self._device == "cuda":
-            if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
-                # The default searches exhaustively for the best convolution whenever a shape is new.
-                providers.insert(0, ("CUDAExecutionProvider", {"cudnn_conv_algo_search": "HEURISTIC"}))
-            else:
-                log.warning(
-                    "ONNX Runtime has no CUDA provider, %s runs on the CPU: install onnxruntime-gpu",
-                    self._file,
-                )
-        # On a CPU the arena gives back after each run what it grew by. Without an arena a large batch takes twice
-        # as long (its pages are faulted in again and again), and one that only grows keeps gigabytes.
-        self._run_options = onnxruntime.RunOptions()
-        if len(providers) == 1:
-            self._run_options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
-        self._session = onnxruntime.InferenceSession(str(self._file), options, providers=providers)
-        self._inputs = {declared.name: _Input(declared) for declared in self._session.get_inputs()}
-        self._outputs = [declared.name for declared in self._session.get_outputs()]
+        self._ort = onnxruntime
+        if self._cuda and not sessions.cuda_available(onnxruntime):
+            log.warning("ONNX Runtime has no CUDA provider, %s runs on the CPU: install onnxruntime-gpu", self._file)
+            self._cuda = False
+        session, self._model = sessions.hold_model(onnxruntime, self._file, self._cuda)
+        self._inputs = {declared.name: _Input(declared) for declared in session.get_inputs()}
+        self._outputs = [declared.name for declared in session.get_outputs()]
         for declared in self._inputs.values():
             if declared.batch is not None and declared.batch < self._max_batch:
                 raise ValueError(
                     f"{self._file.name} takes batches of {declared.batch} only: "
                     f"set max_batch: {declared.batch}, or export it with a dynamic first axis"
                 )
+
+    def load(self) -> None:
+        assert self._model is not None, "hold() comes first"
+        session = sessions.new_session(self._ort, self._model, self._threads, self._cuda)
+        options = sessions.run_options(self._ort, self._cuda)
+        if self._cuda:
+            self._session = BoundSession(self._ort, session, options, self._outputs, "cuda")
+        else:
+            self._session = _HostSession(session, options, self._outputs)
+
+    def unload(self) -> None:
+        self._session = None
+
+    def release(self) -> None:
+        self._model = None
+
+    def memory_mb(self) -> float:
+        """Of the weights. The arena, which all sessions share, is not counted."""
+        assert self._model is not None, "hold() comes first"
+        return (len(self._model.graph) + len(self._model.weights)) / 2**20
 
     def prepare(self, feed: Any) -> Any:
         arrays = as_arrays(feed)
@@ -128,23 +133,17 @@ class OnnxModel:
         return arrays
 
     def upload(self, feeds: Any) -> Any:
-        return self._named(feeds)
+        assert self._session is not None, "load() comes first"
+        return self._session.upload(self._named(feeds))
 
     def run(self, uploaded: Any) -> Any:
-        outputs = self._session.run(self._outputs, uploaded, self._run_options)
-        return outputs[0] if len(outputs) == 1 else dict(zip(self._outputs, outputs, strict=True))
+        assert self._session is not None, "load() comes first"
+        return self._session.run(uploaded)
 
     def download(self, outputs: Any) -> Any:
-        return outputs
-
-    def unload(self) -> None:
-        self._session = None
-
-    def release(self) -> None:
-        self._inputs = {}
-
-    def memory_mb(self) -> float:
-        return 0.0
+        assert self._session is not None, "load() comes first"
+        arrays = self._session.download(outputs)
+        return arrays[0] if len(arrays) == 1 else dict(zip(self._outputs, arrays, strict=True))
 
     def _named(self, feed: Any) -> dict[str, Any]:
         wanted = ", ".join(repr(name) for name in self._inputs)
@@ -156,3 +155,60 @@ class OnnxModel:
             got = ", ".join(repr(name) for name in feed) or "none"
             raise ValueError(f"the model has the inputs {wanted}, the feed has {got}: rename them in 'before'")
         return feed
+
+
+class _Session(Protocol):
+    """A session of ONNX Runtime: arrays by name in, arrays in the order of the outputs out."""
+
+    def upload(self, feeds: dict[str, np.ndarray[Any, Any]]) -> Any: ...
+
+    def run(self, uploaded: Any) -> Any: ...
+
+    def download(self, outputs: Any) -> list[np.ndarray[Any, Any]]: ...
+
+
+class _HostSession:
+    """The model runs where the arrays are."""
+
+    def __init__(self, session: Any, options: Any, outputs: list[str]) -> None:
+        self._session = session
+        self._options = options
+        self._outputs = outputs
+
+    def upload(self, feeds: dict[str, np.ndarray[Any, Any]]) -> Any:
+        return feeds
+
+    def run(self, uploaded: Any) -> Any:
+        return self._session.run(self._outputs, uploaded, self._options)
+
+    def download(self, outputs: Any) -> list[np.ndarray[Any, Any]]:
+        return outputs  # type: ignore[no-any-return]
+
+
+class BoundSession:
+    """Inputs and outputs are bound to memory of ``device`` ('cuda'): they are copied before and after a run, and not
+    in it. The copies go by CUDA's default stream, the session runs in a stream of its own."""
+
+    def __init__(self, ort: Any, session: Any, options: Any, outputs: list[str], device: str) -> None:
+        self._ort = ort
+        self._session = session
+        self._options = options
+        self._outputs = outputs
+        self._device = device
+
+    def upload(self, feeds: dict[str, np.ndarray[Any, Any]]) -> Any:
+        new = self._ort.OrtValue.ortvalue_from_numpy
+        return {name: new(np.ascontiguousarray(feed), self._device, 0) for name, feed in feeds.items()}
+
+    def run(self, uploaded: Any) -> Any:
+        binding = self._session.io_binding()
+        for name, value in uploaded.items():
+            binding.bind_ortvalue_input(name, value)
+        for name in self._outputs:
+            binding.bind_output(name, self._device, 0)
+        self._session.run_with_iobinding(binding, self._options)
+        binding.synchronize_outputs()
+        return binding.get_outputs()
+
+    def download(self, outputs: Any) -> list[np.ndarray[Any, Any]]:
+        return [value.numpy() for value in outputs]
