@@ -6,6 +6,7 @@ The program is the ``tritonserver`` on the PATH or beside the running Python, wh
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -83,20 +84,21 @@ class TritonServer:
         from tritonclient.grpc import InferenceServerClient
         from tritonclient.utils import InferenceServerException
 
+        # A connection of its own, which is tried again at once.
+        options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_reconnect_backoff_ms", 100)]
         ends = time.monotonic() + START_SECONDS
-        while True:
-            if self._process is None or self._process.poll() is not None:
-                raise RuntimeError(f"tritonserver ended while it started:\n{self.tail()}")
-            # A new client each time: one that was refused waits before it tries again.
-            with InferenceServerClient(self.url) as client:
+        with InferenceServerClient(self.url, channel_args=options) as client:
+            while True:
+                if self._process is None or self._process.poll() is not None:
+                    raise RuntimeError(f"tritonserver ended while it started:\n{self.tail()}")
                 try:
                     if client.is_server_ready(client_timeout=2.0):
                         return
                 except InferenceServerException:
                     pass
-            if time.monotonic() > ends:
-                raise TimeoutError(f"tritonserver was not ready within {START_SECONDS:g} s:\n{self.tail()}")
-            time.sleep(0.02)
+                if time.monotonic() > ends:
+                    raise TimeoutError(f"tritonserver was not ready within {START_SECONDS:g} s:\n{self.tail()}")
+                time.sleep(0.02)
 
     def kill(self) -> None:
         """Kill it as a crash would (-9), with the processes of its models' Python."""
@@ -114,6 +116,7 @@ class TritonServer:
         process, self._process = self._process, None
         if process is None:
             return
+        shared = _shared_memory(process.pid)
         process.send_signal(sign)
         try:
             process.wait(15.0)
@@ -125,3 +128,14 @@ class TritonServer:
             os.killpg(process.pid, signal.SIGKILL)
         except ProcessLookupError:
             pass
+        for file in shared:
+            file.unlink(missing_ok=True)
+
+
+def _shared_memory(pid: int) -> list[Path]:
+    """The Python backend's shared memory, which outlives a server that is killed."""
+    try:
+        maps = Path(f"/proc/{pid}/maps").read_text()
+    except OSError:
+        return []
+    return [Path(path) for path in set(re.findall(r"/dev/shm/triton_python_backend_shm_region_[\w-]+", maps))]

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from nodes.executors.triton_server import TritonError
 from nodes.executors.triton_tensors import Array
 
 log = logging.getLogger(__name__)
@@ -205,7 +206,10 @@ def sweep(client: Any) -> None:
             path.unlink()
     for name in client.get_system_shared_memory_status().regions:
         if name.startswith(PREFIX) and not (_DIRECTORY / name).exists():
-            client.unregister_system_shared_memory(name)
+            try:
+                client.unregister_system_shared_memory(name)
+            except TritonError as error:  # a batch of the dead worker's still runs: the next one sweeps it
+                log.info("%s", error)
 
 
 def _abandoned() -> Iterator[Path]:

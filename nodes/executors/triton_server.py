@@ -134,7 +134,9 @@ class ModelServer:
         self.client.close()
 
     def _load(self) -> None:
-        if not self._reload and self.client.is_model_ready(self._model, self._version):
+        if self._reload:
+            self._ask_to_unload()  # loaded again without that, it stays as it is while its files are the same
+        elif self.client.is_model_ready(self._model, self._version):
             return
         try:
             self.client.load_model(self._model, client_timeout=LOAD_SECONDS)
@@ -151,14 +153,19 @@ class ModelServer:
             raise TritonError(f"{self._model!r} has no version {self._version or '(any)'} that is ready at {self.url}")
 
     def _unload(self) -> None:
-        try:
-            self.client.unload_model(self._model)
+        if self._ask_to_unload():
             ends = time.monotonic() + CALL_SECONDS
             while self._unloading() and time.monotonic() < ends:
                 self._closed.wait(0.005)
+
+    def _ask_to_unload(self) -> bool:
+        try:
+            self.client.unload_model(self._model)
         except Unavailable as error:
             if _NOT_EXPLICIT in str(error):
                 log.warning("%s stays loaded: its server is not run with --model-control-mode=explicit", self._model)
+            return False
+        return True
 
     def _unloading(self) -> bool:
         index = self.client.get_model_repository_index().models
@@ -178,12 +185,12 @@ class ModelServer:
         pause, longest = _RETRY_SECONDS
         while not self._closed.is_set():
             try:
-                if self.client.is_server_ready():
+                if self.client.is_server_live():
                     if self._wanted:
                         self._load()
                         self._restore()
                     break
-                self._why = f"the Triton server at {self.url} is not ready"
+                self._why = f"the Triton server at {self.url} is not live"
             except Exception as error:
                 self._why = str(error)
             self._closed.wait(pause)
