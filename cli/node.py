@@ -7,9 +7,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
+import msgspec
 from rich.table import Table
 from rich.text import Text
 
+from cli.device_gauges import gauge_columns
 from cli.following import follow, timeout_option
 from cli.options import (
     cluster_argument,
@@ -41,6 +43,9 @@ _STYLE = {"active": "green", "draining": "yellow", "standby": "cyan", "lost": "b
 def list_nodes(cluster: str, store: str | None, as_json: bool) -> None:
     """Show the nodes: what was decided of each and why, its devices and its models.
 
+    busy is the part of the time in which the devices executed (their mean), memory what their resident models take; of
+    GPUs clocks (of multiprocessors / memory) are the lowest, temperature the highest, power the sum.
+
     active: it may hold models; draining: it is being emptied; standby: empty and at rest; lost: it vanished. Models are
     counted as ready of all that it is to hold.
 
@@ -53,7 +58,7 @@ def list_nodes(cluster: str, store: str | None, as_json: bool) -> None:
     if as_json:
         print_json(nodes)
         return
-    print_table(node_table(nodes))
+    print_table(node_table(nodes, full=True))
     if not nodes:
         click.echo("No node is registered; start one with `laxity node run`.", err=True)
 
@@ -145,13 +150,16 @@ def describe_nodes(seen: Snapshot) -> list[dict[str, Any]]:
                 "release": record.release if record is not None else "",
                 "devices": dict(Counter(types)),
                 "models": models,
+                "gauges": msgspec.to_builtins(seen.gauges[name]) if name in seen.gauges else None,
             }
         )
     return described
 
 
-def node_table(nodes: list[dict[str, Any]]) -> Table:
-    table = Table("node", "state", "why", "host", "devices", "models", "release")
+def node_table(nodes: list[dict[str, Any]], full: bool = False) -> Table:
+    """The nodes; ``full``: with what is known of their GPUs' clocks, temperatures and power."""
+    gauges = gauge_columns(nodes, full)
+    table = Table("node", "state", "why", "host", "devices", *(head for head, _ in gauges), "models", "release")
     for one in nodes:
         why = f"{one['why']} ({one['drained_why']})" if one["drained_why"] else one["why"]
         state = Text(one["state"], style=_STYLE[one["state"]])
@@ -164,6 +172,7 @@ def node_table(nodes: list[dict[str, Any]]) -> Table:
             Text(why),
             Text(one["host"]),
             devices,
+            *(cell(one) for _, cell in gauges),
             Text(_models(one["models"])),
             one["release"],
         )

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from cluster.coordinator.view import Records
 from cluster.decoded import Decoded
-from cluster.records import CoordinatorRecord, LeaderRecord, NodeState, Paths, TuningRecord
+from cluster.records import CoordinatorRecord, LeaderRecord, NodeGaugesRecord, NodeState, Paths, TuningRecord
 from cluster.store import open_store
 from cluster.store.base import Entry
 from cluster.tuning.report import ReportRecord
@@ -20,6 +20,7 @@ class Snapshot(Records):
         self.tuning = decoded.under(TuningRecord, paths.tuning)
         self.reports = decoded.under(ReportRecord, paths.reports)
         self.coordinators = decoded.under(CoordinatorRecord, paths.coordinators)
+        self.gauges = decoded.under(NodeGaugesRecord, paths.metrics)
         self.leader = next(iter(decoded.under(LeaderRecord, paths.leader).values()), None)
 
     @property

@@ -82,6 +82,40 @@ class NodeRecord(msgspec.Struct, frozen=True):
     release: str = ""
 
 
+class GpuGauges(msgspec.Struct, frozen=True):
+    """What an NVIDIA GPU's driver says; None for what it does not. ``utilization`` is the part (0 to 1) of the last
+    moments in which anything ran on it, whoever's; memory in MB (2**20 bytes), clocks in MHz, °C, watts."""
+
+    utilization: float | None = None
+    memory_used_mb: float | None = None
+    memory_total_mb: float | None = None
+    sm_clock_mhz: float | None = None
+    memory_clock_mhz: float | None = None
+    temperature_c: float | None = None
+    power_w: float | None = None
+
+
+class DeviceGauges(msgspec.Struct, frozen=True):
+    """One device, as its agent reckons: the part (0 to 1) of the time in which it executed, the models resident on it
+    and what they take; ``memory_mb`` of ``budget_mb`` (0: not known)."""
+
+    device: int
+    utilization: float
+    models: int
+    memory_mb: float
+    budget_mb: float
+    gpu: GpuGauges | None = None
+
+
+class NodeGaugesRecord(msgspec.Struct, frozen=True):
+    """``metrics/<agent>``, under the agent's lease: its devices over the ``period`` seconds before ``at`` (Unix
+    seconds). For people: nobody decides by it, and planners do not watch it."""
+
+    at: float
+    period: float
+    devices: list[DeviceGauges] = []
+
+
 class DevicePlacement(msgspec.Struct, frozen=True):
     """What one device is to do: hold the models with these keys (``pipeline@version/stage``) and take its batches from
     this shard ('' while it holds none)."""
@@ -160,6 +194,7 @@ class Paths:
         "coordinators",
         "drains",
         "leader",
+        "metrics",
         "nodes",
         "pipelines",
         "placements",
@@ -183,6 +218,7 @@ class Paths:
         self.tuning = self.root + "tuning/"
         self.reports = self.root + "reports/"
         self.coordinators = self.root + "coordinators/"
+        self.metrics = self.root + "metrics/"
         self.leader = self.root + "leader"
 
     def pipeline(self, name: str) -> str:
@@ -214,6 +250,13 @@ class Paths:
 
     def report(self, shard: str) -> str:
         return self.reports + _checked(shard, "shard")
+
+    def gauges(self, agent: str) -> str:
+        return self.metrics + _checked(agent, "agent")
+
+    def decided_by(self) -> tuple[str, ...]:
+        """The prefixes of all keys that anybody decides by: all but the gauges', which change all the time."""
+        return tuple(getattr(self, name) for name in self.__slots__ if name not in ("cluster", "root", "metrics"))
 
 
 def name_of(key: str) -> str:

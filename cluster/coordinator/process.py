@@ -39,7 +39,7 @@ def run_coordinator_process(config: CoordinatorConfig, store_url: str, cluster: 
         membership = Membership(store, paths.coordinator(config.name), config.ttl)
         membership.publish(encode(CoordinatorRecord(host, pid, __version__)))
         election = Election(store, paths.leader, encode(LeaderRecord(config.name, host, pid)), config.ttl)
-        follower = Follower(store, paths.root)
+        follower = Follower(store, paths.decided_by())
         leader: Leader | None = None
         term = 0
         away = False
