@@ -154,8 +154,6 @@ class Request:
         self.cold = False
         """Whether it waited for a model to be loaded."""
         self.ended_at = 0.0
-        self.cold = False
-        """Whether it waited for a model to be loaded."""
 
     @property
     def tasks(self) -> list[Task]:
