@@ -96,9 +96,8 @@ def _points(style: str, x: Sequence[float], y: Sequence[float]) -> list[Line]:
 
 
 def _batch_axis(measured: Sequence[StageTimes]) -> Axis:
-    return Axis(
-        label="batch", high=float(max(each.batch for times in measured for each in times.batches)), format=number
-    )
+    largest = max(each.batch for times in measured for each in times.batches)
+    return Axis(label="batch", high=1.03 * largest, format=number)
 
 
 def _figure(title: str, caption: str, chart: Element) -> Element:
