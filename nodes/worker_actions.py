@@ -368,7 +368,7 @@ class Actions:
     def _let_go(self) -> None:
         leaving, self._leaving = self._leaving, None
         if leaving is not None:
-            leaving.release()
+            self._holder.release(leaving)
 
     def _run(self, model: HeldModel, values: list[Any]) -> tuple[float, list[Failure]]:
         """See :data:`nodes.worker_models.Run`: each step in the thread that will do it when the model serves."""

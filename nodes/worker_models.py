@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -18,6 +17,7 @@ from nodes import worker_protocol as wire
 from nodes.executors.base import Executor, ItemError, MissingExtra
 from nodes.executors.build import build_executor
 from nodes.executors.errors import describe_error, error_code
+from nodes.executors.garbage import settle
 from nodes.profiling import measure_profile, stated_profile, warm_up_sizes
 from pipelines.models import ModelNotFoundError
 from pipelines.spec import PipelineSpec, StageSpec
@@ -144,6 +144,12 @@ class ModelHolder:
         self._device = device
         self._run = run
         self._say = say
+        self._released = False
+
+    def release(self, model: HeldModel) -> None:
+        """Let go of a model. Cycles that it leaves are collected when the next one is held, for nothing runs then."""
+        model.release()
+        self._released = True
 
     def hold(self, message: wire.Hold) -> tuple[HeldModel | None, wire.Held | wire.LoadFailed]:
         """Hold, load, warm up and profile a model; None where that failed."""
@@ -156,10 +162,8 @@ class ModelHolder:
             stage = spec.stages[message.stage]
             model = HeldModel(key, build_executor(spec, message.stage, self._device), stage)
             model.executor.hold()
-            # What is imported and built by now stays; without this, the garbage collector walks through all of torch
-            # again and again, and whatever executes then waits for it.
-            gc.collect()
-            gc.freeze()
+            settle(thorough=self._released)
+            self._released = False
             load_seconds = self._load(model)
             profile = self._profile(message, model, spec)
             held = wire.Held(key, profile, time.perf_counter() - begun, load_seconds, model.executor.memory_mb())

@@ -11,13 +11,17 @@ import msgspec
 import numpy as np
 import pytest
 
-from nodes.executors.base import Executor, ItemError, MissingExtra, run_batch
+from laxity.node import PayloadError
+from nodes.executors.base import Executor, ItemError, MissingExtra, Unavailable, run_batch
 from nodes.executors.build import build_executor
-from nodes.executors.errors import describe_error
+from nodes.executors.errors import describe_error, error_code
+from nodes.executors.garbage import settle
 from nodes.executors.steps import split, stack
 from pipelines.spec import PipelineSpec
 
 CODE = """
+import weakref
+
 import numpy as np
 
 class Scale:
@@ -67,6 +71,28 @@ def row_sums(batch):
     assert batch.ndim == 2, batch
     return batch.sum(axis=1)
 
+class Knots:
+    # Refers to itself, as many a model does.
+    made = []
+    def __init__(self):
+        self.call = self.__call__
+        self.made.append(weakref.ref(self))
+    def __call__(self, feeds):
+        return [[knot() is not None for knot in self.made]] * len(feeds)
+
+class Pages:
+    def __init__(self, word):
+        self.word = word
+        self.said = []
+    def load(self):
+        self.said.append("load")
+    def unload(self):
+        self.said.append("unload")
+    def memory_mb(self):
+        return 12
+    def __call__(self, feeds):
+        return [[self.word, *self.said]] * len(feeds)
+
 constant = 3
 """
 
@@ -84,6 +110,45 @@ def build(tmp_path: Path, **stage: Any) -> Executor:
 def test_a_function_is_called_with_the_feeds_and_a_class_is_made_with_the_options(tmp_path: Path) -> None:
     assert run_batch(build(tmp_path, model="code:double"), [1, 2, 3]) == [2, 4, 6]
     assert run_batch(build(tmp_path, model="code:Scale", options={"factor": 5}), [1, 2]) == [5, 10]
+
+
+def test_a_class_is_made_anew_whenever_it_is_paged_in_and_what_it_leaves_is_freed(tmp_path: Path) -> None:
+    executor = build(tmp_path, model="code:Knots")
+    settle()  # as a worker does: what is there is looked through no more
+    executor.unload()
+    executor.load()
+    assert run_batch(executor, [0]) == [[False, True]]
+    assert executor.memory_mb() == 0
+
+
+def test_a_class_that_pages_itself_is_made_once(tmp_path: Path) -> None:
+    executor = build(tmp_path, model="code:Pages", options={"word": "once"})
+    assert executor.memory_mb() == 12
+    executor.unload()
+    executor.load()
+    assert run_batch(executor, [0]) == [["once", "load", "unload", "load"]]
+    executor.unload()
+    executor.release()
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (MemoryError(), "out_of_memory"),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"), "out_of_memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "out_of_memory"),
+        (RuntimeError("[ONNXRuntimeError] : 6 : Failed to allocate memory for requested buffer"), "out_of_memory"),
+        (Unavailable("the server is away"), "unavailable"),
+        (PayloadError("a frame is missing"), "bad_input"),
+        (ValueError("no such shape"), "model_error"),
+        (SystemExit(3), "model_error"),
+    ],
+)
+def test_errors_are_told_apart_also_by_what_caused_them(error: BaseException, code: str) -> None:
+    assert error_code(error) == code
+    around = RuntimeError("a batch failed")
+    around.__cause__ = error
+    assert error_code(around) == code
 
 
 def test_an_output_may_be_a_tuple(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -67,6 +68,64 @@ def dies(feeds):
 def environment(feeds):
     names = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
     return [{name: os.environ[name] for name in names}] * len(feeds)
+
+def gate(name):
+    # Tells the test that it is here, and waits for it.
+    here = os.path.join(os.path.dirname(__file__), name)
+    with open(here + ".inside", "w") as fifo:
+        fifo.write("here")
+    with open(here + ".go") as fifo:
+        fifo.read()
+
+def gate_before(value):
+    if value == "before":
+        gate("before")
+    return value
+
+def gate_model(feeds):
+    if "model" in feeds:
+        gate("model")
+    return feeds
+
+def gate_after(output, kept):
+    if kept == "after":
+        gate("after")
+    return output
+
+def gate_sample():
+    gate("sample")
+    return "sampled"
+
+def greedy(feeds):
+    raise MemoryError("no room")
+
+def greedy_numpy(feeds):
+    import numpy
+    return numpy.zeros(1 << 56)
+
+def greedy_torch(feeds):
+    import torch
+    return torch.zeros(1 << 60)
+
+class Paged:
+    memory_mb = 7.5
+
+    def __init__(self, fails=""):
+        self.fails = fails
+        self.loads = 0
+        self.here = False
+
+    def load(self):
+        self.loads += 1
+        self.here = True
+        if self.fails and self.loads == 2:
+            raise MemoryError(self.fails)
+
+    def unload(self):
+        self.here = False
+
+    def __call__(self, feeds):
+        return [[self.loads, self.here]] * len(feeds)
 
 def sample():
     return 21
@@ -152,6 +211,28 @@ class Agent:
         answers = [payload.decode(unpacker.take(node)) for node in finished.results]
         unpacker.finish()
         return finished, answers
+
+
+class Gates:
+    """Where the stage's code waits for the test: see ``gate`` in CODE."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        for name in ("before", "model", "after", "sample"):
+            os.mkfifo(root / f"{name}.inside")
+            os.mkfifo(root / f"{name}.go")
+
+    def entered(self, name: str) -> None:
+        """Wait until it waits there."""
+        assert (self._root / f"{name}.inside").read_text() == "here"
+
+    def open(self, name: str) -> None:
+        (self._root / f"{name}.go").write_text("")
+
+
+@pytest.fixture
+def gates(tmp_path: Path) -> Gates:
+    return Gates(tmp_path)
 
 
 @pytest.fixture
@@ -278,6 +359,167 @@ def test_a_released_model_is_unknown(agent: Agent) -> None:
     agent.process.send_release("k")
     finished, _ = agent.infer(1)
     assert (finished.code, finished.detail) == ("unknown_model", "k is not loaded in this worker")
+
+
+def test_three_batches_are_under_way_in_three_lanes(agent: Agent, gates: Gates) -> None:
+    agent.held(model="code:gate_model", before="code:gate_before", after="code:gate_after")
+    agent.send("after", batch=1)
+    gates.entered("after")
+    agent.send("model", batch=2)
+    gates.entered("model")
+    agent.send("before", batch=3)
+    gates.entered("before")
+    agent.send("too many", batch=4)
+    assert agent.finished(4).code == "busy"
+    gates.open("before")
+    gates.open("model")
+    gates.open("after")
+    ended = [agent.finished(batch) for batch in (1, 2, 3)]
+    assert [each.code for each in ended] == ["ok"] * 3
+    assert agent.executing[2] + ended[1].execution_us * 1e-6 <= agent.executing[3] + 1e-6
+    assert ended[0].output_us > ended[0].execution_us
+    assert ended[2].input_us > 0
+    assert agent.infer("next")[1] == ["next"]
+
+
+def test_nothing_begins_outside_its_window(agent: Agent, gates: Gates) -> None:
+    agent.held(model="code:gate_model")
+    now = time.monotonic()
+    agent.send(1, batch=1, latest=now - 0.001)
+    assert agent.finished(1).code == "too_late"
+    agent.send(1, batch=2, earliest=now + 0.1)
+    assert agent.finished(2).code == "ok"
+    assert agent.executing.keys() == {2}
+    assert agent.executing[2] >= now + 0.1
+    # One that has to wait is told as soon as its window closes, not when the device comes free.
+    agent.send("model", batch=3)
+    gates.entered("model")
+    agent.send(1, batch=4, latest=time.monotonic() + 0.02)
+    assert agent.finished(4).code == "too_late"
+    assert agent.unload(latest=now).code == "too_late"
+    gates.open("model")
+    assert agent.finished(3).code == "ok"
+    assert agent.load(latest=now).code == "too_late"
+    assert agent.infer(1)[1] == [1]
+
+
+def test_a_batch_is_taken_back_unless_it_executes(agent: Agent, gates: Gates) -> None:
+    agent.held(model="code:gate_model", before="code:gate_before")
+    agent.send("model", batch=1)
+    gates.entered("model")
+    agent.send("before", batch=2)
+    gates.entered("before")
+    for batch in (1, 2, 77):
+        agent.process.send_drop(batch)
+    assert agent.finished(2).code == "cancelled"
+    gates.open("before")
+    gates.open("model")
+    assert agent.finished(1).code == "ok"
+    assert agent.infer("next")[1] == ["next"]
+    assert 2 not in agent.executing
+
+
+def test_a_model_is_paged_out_and_in(agent: Agent) -> None:
+    held = agent.held(model="code:Paged")
+    assert held.memory_mb == 7.5
+    assert held.load_seconds >= 0
+    assert agent.infer(0)[1] == [[1, True]]
+    assert agent.unload().code == "ok"
+    refused, _ = agent.infer(0)
+    assert (refused.code, refused.detail) == ("not_loaded", "k is in host memory alone")
+    assert agent.unload().code == "ok"
+    loaded = agent.load()
+    assert loaded.code == "ok"
+    assert loaded.took_us >= 0
+    assert agent.load().code == "ok"
+    assert agent.infer(0)[1] == [[2, True]]
+    agent.process.send_release("k")
+    assert agent.load().code == "unknown_model"
+    assert agent.unload().code == "unknown_model"
+    assert agent.infer(0)[0].code == "unknown_model"
+
+
+def test_a_load_that_fails_leaves_the_model_in_host_memory(agent: Agent) -> None:
+    agent.held(model="code:Paged", options={"fails": "device is full"})
+    agent.unload()
+    failed = agent.load()
+    assert failed.code == "out_of_memory"
+    assert "paging k: MemoryError: device is full" in failed.detail
+    assert agent.infer(0)[0].code == "not_loaded"
+    assert agent.load().code == "ok"
+    assert agent.infer(0)[1] == [[3, True]]
+
+
+def test_a_model_in_use_is_not_paged_out(gates: Gates, agent: Agent) -> None:
+    agent.held(model="code:gate_model", after="code:gate_after")
+    agent.send("after", batch=1)
+    gates.entered("after")
+    assert agent.unload().code == "busy"
+    agent.process.send_release("k")
+    gates.open("after")
+    assert agent.finished(1).code == "ok"
+    assert agent.infer(1)[0].code == "unknown_model"
+
+
+@pytest.mark.parametrize("model", ["code:greedy", "code:greedy_numpy", "code:greedy_torch"])
+def test_too_little_memory_is_told_apart(agent: Agent, model: str) -> None:
+    if model.endswith("torch"):
+        pytest.importorskip("torch", reason="torch is not installed: pip install 'laxity[torch]'")
+    agent.held(model=model)
+    finished, _ = agent.infer(1)
+    assert finished.code == "out_of_memory"
+    assert finished.detail.startswith("model of k: ")
+    agent.hold(model=model, sample="code:sample")
+    assert agent.expect(wire.LoadFailed)[0].code == "out_of_memory"
+
+
+def test_a_known_profile_is_not_measured_again(agent: Agent) -> None:
+    known = [(1, 0.001), (2, 0.002), (4, 0.9)]
+    assert agent.held(known, model="code:double", sample="code:sample", max_batch=4).profile == known
+    assert agent.progress == ["loading", "warming up batch 1", "warming up batch 2"]
+    agent.hold(known, model="code:double", before="code:positive", sample="code:bad_sample")
+    failed, _ = agent.expect(wire.LoadFailed)
+    assert "the sample of code:bad_sample fails" in failed.detail
+
+
+def test_models_come_and_go_in_order_and_no_batch_beside_them(agent: Agent, gates: Gates) -> None:
+    agent.held(model="code:gate_model", key="serving")
+    agent.send("model", batch=1, key="serving")
+    gates.entered("model")
+    agent.hold(model="code:double", sample="code:sample", max_batch=1)
+    agent.process.send_release("k")
+    agent.hold(model="code:gate_model", sample="code:gate_sample", max_batch=1)
+    agent.send(0, batch=2, key="serving")
+    assert agent.finished(2).code == "busy"
+    gates.open("model")
+    assert agent.finished(1).code == "ok"
+    assert [size for size, _ in agent.expect(wire.Held)[0].profile] == [1]
+    gates.entered("sample")
+    agent.send(0, batch=3, key="serving")
+    assert agent.finished(3).code == "busy"
+    gates.open("sample")
+    assert agent.expect(wire.Held)[0].key == "k"
+    assert agent.infer("x")[1] == ["x"]
+    assert agent.infer("y", key="serving")[1] == ["y"]
+
+
+def test_a_worker_that_cannot_go_on_ends(agent: Agent) -> None:
+    agent.process.socket.send(b"no message")
+    await_end(agent.process)
+    assert agent.process.exit_description() == "exited with status 70"
+
+
+def test_a_lane_that_fails_takes_the_worker_with_it() -> None:
+    program = """
+from nodes.worker_lanes import Job, LaneThread
+lane = LaneThread("execute")
+lane.put(Job(lambda: 1 // 0))
+lane.call(lambda: None)
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 70
+    assert "the thread for execute failed" in ended.stderr
+    assert "ZeroDivisionError" in ended.stderr
 
 
 def test_it_ends_when_told_to(agent: Agent) -> None:

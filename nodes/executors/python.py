@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import weakref
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from nodes.executors.garbage import settle
 from pipelines.usercode import load_object
 
 
@@ -51,9 +54,15 @@ class PythonModel:
         self._call = self._loaded
 
     def unload(self) -> None:
-        self._call = None
         if self._pages_itself():
+            self._call = None
             self._loaded.unload()
+            return
+        left = _reference(self._call)
+        self._call = None
+        if inspect.isclass(self._loaded) and left() is not None:
+            # It refers to itself by some way, and would keep its memory.
+            settle(thorough=True)
 
     def release(self) -> None:
         self._loaded = None
@@ -86,6 +95,13 @@ class PythonModel:
 
     def _pages_itself(self) -> bool:
         return not inspect.isclass(self._loaded) and hasattr(self._loaded, "load") and hasattr(self._loaded, "unload")
+
+
+def _reference(model: Any) -> Callable[[], Any]:
+    try:
+        return weakref.ref(model)
+    except TypeError:  # of a class with __slots__
+        return lambda: None
 
 
 def _check_callable(reference: str, model: Any) -> None:
