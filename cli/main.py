@@ -16,7 +16,7 @@ COMMANDS = {
     "status": ("cli.status:status", "Show what a cluster consists of and how it does."),
     "submit": ("cli.submit:submit", "Send requests to a pipeline and print the answers."),
     "load": ("cli.load:load", "Send requests at a rate, and tell how they ended."),
-    "telemetry": ("cli.telemetry:telemetry", "Read the rows that shards and agents write of requests and actions."),
+    "telemetry": ("cli.telemetry:telemetry", "Read what shards and agents wrote of requests."),
     "simulate": ("cli.simulate:simulate", "Simulate pipelines on many GPUs, and compare policies."),
     "profile": ("cli.profile:profile", "Measure a pipeline's stages on this host's devices."),
     "pipeline": ("cli.pipeline:pipeline", "Check, apply, list, show and delete pipelines."),
