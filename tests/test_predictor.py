@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.engine.predictor import EXPIRES, GAIN, KEPT, LatencyTable
+from broker.engine.predictor import APART, EXPIRES, FEWEST, GAIN, KEPT, LatencyTable
 
 
 def linear(alpha: float, beta: float, max_batch: int = 8) -> LatencyTable:
@@ -45,16 +45,39 @@ def test_observe_says_whether_a_bound_changed() -> None:
     assert not table.observe(0.2, 0, 1.0)
 
 
-def test_measurements_of_one_size_scale_the_larger_ones() -> None:
+def test_measurements_of_one_size_scale_the_others() -> None:
     table = linear(0.010, 0.0)
     table.observe(0.0, 2, 0.040)  # twice what the profile says
-    assert table.upper(1) == pytest.approx(0.010)
+    assert table.upper(1) == table.mean(1) == pytest.approx(0.020)
     assert table.upper(4) == pytest.approx(0.080)
     assert table.mean(4) == pytest.approx(0.080)
 
 
+def test_a_size_is_scaled_by_the_nearest_measured_one() -> None:
+    table = linear(0.010, 0.0, 16)
+    for seconds in (0.030, 0.050):
+        table.observe(0.0, 2, seconds)
+    for seconds in (0.200, 0.280):
+        table.observe(0.0, 16, seconds)
+    assert [table.mean(size) for size in (1, 4, 12)] == pytest.approx([0.020, 0.080, 0.180])
+    # The bounds: of what lies above, and the mean of what lies below a measured size.
+    assert [table.upper(size) for size in (1, 4, 12)] == pytest.approx([0.020, 0.100, 0.180])
+
+
+def test_one_measurement_far_above_the_others_is_left_out_until_there_is_another() -> None:
+    table = linear(0.010, 0.0)
+    for seconds in (0.010, 0.011, 0.030):
+        table.observe(0.0, 1, seconds)
+    assert table.upper(1) == pytest.approx(0.011)
+    assert table.mean(1) == pytest.approx(0.0105)
+    table.observe(0.0, 1, 0.030)
+    assert table.upper(1) == pytest.approx(0.030)
+    assert table.mean(1) == pytest.approx(0.081 / 4)
+
+
 def test_a_larger_batch_is_never_predicted_to_be_faster() -> None:
     table = linear(0.010, 0.005)
+    table.observe(0.0, 3, 0.035)
     table.observe(0.0, 4, 0.001)
     assert table.upper(4) == table.upper(3) == pytest.approx(0.035)
     assert table.mean(4) == pytest.approx(0.001)
@@ -159,5 +182,7 @@ def test_bounds_are_monotone_and_cover_what_was_seen(
         bounds = [table.upper(size) for size in range(1, 13)]
         assert bounds == sorted(bounds)
         for size, samples in latest.items():
-            for at, took in samples:
-                assert at + EXPIRES <= now or took <= table.upper(size) + 1e-12
+            left = sorted(took for at, took in samples if at + EXPIRES > now)
+            if len(left) >= FEWEST and left[-1] > APART * left[-2]:
+                left.pop()
+            assert not left or left[-1] <= table.upper(size) + 1e-12

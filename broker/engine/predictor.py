@@ -204,8 +204,9 @@ class LatencyTable:
 
     def _rebuild(self) -> None:
         """Bring the predictions in line with the measurements, the bounds monotone. A size without measurements is
-        the profile's, scaled by how far the nearest measured size is off its own profile; without a profile, it is
-        reckoned from the next smaller one."""
+        the profile's, scaled by how far the nearest measured size is off its own profile: by its bound where it is
+        smaller, by its mean where it is larger, so that one slow large batch does not close a stage for small ones.
+        Without a profile, a size is reckoned from the next smaller one."""
         self.version += 1
         sizes = sorted(self._seen)
         at = -1
@@ -234,7 +235,7 @@ class LatencyTable:
                 value = self._upper[sizes[at]] * growth
                 mean = self._mean[sizes[at]] * growth
             else:
-                value = profiled * scale
+                value = profiled * (scale if at < 0 or batch > sizes[at] else mean_scale)
                 mean = profiled * mean_scale
             if value < previous:
                 value = previous
