@@ -313,10 +313,13 @@ class Actions:
         self._outbox.put(batch.ended(error_code(error), describe_error(error, f"model of {batch.model.key}")))
 
     def _page(self, message: wire.Load | wire.Unload) -> Job | None:
+        at = time.monotonic()
         begun = time.perf_counter_ns()
         with self._lock:
             model = self._models.get(message.key)
             code = self._page_code(message, model)
+            if code != "ok":
+                at = 0.0
             if code == "ok" and model is not None and isinstance(message, wire.Unload):
                 was_loaded, model.loaded = model.loaded, False
         detail = ""
@@ -338,7 +341,7 @@ class Actions:
             del self._pages[message.action]
             self._lanes.paged(now, message.action)
             following = self._dispatch(now, self._weights)
-        self._outbox.put(wire.Acted(message.action, code, took, detail))
+        self._outbox.put(wire.Acted(message.action, code, took, detail, at))
         return following
 
     def _page_code(self, message: wire.Load | wire.Unload, model: HeldModel | None) -> str:

@@ -117,12 +117,13 @@ class LoadFailed(Message, tag=13):
 
 class Acted(Message, tag=14):
     """How a Load or an Unload ended, with one of :data:`laxity.protocol.DONE_CODES`; ``took_us`` is what it took by
-    itself."""
+    itself, from ``at`` on (0 where it never began)."""
 
     action: int
     code: str
     took_us: int
     detail: str = ""
+    at: float = 0.0
 
 
 class Executing(Message, tag=15):
