@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,22 @@ class Silly(torch.nn.Module):
     def forward(self, x):
         return 7
 
+class Picture(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.convolution = torch.nn.Conv2d(3, 8, 3)
+    def forward(self, x):
+        return self.convolution(x).relu()
+
+class Threads(torch.nn.Module):
+    def forward(self, x):
+        return torch.full((len(x),), torch.get_num_threads())
+
+class Waits(torch.nn.Module):
+    def forward(self, x):
+        return x * 2 if x.sum().item() > 0 else x
+
 def no_module():
     return 3
 """
@@ -55,7 +72,9 @@ def build(tmp_path: Path, model: str, device: str = "cpu", **stage: Any) -> Exec
 
 
 def test_a_factory_with_options_runs_in_evaluation_mode(tmp_path: Path) -> None:
-    answers = run_batch(build(tmp_path, "torch_code:Halves", options={"by": 4.0}), [np.ones(2, np.float32)] * 2)
+    answers = run_batch(
+        build(tmp_path, "torch_code:Halves", options={"arguments": {"by": 4.0}}), [np.ones(2, np.float32)] * 2
+    )
     assert [answer.tolist() for answer in answers] == [[0.25, 0.25]] * 2
 
 
@@ -99,14 +118,70 @@ def test_what_is_no_module_or_no_tensor(tmp_path: Path) -> None:
     assert isinstance(answer, ItemError)
 
 
-def test_a_file_takes_no_options(tmp_path: Path) -> None:
+def test_options_are_checked(tmp_path: Path) -> None:
     (tmp_path / "m.pt").write_bytes(b"")
-    with pytest.raises(ValueError, match="takes no options, and by is given"):
-        build(tmp_path, "m.pt", options={"by": 1})
+    with pytest.raises(ValueError, match=r"'arguments' are given to a factory, and m\.pt is a file"):
+        build(tmp_path, "m.pt", options={"arguments": {"by": 1}})
+    with pytest.raises(ValueError, match="the executor 'torch' has no option 'by'; it has 'arguments', 'autocast'"):
+        build(tmp_path, "torch_code:Halves", options={"by": 1})
+    for options, says in (
+        ({"graphs": "maybe"}, "the option 'graphs' of the executor 'torch': .*, not 'maybe'"),
+        ({"autocast": "float32"}, "the option 'autocast' .*, not 'float32'"),
+        ({"threads": 0}, "the option 'threads' .* >= 1, not 0"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            build(tmp_path, "torch_code:Halves", options=options)
+
+
+def test_paged_out_and_in_again_on_a_cpu(tmp_path: Path) -> None:
+    executor = build(tmp_path, "torch_code:Picture")
+    assert executor.memory_mb() == pytest.approx((8 * 3 * 9 + 8) * 4 / 2**20)
+    feed = np.ones((3, 8, 8), np.float32)
+    (before,) = run_batch(executor, [feed])
+    executor.unload()
+    executor.load()
+    np.testing.assert_array_equal(run_batch(executor, [feed])[0], before)
+
+
+def test_channels_last_and_autocast_answer_alike(tmp_path: Path) -> None:
+    feed = np.random.default_rng(0).random((3, 8, 8), np.float32)
+    (plain,) = run_batch(build(tmp_path, "torch_code:Picture"), [feed])
+    (laid_out,) = run_batch(build(tmp_path, "torch_code:Picture", options={"channels_last": True}), [feed])
+    np.testing.assert_allclose(laid_out, plain, rtol=1e-5, atol=1e-6)
+    (cast,) = run_batch(build(tmp_path, "torch_code:Picture", options={"autocast": "bfloat16"}), [feed])
+    np.testing.assert_allclose(cast, plain, rtol=0.05, atol=0.05)
+    assert np.abs(cast - plain).max() > 1e-5
+
+
+def test_threads_are_set_where_the_batch_runs(tmp_path: Path) -> None:
+    executors = [build(tmp_path, "torch_code:Threads", options={"threads": threads}) for threads in (1, 2)]
+    with ThreadPoolExecutor(1) as lane:
+        for executor, threads in zip(executors * 2, (1, 2) * 2, strict=True):
+            (answer,) = lane.submit(run_batch, executor, [np.zeros(1, np.float32)]).result()
+            assert answer == threads
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU that torch can use")
-def test_on_a_gpu(tmp_path: Path) -> None:
-    (answer,) = run_batch(build(tmp_path, "torch_code:Halves", "cuda"), [np.ones(2, np.float32)])
-    assert answer.tolist() == [0.5, 0.5]
+@pytest.mark.parametrize("options", [{"graphs": True}, {"graphs": False}, {"graphs": True, "channels_last": True}])
+def test_on_a_gpu(tmp_path: Path, options: dict[str, Any]) -> None:
+    feeds = list(np.random.default_rng(0).random((5, 3, 8, 8), np.float32))
+    expected = run_batch(build(tmp_path, "torch_code:Picture"), feeds)
+    executor = build(tmp_path, "torch_code:Picture", "cuda", max_batch=8, options=options)
+    for size in (5, 1, 3):
+        answers = run_batch(executor, feeds[:size])
+        np.testing.assert_allclose(np.stack(answers), np.stack(expected[:size]), rtol=1e-3, atol=1e-3)
+    assert executor.memory_mb() > 0
+    executor.unload()
+    executor.load()
+    np.testing.assert_allclose(np.stack(run_batch(executor, feeds)), np.stack(expected), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU that torch can use")
+def test_what_cannot_be_captured_runs_plainly_on_a_gpu(tmp_path: Path) -> None:
+    feed = np.ones(2, np.float32)
+    (answer,) = run_batch(build(tmp_path, "torch_code:Waits", "cuda"), [feed])
+    assert answer.tolist() == [2, 2]
+    with pytest.raises(RuntimeError, match="cannot be captured"):
+        run_batch(build(tmp_path, "torch_code:Waits", "cuda", options={"graphs": True}), [feed])
