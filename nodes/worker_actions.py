@@ -313,39 +313,39 @@ class Actions:
         self._outbox.put(batch.ended(error_code(error), describe_error(error, f"model of {batch.model.key}")))
 
     def _page(self, message: wire.Load | wire.Unload) -> Job | None:
-        at = time.monotonic()
-        begun = time.perf_counter_ns()
-        with self._lock:
-            model = self._models.get(message.key)
-            code = self._page_code(message, model)
-            if code != "ok":
-                at = 0.0
-            if code == "ok" and model is not None and isinstance(message, wire.Unload):
-                was_loaded, model.loaded = model.loaded, False
+        loads = isinstance(message, wire.Load)
         detail = ""
-        try:
-            if code == "ok" and model is not None:
-                if isinstance(message, wire.Load):
-                    if not model.loaded:
-                        model.load()
-                elif was_loaded:
-                    model.executor.unload()
-        except BaseException as error:
-            log.warning("paging %s failed", message.key, exc_info=error)
-            code, detail = error_code(error), describe_error(error, f"paging {message.key}")
+        with self._lock:
+            at = time.monotonic()
+            model = self._models.get(message.key)
+            code = self._page_code(at, message, model)
+            begins = code == "ok"
+            moving = model if begins and model is not None and model.loaded != loads else None
+            if moving is not None:
+                moving.loaded = False  # while it moves, whichever way
+        begun = time.perf_counter_ns()
+        if moving is not None:
+            try:
+                if loads:
+                    moving.load()
+                else:
+                    moving.executor.unload()
+            except BaseException as error:
+                log.warning("paging %s failed", message.key, exc_info=error)
+                code, detail = error_code(error), describe_error(error, f"paging {message.key}")
         took = _us_since(begun)
         with self._lock:
             now = time.monotonic()
-            if code == "ok" and model is not None:
-                model.loaded = isinstance(message, wire.Load)
+            if moving is not None:
+                moving.loaded = loads and code == "ok"
             del self._pages[message.action]
             self._lanes.paged(now, message.action)
             following = self._dispatch(now, self._weights)
-        self._outbox.put(wire.Acted(message.action, code, took, detail, at))
+        self._outbox.put(wire.Acted(message.action, code, took, detail, at if begins else 0.0))
         return following
 
-    def _page_code(self, message: wire.Load | wire.Unload, model: HeldModel | None) -> str:
-        if time.monotonic() > message.latest:
+    def _page_code(self, now: float, message: wire.Load | wire.Unload, model: HeldModel | None) -> str:
+        if now > message.latest:
             return "too_late"
         if model is None:
             return "unknown_model"
