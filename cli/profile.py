@@ -19,7 +19,7 @@ from cli.profile_tables import print_measured
 from cli.progress import StepDisplay
 from nodes.device import DeviceConfig
 from nodes.discovery import NoSuchDevices, cuda_devices, parse_devices
-from nodes.measure import DeviceMeter, MeasureError, StageTimes
+from nodes.meter import DeviceMeter, MeasureError, StageTimes
 from pipelines import PipelineSpec, StageSpec
 from pipelines.edit import CannotEdit, profile_block, with_profiles
 from pipelines.files import FilesError, needed_paths

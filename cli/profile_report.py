@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from cli.profile_tables import milliseconds
-from nodes.measure import StageTimes
+from nodes.meter import StageTimes
 from pipelines import PipelineSpec, format_duration
 from simulation.markup import Element, element, page
 from simulation.plots import Axis, Line, Shape, line_chart, number, top_of

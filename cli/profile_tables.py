@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cli.options import print_table
-from nodes.measure import StageTimes
+from nodes.meter import StageTimes
 
 
 def print_measured(measured: Sequence[StageTimes]) -> None:

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from cli.main import main
-from nodes.measure import BatchTimes, StageTimes
+from nodes.meter import BatchTimes, StageTimes
 from pipelines.fit import fit_line
 from pipelines.load import load_spec
 
