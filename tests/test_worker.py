@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -95,6 +97,23 @@ def gate_after(output, kept):
 def gate_sample():
     gate("sample")
     return "sampled"
+
+def brief(feeds):
+    time.sleep(0.0005)
+    if "model" in feeds:
+        raise RuntimeError("cannot bear it")
+    return feeds
+
+def brief_before(value):
+    if value == "before":
+        raise ValueError("bad")
+    return value
+
+def brief_after(output, kept):
+    time.sleep(0.0003)
+    if kept == "after":
+        raise ValueError("bad")
+    return output
 
 def greedy(feeds):
     raise MemoryError("no room")
@@ -501,6 +520,64 @@ def test_models_come_and_go_in_order_and_no_batch_beside_them(agent: Agent, gate
     assert agent.expect(wire.Held)[0].key == "k"
     assert agent.infer("x")[1] == ["x"]
     assert agent.infer("y", key="serving")[1] == ["y"]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_whatever_is_asked_each_batch_and_each_action_ends_once(agent: Agent, seed: int) -> None:
+    randomly = random.Random(seed)
+    for key in ("a", "b"):
+        agent.held(key=key, model="code:brief", before="code:brief_before", after="code:brief_after")
+    due: Counter[tuple[str, int]] = Counter()
+    ended: Counter[tuple[str, int]] = Counter()
+    codes: Counter[str] = Counter()
+    closes: dict[int, float] = {}
+
+    def take(message: wire.FromWorker) -> None:
+        if isinstance(message, wire.Finished):
+            ended["batch", message.batch] += 1
+            codes[message.code] += 1
+        elif isinstance(message, wire.Acted):
+            ended["action", message.action] += 1
+            codes[message.code] += 1
+            assert message.at <= closes[message.action]
+        elif isinstance(message, (wire.Held, wire.LoadFailed)):
+            ended["hold", 0] += 1
+        elif isinstance(message, wire.Executing):
+            assert message.at <= closes[message.batch]
+
+    for number in range(400):
+        key = randomly.choice("ab")
+        earliest = time.monotonic() + randomly.choice([-1, 0, 0.0005])
+        closes[number] = earliest + randomly.choice([0.0001, 0.002, 1])
+        kind = randomly.choices(["infer", "drop", "load", "unload", "hold", "release"], [20, 3, 3, 2, 1, 0.3])[0]
+        if kind == "infer":
+            due["batch", number] += 1
+            value = randomly.choice([1, 1, 1, "before", "model", "after"])
+            agent.send(value, value, batch=number, key=key, earliest=earliest, latest=closes[number])
+        elif kind == "drop":
+            agent.process.send_drop(number - randomly.randint(1, 3))
+        elif kind == "load":
+            due["action", number] += 1
+            agent.process.send_load(number, key, earliest, closes[number])
+        elif kind == "unload":
+            due["action", number] += 1
+            agent.process.send_unload(number, key, earliest, closes[number])
+        elif kind == "hold":
+            due["hold", 0] += 1
+            agent.hold(key=key, model="code:brief", before="code:brief_before", after="code:brief_after")
+        else:
+            agent.process.send_release(key)
+        if randomly.random() < 0.7:
+            agent.process.socket.poll(2)
+        for message, _ in agent.process.recv():
+            take(message)
+    while ended.total() < due.total():
+        assert agent.process.socket.poll(30_000), f"{due - ended} did not end"
+        for message, _ in agent.process.recv():
+            take(message)
+    assert ended == due
+    assert codes["ok"] > 20, codes
+    assert agent.process.alive()
 
 
 def test_a_worker_that_cannot_go_on_ends(agent: Agent) -> None:
