@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
+from broker.drift import DriftWatch
 from broker.engine.report import Report, StageFigures
 from broker.engine.tuning import Tuning
 from cluster.membership import Membership
@@ -41,6 +42,7 @@ class Reporter:
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="reports")
         self._number = 0
+        self._drift = DriftWatch()
         self._away = False
 
     def start(self) -> None:
@@ -64,6 +66,8 @@ class Reporter:
             except (RuntimeError, TimeoutError) as error:
                 log.debug("no report: %s", error)
                 continue
+            for news in self._drift.note(report.stages):
+                log.warning("%s", news)
             self._number += 1
             self._push(encode(report_record(report, self._number, agents)), lease)
 
@@ -122,4 +126,5 @@ def _stage(figures: StageFigures) -> StageReport:
             kind: [(batch, round(seconds, PLACES)) for batch, seconds in measured]
             for kind, measured in figures.latency.items()
         },
+        drift={kind: round(ratio, 3) for kind, ratio in figures.drift.items()},
     )

@@ -37,6 +37,7 @@ def describe_pipeline(seen: Snapshot, name: str) -> dict[str, Any]:
         "shards": dict(serving.shards) if serving is not None else {},
         "gpus": {stage: len(seen.holders(f"{name}@{shown.version}/{stage}")) for stage in Graph(spec).order},
         "ready": {stage: _ready(seen, f"{name}@{shown.version}/{stage}") for stage in Graph(spec).order},
+        "drift": {stage: seen.drift(f"{name}@{shown.version}/{stage}") for stage in Graph(spec).order},
         "rate_rps": _rate(seen, spec, shown.version),
         "tuning": msgspec.to_builtins(tuning) if tuning is not None else None,
         "waits": "" if wanted is None else waits_for(seen, wanted.spec),

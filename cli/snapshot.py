@@ -11,6 +11,9 @@ from cluster.store import open_store
 from cluster.store.base import Entry
 from cluster.tuning.report import ReportRecord
 
+DRIFTED = 0.2
+"""The part of a profile by which measurements may be off before people are told."""
+
 
 class Snapshot(Records):
     """The records of a cluster by name; those that cannot be read are left out."""
@@ -47,6 +50,17 @@ class Snapshot(Records):
         node = self.nodes.get(agent)
         devices = [] if node is None else node.devices
         return next((device.models.get(model, "") for device in devices if device.device == number), "")
+
+    def drift(self, model: str) -> dict[str, float]:
+        """How many times as long as its profile says a model takes, by device type: at the shard where it is the
+        furthest off. Nothing of types on which too little was measured of late."""
+        found: dict[str, float] = {}
+        for report in self.reports.values():
+            for stage in report.stages:
+                for kind, ratio in stage.drift.items() if stage.model == model else ():
+                    if abs(ratio - 1.0) >= abs(found.get(kind, 1.0) - 1.0):
+                        found[kind] = ratio
+        return found
 
     def device_type(self, agent: str, number: int) -> str:
         """What kind of device that is, '' where it is not here."""

@@ -23,7 +23,7 @@ from cli.options import (
 )
 from cli.pipeline_table import describe_pipelines, pipeline_table
 from cli.rollout import missing_services
-from cli.snapshot import Snapshot, look
+from cli.snapshot import DRIFTED, Snapshot, look
 from cli.store_health import MemberHealth, store_health
 from cluster.records import LOADING, QUEUED, READY, failure
 
@@ -159,6 +159,9 @@ def _models(seen: Snapshot) -> Table:
                 holders = models.setdefault(model, [])
                 if (agent, record.device) not in holders:
                     holders.append((agent, record.device))
+    off = {model: text for model in models if (text := _off_profile(seen, model))}
+    if off:
+        table.add_column("takes what its profile says")
     for model, holders in sorted(models.items()):
         states = [seen.model_state(agent, number, model) for agent, number in holders]
         on = Counter(
@@ -175,5 +178,12 @@ def _models(seen: Snapshot) -> Table:
             Text(", ".join(f"{count} {kind}" for kind, count in on.items())),
             str(loading or ""),
             Text(failed),
+            *([Text(off.get(model, ""))] if off else []),
         )
     return table
+
+
+def _off_profile(seen: Snapshot, model: str) -> str:
+    """'1.35 times on A100', where a model takes another time than its profile says."""
+    drift = seen.drift(model)
+    return ", ".join(f"{ratio:.2f} times on {kind}" for kind, ratio in drift.items() if abs(ratio - 1.0) > DRIFTED)

@@ -142,6 +142,24 @@ def test_status_of_a_whole_cluster(cluster: Fake) -> None:
         assert text in people.stdout, text
 
 
+def test_status_tells_of_models_that_take_another_time_than_their_profiles_say(cluster: Fake) -> None:
+    def report(shard: str, ratio: float) -> None:
+        stage = StageReport(TM.model_key(FIRST), 30, 30, 3, 0, 0, 2, 0.0, 0.0, [], {}, {"T4": ratio})
+        cluster.put(PATHS.report(shard), ReportRecord(1, 2.0, [stage], {}, []))
+
+    report("s0", 1.19)
+    report("s1", 0.99)
+    (pipeline,) = cluster.json("status")["pipelines"]
+    assert pipeline["drift"] == {stage: {"T4": 1.19} if stage == FIRST else {} for stage in TM.stages}
+    assert "profile" not in cluster("status").stdout
+    report("s1", 0.7)
+    (pipeline,) = cluster.json("status")["pipelines"]
+    assert pipeline["drift"][FIRST] == {"T4": 0.7}
+    people = cluster("status").stdout
+    assert "0.70 times on T4" in " ".join(people.split())
+    assert "profile" in people
+
+
 def test_status_says_what_is_missing(fake: Fake) -> None:
     fake.shard()
     fake.put(PATHS.state("n1"), NodeStateRecord("lost", ""))

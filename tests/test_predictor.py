@@ -145,7 +145,7 @@ def test_execution_is_told_apart_from_what_comes_before_and_after_it() -> None:
     assert table.busy(2) == pytest.approx(0.040)
     assert table.busy(4) == pytest.approx(0.080)  # outputs grow with the batch
     assert table.input(2) == pytest.approx(0.003)
-    assert table.measured() == [(2, pytest.approx(0.040))]
+    assert table.measured() == [(2, pytest.approx(0.044))]
 
 
 def test_inputs_are_foreseen_by_their_slope() -> None:

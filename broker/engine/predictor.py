@@ -50,6 +50,9 @@ class _Samples:
             del self._at[0], self._took[0], self._after[0]
         self._reckon()
 
+    def count(self) -> int:
+        return len(self._at)
+
     def stale_at(self) -> float:
         """When the oldest no longer counts."""
         return self._at[0] + EXPIRES
@@ -176,9 +179,24 @@ class LatencyTable:
         next_from = 0.0
         for size in sizes:
             if size >= next_from or size == largest:
-                chosen.append((size, self.busy(size)))
+                chosen.append((size, self._mean[size]))
                 next_from = size * apart
         return chosen
+
+    def drift(self) -> float:
+        """How many times as long as the profile says batches took of late; 0 where too few were measured to tell, or no
+        profile says anything."""
+        measured = 0.0
+        stated = 0.0
+        count = 0
+        for size, samples in self._seen.items():
+            profiled = self._profile[size]
+            if self._points and profiled > 0.0:
+                weight = samples.count()
+                count += weight
+                measured += weight * samples.mean
+                stated += weight * profiled
+        return measured / stated if count >= KEPT else 0.0
 
     def forget(self, batch: int) -> None:
         """A probe is about to tell anew what a batch of this size takes: what was measured up to it is in doubt."""

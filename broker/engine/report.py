@@ -32,7 +32,7 @@ class Tally:
 class StageFigures:
     """One stage over the time since it was last reported. ``queued`` (mean queueing delay) and ``waits`` (every batch
     wait) are of the last whole period, which is told once; ``execution`` is the batches' mean, ``latency`` has
-    measured (batch, seconds) by device type. Seconds."""
+    measured (batch, seconds) by device type, ``drift`` how many times as much as the profiles say that is. Seconds."""
 
     def __init__(self, stage: "Stage") -> None:
         tally = stage.tally
@@ -47,12 +47,16 @@ class StageFigures:
         self.execution = tally.execution / tally.ended if tally.ended else 0.0
         self.waits: list[float] = stage.waits.newest if stage.waits.periods > tally.periods else []
         self.latency: dict[str, list[tuple[int, float]]] = {}
+        self.drift: dict[str, float] = {}
         for group in stage.groups:
             table = group.tables.get(stage.key)
             if table is not None and group.type not in self.latency:
                 measured = table.measured()
                 if measured:
                     self.latency[group.type] = measured
+                    drift = table.drift()
+                    if drift > 0.0:
+                        self.drift[group.type] = drift
         tally.arrived = -stage.arrivals  # the period that goes on will count them
         tally.started = tally.batches = tally.dropped = tally.ended = 0
         tally.execution = 0.0

@@ -22,6 +22,8 @@ class StageReport(msgspec.Struct, array_like=True, frozen=True):
     waits: list[int]
     latency: dict[str, list[tuple[int, float]]]
     """Measured (batch, seconds) by device type, at few batch sizes."""
+    drift: dict[str, float] = {}
+    """How many times as long as their profile says batches take, by device type, where that is known."""
 
 
 class ReportRecord(msgspec.Struct, array_like=True, frozen=True):
