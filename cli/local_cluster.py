@@ -308,8 +308,13 @@ class LocalCluster:
 
 
 def _environment() -> dict[str, str]:
-    """What children are started in: their options are given to them, whatever a person has set for other clusters."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("LAXITY_")}
+    """What children are started in: their options are given to them, whatever a person has set for other clusters.
+    Where models find their server is no option of theirs."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("LAXITY_") or name == "LAXITY_TRITON_URL"
+    }
 
 
 def check_port(port: int) -> None:

@@ -245,8 +245,8 @@ def _model(stage: StageSpec, path: SpecPath) -> Iterator[Problem]:
 
 def _triton_model(stage: StageSpec, path: SpecPath) -> Iterator[Problem]:
     if not _TRITON_NAME.fullmatch(stage.model or ""):
-        message = f"{stage.model!r} is no name of a Triton server's model"
-        yield Problem((*path, "model"), message, "write the name of its folder in the server's model repository")
+        advice = "write the name of its folder in the server's model repository"
+        yield Problem((*path, "model"), f"{stage.model!r} is no model of a triton stage", advice)
     if stage.sha256 is not None:
         advice = "remove it: the server's own repository says what its models are"
         yield Problem((*path, "sha256"), "sha256 goes with a model at an address", advice)

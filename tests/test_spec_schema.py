@@ -51,6 +51,7 @@ def test_shipped_pipelines_are_valid(file: Path) -> None:
         {"output": {"boxes": "detect.boxes"}},
         {"description": "text"},
         {"stages": {"a": {"executor": "onnx", "model": "a.onnx", "inputs": {"x": "request"}, "map": True}}},
+        {"stages": {"a": {"executor": "triton", "model": "resnet", "options": {"url": "gpu-7:8001"}}}},
     ],
 )
 def test_good_values(change: dict[str, Any]) -> None:

@@ -107,18 +107,30 @@ def test_a_field_of_a_list() -> None:
 # ---- models --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("executor", ["python", "onnx", "torch"])
+@pytest.mark.parametrize("executor", ["python", "onnx", "torch", "triton"])
 def test_a_model_is_needed(executor: Any) -> None:
     assert f"{executor} stage needs a model" in only(pipeline("a", a=StageSpec(executor=executor)))
 
 
-@pytest.mark.parametrize(("executor", "model"), [("python", "steps.py"), ("torch", "model"), ("python", "a.pt")])
+@pytest.mark.parametrize(
+    ("executor", "model"),
+    [("python", "steps.py"), ("torch", "model"), ("python", "a.pt"), ("triton", "models/a"), ("triton", "../a")],
+)
 def test_a_model_that_fits_no_executor(executor: Any, model: str) -> None:
     assert "is no model of a" in only(pipeline("a", a=StageSpec(executor=executor, model=model)))
 
 
 def test_an_emulated_stage_needs_a_profile() -> None:
     assert "needs a profile" in only(pipeline("a", a=StageSpec(executor="emulated")))
+
+
+def test_a_model_of_a_triton_server_is_no_file() -> None:
+    stage = StageSpec(executor="triton", model="resnet50_v1.5")
+    assert not validate(pipeline("a", a=stage))
+    assert not missing_files(pipeline("a", a=stage))
+    assert "sha256 goes with a model at an address" in only(
+        pipeline("a", a=StageSpec(executor="triton", model="resnet", sha256="0" * 64))
+    )
 
 
 def with_model(root: Path, model: str, executor: Any = "onnx", **fields: Any) -> PipelineSpec:
