@@ -549,7 +549,7 @@ def test_whatever_is_asked_each_batch_and_each_action_ends_once(agent: Agent, se
         key = randomly.choice("ab")
         earliest = time.monotonic() + randomly.choice([-1, 0, 0.0005])
         closes[number] = earliest + randomly.choice([0.0001, 0.002, 1])
-        kind = randomly.choices(["infer", "drop", "load", "unload", "hold", "release"], [20, 3, 3, 2, 1, 0.3])[0]
+        kind = randomly.choices(["infer", "drop", "load", "unload", "hold", "release"], [20, 3, 3, 2, 0.5, 0.5])[0]
         if kind == "infer":
             due["batch", number] += 1
             value = randomly.choice([1, 1, 1, "before", "model", "after"])
@@ -562,11 +562,11 @@ def test_whatever_is_asked_each_batch_and_each_action_ends_once(agent: Agent, se
         elif kind == "unload":
             due["action", number] += 1
             agent.process.send_unload(number, key, earliest, closes[number])
-        elif kind == "hold":
+        else:
+            if kind == "release":
+                agent.process.send_release(key)
             due["hold", 0] += 1
             agent.hold(key=key, model="code:brief", before="code:brief_before", after="code:brief_after")
-        else:
-            agent.process.send_release(key)
         if randomly.random() < 0.7:
             agent.process.socket.poll(2)
         for message, _ in agent.process.recv():
@@ -576,7 +576,7 @@ def test_whatever_is_asked_each_batch_and_each_action_ends_once(agent: Agent, se
         for message, _ in agent.process.recv():
             take(message)
     assert ended == due
-    assert codes["ok"] > 20, codes
+    assert codes["ok"], codes
     assert agent.process.alive()
 
 
