@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from live_cluster import LiveCluster, Load
 from many_models import WIDTH, network
-from telemetry_rows import percentiles, rows
+from telemetry_rows import predictions, rows
 
 MODELS = """
 import numpy
@@ -80,22 +80,11 @@ def measure(executor: str, options: argparse.Namespace) -> dict[str, Any]:
         ran = [
             row for row in rows(directory / "telemetry", "actions") if row["kind"] == "INFER" and row["code"] == "ok"
         ]
-    errors = [(float(row["expected_us"]) - float(row["duration_us"]), row) for row in ran]
-    over = [error for error, _ in errors if error > 0.0]
-    under = [-error for error, _ in errors if error <= 0.0]
-    by_batch: dict[str, list[float]] = {}
-    for row in ran:
-        by_batch.setdefault(row["batch"], []).append(float(row["duration_us"]))
-    common = max(by_batch.values(), key=len)
     return {
         "executor": executor,
         "submitted": submitted,
         "ok": sum(one.outcome == "ok" for one in sent),
-        "batches": len(ran),
-        "over_us": percentiles(over),
-        "under_us": percentiles(under),
-        "execution_us": {**percentiles(common), "p99.99": round(float(np.percentile(common, 99.99)), 1)},
-        "p9999_to_median": round(float(np.percentile(common, 99.99) / np.median(common)), 3),
+        **predictions(ran),
     }
 
 
