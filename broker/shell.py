@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import logging
 import secrets
-import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import msgspec
 import zmq
@@ -37,8 +36,6 @@ from laxity.loop import Calls, wait
 from pipelines.spec import PipelineSpec
 
 log = logging.getLogger("laxity.broker")
-
-T = TypeVar("T")
 
 OVERDUE: Final = 4
 """Heartbeats after which peers are looked after although messages go on to come."""
@@ -165,26 +162,12 @@ class Shard:
 
     def status(self) -> ShardStatus:
         """The counters now. As for :meth:`report`."""
-        return self._ask(self._status)
+        return self._calls.ask(self._status)
 
     def report(self) -> tuple[Report, list[str]]:
         """What there is to tell since the last call, and the agents that are heard. Waits for the shard's thread (from
         another thread only); RuntimeError once it has ended."""
-        return self._ask(lambda: (self._scheduler.take_report(time.monotonic()), self._agents.names()))
-
-    def _ask(self, question: Callable[[], T]) -> T:
-        found: list[T] = []
-        done = threading.Event()
-
-        def read() -> None:
-            found.append(question())
-            done.set()
-
-        if not self._calls.add(read):
-            raise RuntimeError("the shard has ended")
-        if not done.wait(10.0):
-            raise TimeoutError("the shard's thread does not answer")
-        return found[0]
+        return self._calls.ask(lambda: (self._scheduler.take_report(time.monotonic()), self._agents.names()))
 
     def stop(self) -> None:
         """Say goodbye and leave :meth:`run`; what is in flight is left to the services to submit elsewhere."""

@@ -7,12 +7,16 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import zmq
 
+T = TypeVar("T")
+
 NAP: Final = 100e-6
 """How long to sleep, in seconds, before looking again where less than a millisecond is left (poll knows only those)."""
+PATIENCE: Final = 10.0
+"""Seconds that a polling thread may take to answer another one."""
 
 
 class Calls:
@@ -35,6 +39,28 @@ class Calls:
             except BlockingIOError:
                 pass  # the pipe is full of wake-ups already
         return True
+
+    def ask(self, question: Callable[[], T]) -> T:
+        """What ``question`` says in the polling thread, which is waited for (from another thread only).
+
+        RuntimeError once that has ended, TimeoutError where it does not come to it.
+        """
+        found: list[T] = []
+        done = threading.Event()
+
+        def answer() -> None:
+            found.append(question())
+            done.set()
+
+        if not self.add(answer):
+            raise RuntimeError("the thread has ended")
+        ends = time.monotonic() + PATIENCE
+        while not done.wait(0.1):
+            if not self._open:
+                raise RuntimeError("the thread has ended")
+            if time.monotonic() > ends:
+                raise TimeoutError("the thread does not answer")
+        return found[0]
 
     def clear_wakeups(self) -> None:
         """Take the wake-ups away after ``fd`` was readable."""
