@@ -31,6 +31,10 @@ MAX_BATCHES: Final = 3
 """One executes, one waits with its input, the output of one is fetched. More are refused as busy."""
 
 
+_Failure = tuple[str, str]
+"""(code, detail)"""
+
+
 class Outbox(Protocol):
     """Messages to the agent, from any thread."""
 
@@ -243,74 +247,77 @@ class Actions:
 
     def _copy_in(self, batch: _Batch) -> Job | None:
         begun = time.perf_counter_ns()
-        error: BaseException | None = None
+        failure: _Failure | None = None
         try:
             batch.work = batch.model.inputs(batch.model.decode(batch.tasks, batch.frames))
-        except BaseException as raised:
-            error = raised
+        except BaseException as error:
+            failure = self._failure(batch, error)
         batch.frames = ()
         batch.input_us = _us_since(begun)
         with self._lock:
             now = time.monotonic()
-            failed = error is not None and self._lanes.drop(now, batch.number)
-            if failed:
+            if failure is not None and not self._lanes.drop(now, batch.number):
+                failure = None  # it was taken out meanwhile, and answered
+            if failure is not None:
                 self._taken(batch.number)
             self._lanes.copied_in(now, batch.number)
             following = self._dispatch(now, self._input)
-        if failed and error is not None:
-            self._fail(batch, error)
+        if failure is not None:
+            self._outbox.put(batch.ended(*failure))
         return following
 
     def _execute(self, batch: _Batch) -> Job | None:
         at = time.monotonic()
+        failure: _Failure | None = None
         # Asked again here: between the order and this thread's turn lies whatever else held the interpreter.
-        in_time = at <= batch.latest
-        error: BaseException | None = None
-        if in_time:
+        if at > batch.latest:
+            failure = "too_late", ""
+        else:
             self._outbox.put(wire.Executing(batch.number, at))
             begun = time.perf_counter_ns()
             try:
                 batch.model.execute(batch.work)
-            except BaseException as raised:
-                error = raised
-            batch.execution_us = _us_since(begun)
-        failed = error is not None or not in_time
+                batch.execution_us = _us_since(begun)
+            except BaseException as error:
+                batch.execution_us = _us_since(begun)
+                failure = self._failure(batch, error)
         with self._lock:
             now = time.monotonic()
-            if failed:
+            if failure is not None:
                 self._taken(batch.number)
-            self._lanes.executed(now, batch.number, failed)
+            self._lanes.executed(now, batch.number, failure is not None)
             following = self._dispatch(now, self._execution)
-        if error is not None:
-            self._fail(batch, error)
-        elif not in_time:
-            self._outbox.put(batch.ended("too_late"))
+        if failure is not None:
+            self._outbox.put(batch.ended(*failure))
         return following
 
     def _copy_out(self, batch: _Batch) -> Job | None:
         begun = time.perf_counter_ns()
-        error: BaseException | None = None
-        parts: Sequence[Part] = ()
+        failure: _Failure | None = None
+        nodes: list[Node] = []
+        parts: list[Part] = []
+        failures: list[Failure] = []
         try:
             nodes, payloads, failures = batch.model.outputs(batch.work)
             parts = payload.pack(payloads)
-        except BaseException as raised:
-            error = raised
+        except BaseException as error:
+            failure = self._failure(batch, error)
         batch.output_us = _us_since(begun)
         with self._lock:
             now = time.monotonic()
             self._taken(batch.number)
             self._lanes.copied_out(now, batch.number)
             following = self._dispatch(now, self._output)
-        if error is not None:
-            self._fail(batch, error)
+        if failure is not None:
+            self._outbox.put(batch.ended(*failure))
         else:
             self._outbox.put(batch.ended("ok", "", nodes, failures), parts)
         return following
 
-    def _fail(self, batch: _Batch, error: BaseException) -> None:
+    def _failure(self, batch: _Batch, error: BaseException) -> _Failure:
+        # The error itself is not kept: by way of its frames it holds what the batch had in memory.
         log.warning("a batch of %d of %s failed", len(batch.tasks), batch.model.key, exc_info=error)
-        self._outbox.put(batch.ended(error_code(error), describe_error(error, f"model of {batch.model.key}")))
+        return error_code(error), describe_error(error, f"model of {batch.model.key}")
 
     def _page(self, message: wire.Load | wire.Unload) -> Job | None:
         loads = isinstance(message, wire.Load)

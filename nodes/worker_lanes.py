@@ -69,7 +69,10 @@ class LaneThread:
             self._name_thread()
             job = self._jobs.get()
             while job is not None:
-                job = job() or self._jobs.get()
+                following = job()
+                job = None  # with all that its batch has in memory, however long the next one takes to come
+                job = following or self._jobs.get()
+                following = None
         except BaseException:
             log.critical("the thread for %s failed; the worker ends", self._name, exc_info=True)
             os._exit(CRASHED)
