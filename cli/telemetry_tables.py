@@ -34,7 +34,7 @@ _COLUMNS: dict[str, tuple[tuple[str, int], ...]] = {
     REQUESTS: (
         ("time", 23),
         ("shard", 10),
-        ("client", 16),
+        ("client", 8),
         ("id", 8),
         ("pipeline", 12),
         ("outcome", 11),
@@ -75,7 +75,7 @@ def row_line(row: AnyRow) -> str:
     fields = [
         when,
         row.shard,
-        row.client,
+        row.client[:8],
         str(row.id),
         row.pipeline,
         row.outcome,
@@ -106,7 +106,7 @@ def summary_tables(described: dict[str, Any]) -> Iterator[Table]:
     """What :meth:`cli.telemetry_summary.Summary.described` says."""
     if described["actions"]:
         yield _predictions(described["actions"])
-    if described["memory"]:
+    if any(one["most_mb"] for one in described["memory"]):
         yield _memory(described["memory"])
     if described["requests"]:
         yield _requests(described["requests"])
