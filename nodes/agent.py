@@ -19,7 +19,8 @@ from cluster.telemetry import DEFAULT_LIMIT as TELEMETRY_LIMIT
 from laxity.loop import Calls, wait
 from nodes.device import Device, DeviceConfig, Models
 from nodes.emulated import EmulatedRunner
-from nodes.engine.device import READY
+from nodes.engine.models import HELD, READY, Model
+from nodes.measured import Known, Measured
 from nodes.runner import WorkerRunner
 from nodes.shard_link import ShardLink, ShardSession
 
@@ -27,6 +28,11 @@ log = logging.getLogger("laxity.node")
 
 STOP_WAIT: Final = 5.0
 """Seconds that a worker has to end by itself when the agent stops."""
+MANY: Final = 64
+"""From more models than these on a device, changes are told together."""
+SHARDS_PAUSE: Final = 0.2
+PEOPLE_PAUSE: Final = 0.5
+"""Seconds that shards, and people, then wait for the next news."""
 DRAIN_GRACE: Final = 1.0
 """Seconds, beside the SLO of what runs, that a stopping agent waits for its last batches and for the shards' word that
 they count on it no more."""
@@ -81,10 +87,16 @@ class VersionRefused(Exception):
 
 
 class Agent:
-    """``run`` serves until ``stop``. ``changed`` is called (in the agent's thread) with the devices' states whenever
-    one of them changed."""
+    """``run`` serves until ``stop``. Both hooks are called in the agent's thread: ``changed`` with the devices' states
+    whenever one of them changed, ``measured`` with a model's key, the type of device and what was found out there
+    about a model of which nothing was known."""
 
-    def __init__(self, config: AgentConfig, changed: Callable[[list[DeviceState]], None]) -> None:
+    def __init__(
+        self,
+        config: AgentConfig,
+        changed: Callable[[list[DeviceState]], None],
+        measured: Callable[[str, str, Measured], None] = lambda *_: None,
+    ) -> None:
         self.config = config
         self._context: zmq.Context[Any] = zmq.Context()
         self._changed_hook = changed
@@ -94,14 +106,20 @@ class Agent:
         """By shard: those that devices work for, and those that have yet to get an answer."""
         self._owners: dict[int, ShardLink] = {}
         """By device: the shard that it works for."""
-        self._dirty = False
+        self._known: Known = {}
+        self._untold = False
+        """Shards have to be told something."""
+        self._tell_at = 0.0
+        self._unpublished = False
+        """People have to be told something."""
+        self._publish_at = 0.0
         self._calls = Calls()
         self._stopping = False
         self._stop_at = 0.0
         self._poller = zmq.Poller()
         self._polled: list[tuple[Any, int]] = []
         self._devices = [
-            Device(number, device, self._runner(number, device), self._mark_changed)
+            Device(number, device, self._runner(number, device), self._known, self._mark_changed, measured)
             for number, device in enumerate(config.devices)
         ]
 
@@ -129,6 +147,10 @@ class Agent:
 
         self.call(follow)
 
+    def know(self, known: Known) -> None:
+        """This was found out about models by other devices; what is held from now on is not measured again."""
+        self.call(lambda: self._known.update(known))
+
     def place(self, placement: Placement) -> None:
         """Have the devices do this; those that are not named hold nothing and work for nobody."""
 
@@ -146,8 +168,7 @@ class Agent:
             if not self._stopping:
                 self._stopping = True
                 now = time.monotonic()
-                running = [device.engine.running for device in self._devices]
-                longest = max((grant.slo for grant in running if grant is not None), default=0.0)
+                longest = max((device.engine.drain_time() for device in self._devices), default=0.0)
                 self._stop_at = now + longest + DRAIN_GRACE
                 self._assign(now, {})
 
@@ -183,9 +204,7 @@ class Agent:
             for device in self._devices:
                 if device.runner.waitables() or device.next_wake() <= now:
                     device.step(now)
-            if self._dirty:
-                self._dirty = False
-                self._announce()
+            self._tell(now)
 
     def _wait(self, clock: Callable[[], float]) -> None:
         wake = self._stop_at if self._stopping else 1e18
@@ -193,6 +212,10 @@ class Agent:
             wake = min(wake, link.next_wake())
         for device in self._devices:
             wake = min(wake, device.next_wake())
+        if self._untold:
+            wake = min(wake, self._tell_at)
+        if self._unpublished:
+            wake = min(wake, self._publish_at)
         seconds = wake - clock()
         poller = self._poller_now()
         if any(source == self._calls.fd for source, _ in wait(poller, seconds)):
@@ -269,12 +292,23 @@ class Agent:
     # ---- what is held ------------------------------------------------------------------------------
 
     def _mark_changed(self) -> None:
-        self._dirty = True
+        self._untold = self._unpublished = True
 
-    def _announce(self) -> None:
-        for link in self._links.values():
-            link.report()
-        self._changed_hook(self.states())
+    def _tell(self, now: float) -> None:
+        """Tell the shards, and people, of what has changed. That lists all models: where they are many, not each time
+        that one of them comes or goes."""
+        if self._untold and now >= self._tell_at:
+            self._untold = False
+            self._tell_at = now + SHARDS_PAUSE if self._many() else 0.0
+            for link in self._links.values():
+                link.report()
+        if self._unpublished and now >= self._publish_at:
+            self._unpublished = False
+            self._publish_at = now + PEOPLE_PAUSE if self._many() else 0.0
+            self._changed_hook(self.states())
+
+    def _many(self) -> bool:
+        return any(len(device.engine.models) > MANY for device in self._devices)
 
     def states(self) -> list[DeviceState]:
         """The devices as they are (in the agent's thread)."""
@@ -283,16 +317,18 @@ class Agent:
                 number=device.number,
                 type=device.config.type,
                 memory_mb=device.config.memory_mb,
-                models={
-                    model.key: model.state
-                    if not model.detail or model.state == READY
-                    else f"{model.state}: {model.detail}"
-                    for model in device.engine.models.values()
-                },
+                models={model.key: _shown(model) for model in device.engine.models.values()},
                 progress=device.progress,
                 batches=device.batches_run,
                 late=device.engine.late,
-                worker_restarts=device.engine.restarts,
+                worker_restarts=device.engine.health.deaths,
             )
             for device in self._devices
         ]
+
+
+def _shown(model: Model) -> str:
+    """A model's state for people: whether a model is resident at the moment is nothing to them."""
+    if model.state in (READY, HELD):
+        return READY
+    return f"{model.state}: {model.detail}" if model.detail else model.state

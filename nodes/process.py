@@ -30,7 +30,7 @@ from cluster.store import wait_for_store
 from cluster.store.base import Entry, Prefix
 from laxity.version import __version__
 from nodes.agent import Agent, AgentConfig, DeviceState, Placement, Work
-from nodes.engine.device import FAILED, READY
+from nodes.engine.models import FAILED, READY
 from nodes.files import ModelFiles
 from pipelines.spec import PipelineSpec
 

@@ -20,7 +20,7 @@ class Died(Message, tag=20):
     why: str
 
 
-Event = Union[wire.Started, wire.Progress, wire.Held, wire.LoadFailed, wire.Finished, Died]  # noqa: UP007
+Event = Union[wire.FromWorker, Died]  # noqa: UP007
 
 
 class Runner(Protocol):
@@ -34,11 +34,39 @@ class Runner(Protocol):
         """End the worker at once; ``Died`` follows."""
         ...
 
-    def load(self, now: float, key: str, spec: PipelineSpec, stage: str) -> None: ...
+    def hold(self, now: float, key: str, spec: PipelineSpec, stage: str, profile: list[tuple[int, float]]) -> None:
+        """Hold a model for the first time; ``profile`` is what is known of it already. ``Held`` or ``LoadFailed``
+        follows."""
+        ...
 
-    def unload(self, key: str) -> None: ...
+    def release(self, key: str) -> None:
+        """Let go of a model that is held."""
+        ...
 
-    def infer(self, now: float, batch: int, key: str, tasks: list[list[Node]], frames: list[Part]) -> None: ...
+    def load(self, now: float, action: int, key: str, earliest: float, latest: float) -> None:
+        """Page a model in within the window; ``Acted`` follows."""
+        ...
+
+    def unload(self, now: float, action: int, key: str, earliest: float, latest: float) -> None:
+        """Page a model out within the window; ``Acted`` follows."""
+        ...
+
+    def infer(
+        self,
+        now: float,
+        batch: int,
+        key: str,
+        earliest: float,
+        latest: float,
+        tasks: list[list[Node]],
+        frames: list[Part],
+    ) -> None:
+        """Execute a batch within the window; ``Executing``, where it comes to that, and ``Finished`` follow."""
+        ...
+
+    def drop(self, now: float, batch: int) -> None:
+        """Take back a batch that does not execute yet; ``Finished`` then says ``cancelled``."""
+        ...
 
     def events(self, now: float) -> list[tuple[Event, list[Part]]]:
         """What happened since the last call, each with its payload frames."""
@@ -75,17 +103,38 @@ class WorkerRunner:
         if self._process is not None:
             self._process.kill()
 
-    def load(self, now: float, key: str, spec: PipelineSpec, stage: str) -> None:
+    def hold(self, now: float, key: str, spec: PipelineSpec, stage: str, profile: list[tuple[int, float]]) -> None:
         if self._process is not None:
-            self._process.send_hold(key, spec, stage, self._type)
+            self._process.send_hold(key, spec, stage, self._type, profile)
 
-    def unload(self, key: str) -> None:
+    def release(self, key: str) -> None:
         if self._process is not None:
             self._process.send_release(key)
 
-    def infer(self, now: float, batch: int, key: str, tasks: list[list[Node]], frames: list[Part]) -> None:
+    def load(self, now: float, action: int, key: str, earliest: float, latest: float) -> None:
         if self._process is not None:
-            self._process.send_infer(batch, key, now, now + 1e6, tasks, frames)
+            self._process.send_load(action, key, earliest, latest)
+
+    def unload(self, now: float, action: int, key: str, earliest: float, latest: float) -> None:
+        if self._process is not None:
+            self._process.send_unload(action, key, earliest, latest)
+
+    def infer(
+        self,
+        now: float,
+        batch: int,
+        key: str,
+        earliest: float,
+        latest: float,
+        tasks: list[list[Node]],
+        frames: list[Part],
+    ) -> None:
+        if self._process is not None:
+            self._process.send_infer(batch, key, earliest, latest, tasks, frames)
+
+    def drop(self, now: float, batch: int) -> None:
+        if self._process is not None:
+            self._process.send_drop(batch)
 
     def events(self, now: float) -> list[tuple[Event, list[Part]]]:
         process = self._process

@@ -12,7 +12,7 @@ import zmq
 from laxity import protocol
 from laxity.link import HEARTBEAT_BOUNDS, MISSED
 from laxity.payload import Part
-from laxity.protocol import DeviceReport, Done, Goodbye, Grant, Heartbeat, Ready, Welcome
+from laxity.protocol import Acted, DeviceReport, Done, Goodbye, Grant, Heartbeat, Load, Ready, Unload, Welcome
 from nodes.device import Device
 
 log = logging.getLogger("laxity.node")
@@ -31,11 +31,16 @@ class ShardSession:
 
     def __init__(self, link: ShardLink) -> None:
         self._link = link
+        self.shard = link.shard
         self.open = True
 
     def send(self, message: protocol.FromAgent, frames: list[Part]) -> bool:
-        """See :class:`nodes.device.Session`."""
+        """See :class:`nodes.action_record.Session`."""
         return self.open and self._link.send(message, frames)
+
+    def told(self, device: int, model: str, resident: bool) -> None:
+        """See :class:`nodes.action_record.Session`."""
+        self._link.told(device, model, resident)
 
 
 class ShardLink:
@@ -89,6 +94,14 @@ class ShardLink:
         """Tell the shard what the devices hold, where that changed."""
         if self.session is not None and self._reports() != self._reported:
             self._say_ready()
+
+    def told(self, device: int, model: str, resident: bool) -> None:
+        """An ACTED has told where a model is: READY need not."""
+        for report in self._reported:
+            if report.device == device:
+                for held in report.models:
+                    if held.model == model:
+                        held.resident = resident
 
     def events(self) -> int:
         """What to poll ``socket`` for."""
@@ -166,8 +179,10 @@ class ShardLink:
             if device is not None:
                 device.grant(now, self.session, message, frames[1:])
             else:
-                detail = f"device {message.device} does not work for this shard"
-                self.send(Done(message.device, message.batch, "unknown_model", detail=detail), [])
+                self.send(Done(message.device, message.batch, "cancelled", detail=_not_ours(message.device)), [])
+        elif isinstance(message, Load | Unload):
+            if self.session is not None:
+                self._page(now, self.session, message)
         elif isinstance(message, Welcome):
             self._welcome(now, message)
         elif isinstance(message, Goodbye):
@@ -177,6 +192,15 @@ class ShardLink:
             log.warning("shard %s said goodbye: %s", self.shard, message.reason)
             self._end_session(now)
             self._say_ready()
+
+    def _page(self, now: float, session: ShardSession, message: Load | Unload) -> None:
+        device = self.devices.get(message.device)
+        if device is None:
+            self.send(Acted(message.device, message.action, "cancelled", 0, _not_ours(message.device)), [])
+        elif isinstance(message, Load):
+            device.load(now, session, message)
+        else:
+            device.unload(now, session, message)
 
     def _welcome(self, now: float, welcome: Welcome) -> None:
         if welcome.version != protocol.VERSION:
@@ -278,3 +302,7 @@ class ShardLink:
             log.debug("shard %s does not take a %s", self.shard, type(message).__name__)
             return False
         return True
+
+
+def _not_ours(device: int) -> str:
+    return f"device {device} does not work for this shard"

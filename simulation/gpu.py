@@ -3,7 +3,9 @@
 from typing import Final
 
 from broker.engine.devices import Batch
-from nodes.engine.device import READY, DeviceEngine
+from nodes.engine.device import DeviceEngine
+from nodes.engine.lanes import Lanes
+from nodes.engine.models import READY
 
 FOREVER: Final = 1e17
 
@@ -19,7 +21,8 @@ LOADED: Final = 8
 
 
 class Gpu:
-    """One simulated device: its engine, what it is to hold (``placed``), and what it is in the middle of."""
+    """One simulated device: its engine, the lanes of its worker, what it is to hold (``placed``), and what it is in the
+    middle of."""
 
     def __init__(self, agent: str, number: int, models: dict[str, list[float]], placed: list[str]) -> None:
         self.agent = agent
@@ -40,6 +43,7 @@ class Gpu:
         """How many loads that took time have begun, and the seconds that they take."""
         self.boots = False
         self.engine = DeviceEngine()
+        self.lanes = lanes()
         self.epoch = 0
         self.up = False
         self.wake_at = FOREVER
@@ -59,6 +63,11 @@ class Gpu:
     def ready(self) -> list[str]:
         """The keys of the models that it has loaded."""
         return [model.key for model in self.engine.models.values() if model.state == READY] if self.up else []
+
+
+def lanes() -> Lanes:
+    """Those of a simulated GPU: inputs and outputs take no time, and models are loaded while batches run."""
+    return Lanes(copies=False, overlap_loads=True)
 
 
 class Event:

@@ -1,9 +1,9 @@
 """The virtual-time loop: one shard's engine, the engines of all its devices, and the messages between them.
 
-Nothing here decides anything about requests: :class:`~broker.engine.scheduler.Scheduler` and
-:class:`~nodes.engine.device.DeviceEngine` do, as in production. This module moves their messages with the network's
-delays and lets GPUs take the time of their profiles. What a GPU holds can be changed between two calls of
-:meth:`Machine.run`. Compiled with mypyc, like the engines.
+Nothing here decides anything about requests: :class:`~broker.engine.scheduler.Scheduler`,
+:class:`~nodes.engine.device.DeviceEngine` and :class:`~nodes.engine.lanes.Lanes` do, as in production. This module
+moves their messages with the network's delays and lets GPUs take the time of their profiles. What a GPU holds can be
+changed between two calls of :meth:`Machine.run`. Compiled with mypyc, like the engines.
 """
 
 from heapq import heappop, heappush
@@ -16,9 +16,37 @@ from broker.engine.plan import Pipeline
 from broker.engine.request import Client
 from broker.engine.scheduler import Scheduler
 from laxity.payload import Payload
-from nodes.engine.actions import Action, Announce, KillWorker, Load, Refuse, SendPull, Start, StartWorker
-from nodes.engine.device import READY, DeviceEngine
-from simulation.gpu import DONE, FINISH, FOREVER, GRANT, LOADED, LOSE, PREEMPT, PULL, RETURN, WAKE, Delays, Event, Gpu
+from nodes.engine.actions import (
+    Action,
+    Announce,
+    Drop,
+    Hold,
+    Infer,
+    KillWorker,
+    Refuse,
+    SendPull,
+    StartWorker,
+    Unload,
+)
+from nodes.engine.device import DeviceEngine
+from nodes.engine.lanes import Execute, Order, PageOut, TooLate
+from nodes.engine.models import READY
+from simulation.gpu import (
+    DONE,
+    FINISH,
+    FOREVER,
+    GRANT,
+    LOADED,
+    LOSE,
+    PREEMPT,
+    PULL,
+    RETURN,
+    WAKE,
+    Delays,
+    Event,
+    Gpu,
+    lanes,
+)
 from simulation.record import Record
 
 
@@ -76,7 +104,7 @@ class Machine:
         if keys and gpu.taken_at >= FOREVER and (gpu.up or gpu.boots):
             gpu.taken_at = now
         if gpu.up:
-            gpu.engine.place(now, keys)
+            gpu.engine.place(now, dict.fromkeys(keys, 0.0))
             gpu.engine.tick(now)
             self._act(now, gpu)
             self._dispatch(now)
@@ -211,8 +239,9 @@ class Machine:
             if batch.number in gpu.granted:
                 del gpu.granted[batch.number]
                 self._record.lost(now, batch)
-                if not engine.finished(now, batch.number):
-                    engine.waiting = None
+                if not gpu.lanes.drop(now, batch.number):
+                    gpu.lanes.executed(now, batch.number)
+                engine.finished(now, batch.number, "cancelled", 0.0)
         elif kind == FINISH:
             batch = event.batch
             assert batch is not None
@@ -220,8 +249,9 @@ class Machine:
                 return False  # stopped before its end
             self._record.ran(now, batch, event.when)
             del gpu.granted[batch.number]
-            if engine.finished(now, batch.number):
-                self._done(now, gpu, batch, "ok", event.when, self._delays.response)
+            gpu.lanes.executed(now, batch.number)
+            engine.finished(now, batch.number, "ok", 0.0)
+            self._done(now, gpu, batch, "ok", event.when, self._delays.response)
         elif kind == LOADED:
             gpu.loading -= 1
             self._loaded(now, gpu, event.code)
@@ -231,6 +261,7 @@ class Machine:
             return False
         else:
             gpu.wake_at = FOREVER
+            gpu.lanes.tick(now)
             engine.tick(now)
         self._act(now, gpu)
         return False
@@ -238,31 +269,26 @@ class Machine:
     def _act(self, now: float, gpu: Gpu) -> None:
         """Do what the device's engine wants done."""
         engine = gpu.engine
+        orders = gpu.lanes.take_orders()
         todo = engine.take_actions()
-        while todo:
+        while orders or todo:
+            for order in orders:
+                self._carry_out(now, gpu, order)
             for action in todo:
                 self._do(now, gpu, action)
+            orders = gpu.lanes.take_orders()
             todo = engine.take_actions()
-        if not gpu.placed and engine.running is None and gpu.loading == 0:
+        if not gpu.placed and not engine.handed and gpu.loading == 0:
             self._release(now, gpu)
-        wake = engine.next_wake()
+        wake = min(engine.next_wake(), gpu.lanes.next_wake())
         if wake < gpu.wake_at:
             gpu.wake_at = wake
             self._push(wake if wake > now else now, Event(WAKE, gpu, gpu.epoch))
 
     def _do(self, now: float, gpu: Gpu, action: Action) -> None:
         engine = gpu.engine
-        if isinstance(action, Start):
-            batch = gpu.granted[action.batch]
-            seconds = gpu.models[batch.stage.key][len(batch.tasks)]
-            if self._jitter > 0.0:
-                seconds *= self._random.lognormvariate(0.0, self._jitter)
-            if self._stragglers > 0.0 and self._random.random() < self._stragglers:
-                seconds *= self._straggler_factor
-            event = Event(FINISH, gpu, gpu.epoch)
-            event.batch = batch
-            event.when = seconds
-            self._push(now + seconds, event)
+        if isinstance(action, Infer):
+            gpu.lanes.infer(now, action.batch, action.earliest, action.latest)
         elif isinstance(action, SendPull):
             event = Event(PULL, gpu, gpu.epoch)
             event.when = now
@@ -278,8 +304,14 @@ class Machine:
             hung = engine.running
             if hung is not None and hung.batch in gpu.granted:
                 self._record.lost(now, gpu.granted[hung.batch])
+            gpu.lanes = lanes()
             engine.worker_died(now, "the batch hung")
-        elif isinstance(action, Load):
+        elif isinstance(action, Drop):
+            if gpu.lanes.drop(now, action.batch):
+                self._ended(now, gpu, action.batch, "cancelled")
+        elif isinstance(action, Unload):
+            gpu.lanes.unload(now, action.number, action.earliest, action.latest)
+        elif isinstance(action, Hold):
             seconds = gpu.loads.get(action.model, 0.0)
             if seconds > 0.0:
                 gpu.loading += 1
@@ -296,8 +328,35 @@ class Machine:
             ]
             self.scheduler.report(gpu.agent, gpu.number, "emulated", held)
 
+    def _carry_out(self, now: float, gpu: Gpu, order: Order) -> None:
+        """Do what a GPU's lanes say."""
+        if isinstance(order, Execute):
+            batch = gpu.granted[order.batch]
+            seconds = gpu.models[batch.stage.key][len(batch.tasks)]
+            if self._jitter > 0.0:
+                seconds *= self._random.lognormvariate(0.0, self._jitter)
+            if self._stragglers > 0.0 and self._random.random() < self._stragglers:
+                seconds *= self._straggler_factor
+            event = Event(FINISH, gpu, gpu.epoch)
+            event.batch = batch
+            event.when = seconds
+            self._push(now + seconds, event)
+            gpu.engine.started(now, order.batch, now)
+        elif isinstance(order, TooLate):
+            self._ended(now, gpu, order.number, "too_late")
+        elif isinstance(order, PageOut):
+            gpu.lanes.paged(now, order.action)
+            gpu.engine.acted(now, order.action, "ok", "")
+
+    def _ended(self, now: float, gpu: Gpu, number: int, code: str) -> None:
+        """A batch was not run."""
+        batch = gpu.granted.pop(number)
+        gpu.engine.finished(now, number, code, 0.0)
+        self._done(now, gpu, batch, code, 0.0, self._delays.control)
+
     def _loaded(self, now: float, gpu: Gpu, key: str) -> None:
-        gpu.engine.loaded(now, key, [(b, s) for b, s in enumerate(gpu.models[key]) if b > 0])
+        profile = [(b, s) for b, s in enumerate(gpu.models[key]) if b > 0]
+        gpu.engine.held(now, key, profile, gpu.loads.get(key, 0.0), 0.0)
 
     def _release(self, now: float, gpu: Gpu) -> None:
         """From now on it is at rest."""
@@ -331,12 +390,13 @@ class Machine:
     def _start(self, gpu: Gpu) -> None:
         now = self._now
         gpu.engine = DeviceEngine()
+        gpu.lanes = lanes()
         gpu.up = True
         gpu.boots = False
         gpu.wake_at = FOREVER
         if gpu.placed and gpu.taken_at >= FOREVER:
             gpu.taken_at = now
-        gpu.engine.place(now, gpu.placed)
+        gpu.engine.place(now, dict.fromkeys(gpu.placed, 0.0))
         gpu.engine.session(now, True)
         gpu.engine.tick(now)
         self._act(now, gpu)

@@ -182,7 +182,7 @@ def test_batches_of_the_same_number_of_different_shards_do_not_mix(cluster, hand
     agent.agent.place({0: work("s1", held_up)})
     assert first.ready() == {}
     refused = first.done()
-    assert (refused.batch, refused.code) == (8, "unknown_model")
+    assert (refused.batch, refused.code) == (8, "cancelled")
     assert list(second.greet()) == [0]
     second.grant(second.pull(), 7, model, "second")
 

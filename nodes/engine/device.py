@@ -1,8 +1,10 @@
-"""The engine of one device: which batch runs when, and which must not run any more.
+"""The engine of one device: what its worker is handed, and what it is not.
 
-A worker decides nothing by itself (Clockwork, OSDI'20, section 4): a batch comes with a window, is started inside it or
-refused, one at a time. The next batch is pulled just in time: the pull is sent so early that its grant
-arrives as the running batch ends; at most one batch runs and one waits.
+A worker decides nothing by itself (Clockwork, OSDI'20, section 4): batches, LOADs and UNLOADs come with windows. What
+is accepted is handed to the worker at once, and begins inside its window or not at all
+(:class:`~nodes.engine.lanes.Lanes` sees to that beside the device). The next batch is pulled just in time, so early
+that its input is there as the running batch ends: at most one batch executes, one waits, and the output of one is
+fetched. The device's models and its memory are :mod:`nodes.engine.paging`'s part.
 
 ``now`` is in seconds on the agent's monotonic clock. Every method may add actions; the shell takes them with
 ``take_actions`` and calls ``tick`` at ``next_wake``.
@@ -10,129 +12,88 @@ arrives as the running batch ends; at most one batch runs and one waits.
 
 from typing import Final
 
-from nodes.engine.actions import Action, Announce, KillWorker, Load, Refuse, SendPull, Start, StartWorker, Unload
+from nodes.engine.actions import Action, Drop, Infer, KillWorker, Refuse, SendPull, StartWorker
+from nodes.engine.handed import Handed
+from nodes.engine.health import Health
+from nodes.engine.models import READY
+from nodes.engine.paging import Paging
+from nodes.engine.pulls import Pulls
 
-LEAD: Final = 0.002
-"""Seconds, beside the measured round trip, by which a pull goes ahead of the running batch's end."""
-MAX_TRIP: Final = 0.1
-"""Seconds that a round trip is taken to be at most: a grant that lay in a frozen socket says nothing of the next."""
-HANG_FACTOR: Final = 10.0
-HANG_GRACE: Final = 1.0
-"""A batch hangs that runs HANG_GRACE seconds longer than its pipeline's SLO and than HANG_FACTOR times what was
-expected: nobody waits for it any more. Its worker is killed."""
-BACK_OFF: Final = 0.25
-MAX_BACK_OFF: Final = 30.0
-"""A worker that dies is started again after BACK_OFF seconds, doubled each time up to MAX_BACK_OFF."""
-MAX_LOAD_DEATHS: Final = 3
-"""A model under whose load the worker died this often is given up."""
-
-QUEUED: Final = "queued"
-LOADING: Final = "loading"
-READY: Final = "ready"
-FAILED: Final = "failed"
-
-
-class Grant:
-    """A batch for this device, to be started no earlier than ``earliest`` and no later than ``latest``."""
-
-    def __init__(
-        self, batch: int, model: str, earliest: float, latest: float, expected: float, slo: float, came: float
-    ) -> None:
-        self.batch = batch
-        self.model = model
-        self.earliest = earliest
-        self.latest = latest
-        self.expected = expected
-        self.came = came
-        self.started = 0.0
-        self.overran = False
-        """It runs so long that the next batch had to be refused."""
-        self.slo = slo
-
-    def hangs_at(self) -> float:
-        """From when on it is taken to hang, once started."""
-        return self.started + max(HANG_FACTOR * self.expected, self.slo) + HANG_GRACE
-
-
-class Model:
-    """A model that the device should hold; ``state`` is one of queued, loading, ready and failed."""
-
-    def __init__(self, key: str) -> None:
-        self.key = key
-        self.state = QUEUED
-        self.detail = ""
-        self.profile: list[tuple[int, float]] = []
-        self.deaths = 0
+MAX_BATCHES: Final = 3
+"""Batches that a worker has at most: one executes, one waits, the output of one is fetched."""
 
 
 class DeviceEngine:
     """See the module's text."""
 
-    def __init__(self) -> None:
-        self.models: dict[str, Model] = {}
+    def __init__(self, budget: float = 0.0) -> None:
+        """``budget``: megabytes that models may take of the device's memory; 0 where there is room for all."""
+        self._actions: list[Action] = []
+        self.paging = Paging(budget, self._actions)
+        self.models = self.paging.models.wanted
         """What it is to hold, by key."""
-        self.leaving: dict[str, Model] = {}
-        """What it still holds, without running it, until what is to come has been loaded."""
-        self.running: Grant | None = None
-        self.waiting: Grant | None = None
+        self.handed: dict[int, Handed] = {}
+        """The batches that the worker has, by number."""
+        self.running: Handed | None = None
+        """The one that began last, until it is answered."""
+        self.waiting: Handed | None = None
+        """The one that has not begun."""
+        self.pulls = Pulls()
+        self.health = Health()
         self.worker_up = False
         self.connected = False
-        self.round_trip = 0.0
-        """Seconds between a pull and its grant, less what the shard held it for; a moving mean."""
-        self.restarts = 0
         self.late = 0
         """Batches refused because their window had closed."""
         self._starting = False
-        self._pulled = False
-        self._seq = 0
-        self._loading: Model | None = None
-        self._deaths = 0
-        self._start_at = 0.0
+        self._free_at = 0.0
+        """When the worker last ended something."""
         self._killed_for = ""
-        self._actions: list[Action] = []
 
     def take_actions(self) -> list[Action]:
         """What is to be done, in order."""
-        actions = self._actions
-        if actions:
-            self._actions = []
+        actions = self._actions.copy()
+        self._actions.clear()
         return actions
 
     def next_wake(self) -> float:
         """When ``tick`` has something to do if nothing happens before."""
         wake = 1e18
-        if not self.worker_up and not self._starting and self.models:
-            wake = self._start_at
+        if not self.worker_up:
+            return self.health.start_at if self.models and not self._starting else wake
+        if self._killed_for:
+            return wake
+        for handed in self.handed.values():
+            wake = min(wake, handed.hangs_at(self._free_for(handed)))
+        for page in self.paging.pages.values():
+            wake = min(wake, page.hangs_at())
         running = self.running
-        if running is not None and not self._killed_for:
-            wake = min(wake, running.hangs_at())
-            if self._wants_pull():
-                wake = min(wake, self._pull_time(running))
-        waiting = self.waiting
-        if waiting is not None:
-            wake = min(wake, waiting.latest if self._busy() else waiting.earliest)
+        if running is not None and self._wants_pull():
+            wake = min(wake, self.pulls.time(running.free_at()))
         return wake
 
     def tick(self, now: float) -> None:
         """Do what is due."""
-        if not self.worker_up and not self._starting and self.models and now >= self._start_at:
-            self._starting = True
-            self._actions.append(StartWorker())
-        running = self.running
-        if running is not None and not self._killed_for and now >= running.hangs_at():
-            ran, expected = now - running.started, running.expected * 1e3
-            self._killed_for = f"the model {running.model} hung: {ran:.1f} s where {expected:.0f} ms were expected"
-            self._actions.append(KillWorker())
+        if not self.worker_up:
+            if self.models and not self._starting and now >= self.health.start_at:
+                self._starting = True
+                self._actions.append(StartWorker())
+            return
+        if not self._killed_for:
+            self._look_for_hangs(now)
         self._advance(now)
+
+    def drain_time(self) -> float:
+        """Seconds that anybody waits for what the worker has, at most."""
+        return max([handed.slo for handed in self.handed.values()], default=0.0)
 
     # ---- the shard -------------------------------------------------------------------------
 
     def session(self, now: float, connected: bool) -> None:
         """From now on the device works for another shard, or over a new connection to the one it had (or for none):
-        pulls are void, and the batch that waits is refused. The one that runs goes on to its end."""
+        pulls are void, and the batch that waits is taken back. The one that runs goes on to its end."""
         self.connected = connected
-        self._pulled = False
-        self._refuse_waiting("the device works for this shard no more")
+        self.pulls.open = False
+        self._drop_waiting()
         self._advance(now)
 
     def grant(
@@ -150,22 +111,49 @@ class DeviceEngine:
         """A batch came. ``left_at`` is the earliest moment at which it can have left the shard on this clock (the
         pull's stamp and how long it dwelt there); the window counts from there, so that a grant that lay in a
         frozen socket is as old as it is."""
-        if seq == self._seq:
-            self._pulled = False
-            trip = min(now - left_at, MAX_TRIP)
-            self.round_trip += 0.2 * (trip - self.round_trip) if self.round_trip else trip
-        grant = Grant(batch, model, left_at + opens, left_at + closes, expected, slo, now)
+        self.pulls.answered(now, seq, left_at)
         known = self.models.get(model)
-        if known is None or known.state != READY:
-            self._refuse(batch, "unknown_model", f"the model {model} is not loaded on this device")
-        elif self._loading is not None:
+        latest = left_at + closes
+        holding = self.paging.holding
+        if known is None:
+            self._refuse(batch, "unknown_model", f"the model {model} is not this device's")
+        elif known.state != READY:
+            self._refuse(batch, "not_loaded", f"the model {model} is not in the device's memory: it is {known.state}")
+        elif self._killed_for:
+            self._refuse(batch, "busy", "the device's worker is being killed")
+        elif holding is not None:
             # Loading takes longer than batches wait, and other devices may be free.
-            self._refuse(batch, "unknown_model", f"the device is loading the model {self._loading.key}")
+            self._refuse(batch, "busy", f"the device is loading the model {holding.key}")
         elif self.waiting is not None:
-            self._refuse(batch, "too_late", "another batch is waiting for this device already")
+            self._refuse(batch, "busy", "another batch is waiting for this device already")
+        elif len(self.handed) >= MAX_BATCHES:
+            self._refuse(batch, "busy", f"the device has {MAX_BATCHES} batches")
+        elif now > latest:
+            self._refuse(batch, "too_late", f"the window had closed {(now - latest) * 1e3:.1f} ms before it came")
+            self._note_late(now)
         else:
-            self.waiting = grant
+            self.health.handed(now)
+            known.batches += 1
+            known.used_at = now
+            handed = Handed(batch, known, left_at + opens, latest, expected, slo, now)
+            self.handed[batch] = handed
+            self.waiting = handed
+            self._actions.append(Infer(batch, handed.earliest, latest))
         self._advance(now)
+
+    def load(self, now: float, key: str, left_at: float, opens: float, closes: float, expected: float) -> int:
+        """The shard wants a model in the device's memory; the window as in :meth:`grant`. The LOAD's number, by which
+        it is answered."""
+        return self._page(now, key, left_at + opens, left_at + closes, expected, True)
+
+    def unload(self, now: float, key: str, left_at: float, opens: float, closes: float) -> int:
+        """The shard wants a model out of the device's memory. The UNLOAD's number."""
+        return self._page(now, key, left_at + opens, left_at + closes, 0.0, False)
+
+    def _page(self, now: float, key: str, earliest: float, latest: float, expected: float, loads: bool) -> int:
+        if self._killed_for:
+            return self.paging.answer("busy", "the device's worker is being killed")
+        return self.paging.ask(now, key, earliest, latest, expected, loads)
 
     # ---- the worker ------------------------------------------------------------------------
 
@@ -175,193 +163,160 @@ class DeviceEngine:
         self.worker_up = True
         self._advance(now)
 
-    def finished(self, now: float, batch: int) -> bool:
-        """A batch's run ended, well or not; whether it was this device's."""
-        running = self.running
-        if running is None or running.batch != batch:
+    def started(self, now: float, batch: int, at: float) -> None:
+        """A batch's execution began."""
+        handed = self.handed.get(batch)
+        if handed is None:
+            return
+        handed.begin(at)
+        self.running = handed
+        self.health.began()
+        if self.waiting is handed:
+            self.waiting = None
+        self._advance(now)
+
+    def finished(self, now: float, batch: int, code: str, input_time: float) -> bool:
+        """A batch ended so, after ``input_time`` seconds for its inputs; whether the worker had it."""
+        handed = self.handed.pop(batch, None)
+        if handed is None:
             return False
-        self.running = None
-        self._deaths = 0
+        handed.model.batches -= 1
+        self._free_at = now
+        if self.running is handed:
+            self.running = None
+        if self.waiting is handed:
+            self.waiting = None
+        if handed.began:
+            self.pulls.took_in(input_time)
+            self.health.ran()
+            handed.model.deaths = 0
+        elif code == "too_late":
+            self._note_late(now)
+            free = self.running is None and not self.paging.pages
+            if free and self.health.could_not_begin(now, handed.patience()):
+                self._kill(f"the inputs of the model {handed.model.key} hung: one batch after the other never began")
+        self._advance(now)
+        return True
+
+    def acted(self, now: float, number: int, code: str, detail: str) -> bool:
+        """A LOAD or an UNLOAD that was handed over ended so; whether the worker had it."""
+        page = self.paging.acted(now, number, code)
+        if page is None:
+            return False
+        self._free_at = now
+        if not page.loads and code not in ("ok", "too_late"):
+            self._kill(f"the model {page.model.key} could not be unloaded, so nobody knows what is free: {detail}")
         self._advance(now)
         return True
 
     def worker_died(self, now: float, why: str) -> str:
-        """The worker process ended: what it ran is lost, what it held must be loaded again. Why it really was, where
+        """The worker process ended: what it ran is lost, what it held must be held again. Why it really was, where
         it had to be killed."""
         if self._killed_for:
             why = self._killed_for
             self._killed_for = ""
         self.worker_up = False
         self._starting = False
-        self.restarts += 1
-        self._deaths += 1
-        self._start_at = now + min(BACK_OFF * 2.0 ** min(self._deaths - 1, 20), MAX_BACK_OFF)
-        running = self.running
+        self.health.died(now, of_batches=bool(self.handed))
+        began = any(handed.began for handed in self.handed.values())
+        for handed in self.handed.values():
+            handed.model.batches -= 1
+            if handed.began or not began:
+                self._refuse(handed.batch, "worker_died", why)
+            else:
+                self._refuse(handed.batch, "not_loaded", "the worker died before the batch could begin")
+        self.handed.clear()
         self.running = None
-        if running is not None:
-            self._refuse(running.batch, "worker_died", why)
-        self._refuse_waiting("the worker died before the batch could start")
-        self.leaving.clear()
-        loading = self._loading
-        self._loading = None
-        if loading is not None:
-            loading.deaths += 1
-            loading.detail = f"the worker died while it loaded: {why}"
-            loading.state = FAILED if loading.deaths >= MAX_LOAD_DEATHS else QUEUED
-        for model in self.models.values():
-            if model.state == READY:
-                model.state = QUEUED
-        self._actions.append(Announce())
+        self.waiting = None
+        self.paging.lose(why)
         return why
 
     # ---- models ----------------------------------------------------------------------------
 
-    def place(self, now: float, keys: list[str], unload_first: bool = False) -> None:
-        """Hold exactly these models. What is held and not among them takes no more batches from now on, and is let go
-        of once all that is missing has been loaded or has failed; before that with ``unload_first``, for a device
-        that has no room for both."""
-        wanted = set(keys)
+    def place(self, now: float, memory: dict[str, float]) -> None:
+        """Hold exactly these models, by key, with the megabytes that each takes (0 where nobody knows). What is held
+        and not among them takes no more batches from now on, and is let go of once all that is missing is held or has
+        failed; before that where there is no room for both."""
         waiting = self.waiting
-        if waiting is not None and waiting.model not in wanted:
-            self._refuse_waiting(f"the model {waiting.model} was taken off this device")
-        gone = [key for key in self.models if key not in wanted]
-        changed = bool(gone)
-        for key in gone:
-            model = self.models.pop(key)
-            if model.state == READY:
-                self.leaving[key] = model
-        if gone:
-            for model in self.models.values():
-                if model.state == FAILED:
-                    model.state = QUEUED  # room may have been what it lacked
-        for key in keys:
-            if key in self.leaving:
-                changed = True
-                self.models[key] = self.leaving.pop(key)
-            elif key not in self.models:
-                self.models[key] = Model(key)
-        if unload_first:
-            self._unload_leaving()
-        if changed:
-            self._actions.append(Announce())
+        if waiting is not None and waiting.model.key not in memory:
+            self._drop_waiting()
+        self.paging.place(memory)
         self._advance(now)
 
-    def loaded(self, now: float, key: str, profile: list[tuple[int, float]]) -> None:
-        """A model is loaded and warm; ``profile`` has its measured (batch, seconds) pairs."""
-        model = self._end_load(key)
-        if model is not None:
-            model.state = READY
-            model.profile = profile
-            model.detail = ""
-            model.deaths = 0
-            self._actions.append(Announce())
-        elif self.worker_up and key not in self.models:
-            self._actions.append(Unload(key))
+    def held(self, now: float, key: str, profile: list[tuple[int, float]], load_seconds: float, memory: float) -> None:
+        """A model is held, resident and warm; ``profile`` has its measured (batch, seconds) pairs, ``load_seconds`` is
+        what paging it in takes, ``memory`` the megabytes that it was found to take (0 where that is not known)."""
+        self.paging.held(now, key, profile, load_seconds, memory)
         self._advance(now)
 
-    def load_failed(self, now: float, key: str, detail: str) -> None:
-        """A model could not be loaded. It is tried again once what is to go has made room, and then not until it is
-        placed anew or another model is taken away."""
-        model = self._end_load(key)
-        if model is not None:
-            if self.leaving:
-                self._unload_leaving()
-                model.state = QUEUED
-            else:
-                model.state = FAILED
-                model.detail = detail
-                self._actions.append(Announce())
+    def hold_failed(self, now: float, key: str, detail: str) -> None:
+        """A model could not be held."""
+        self.paging.hold_failed(key, detail)
         self._advance(now)
-
-    def _end_load(self, key: str) -> Model | None:
-        loading = self._loading
-        if loading is not None and loading.key == key:
-            self._loading = None
-        return self.models.get(key)
 
     # ---- inside ----------------------------------------------------------------------------
 
     def _refuse(self, batch: int, code: str, detail: str) -> None:
-        if code == "too_late":
-            self.late += 1
         self._actions.append(Refuse(batch, code, detail))
 
-    def _refuse_waiting(self, why: str) -> None:
+    def _drop_waiting(self) -> None:
         waiting = self.waiting
         if waiting is not None:
             self.waiting = None
-            self._refuse(waiting.batch, "unknown_model", why)
+            if not self._killed_for:
+                self._actions.append(Drop(waiting.batch))
 
-    def _unload_leaving(self) -> None:
-        for key in self.leaving:
-            self._actions.append(Unload(key))
-        self.leaving.clear()
+    def _note_late(self, now: float) -> None:
+        self.late += 1
+        running = self.running
+        if running is not None and now >= running.free_at():
+            running.overran = True
 
     def _advance(self, now: float) -> None:
-        """Load what is missing, start what waits, pull the next."""
-        if not self.worker_up:
+        """Let go of what leaves, hold what is missing, pull the next."""
+        if not self.worker_up or self._killed_for:
             return
-        if self.leaving and not self._awaits_load():
-            self._unload_leaving()
-        waiting = self.waiting
-        if waiting is not None:
-            busy = self._busy()
-            if now > waiting.latest or (busy and now == waiting.latest):
-                self.waiting = None
-                self._refuse(waiting.batch, "too_late", self._why_late(now, waiting))
-                running = self.running
-                if running is not None and now >= running.started + running.expected:
-                    running.overran = True
-            elif not busy and now >= waiting.earliest:
-                self.waiting = None
-                waiting.started = now
-                self.running = waiting
-                self._actions.append(Start(waiting.batch))
-        if self.waiting is None and not self._busy():
-            for model in self.models.values():
-                if model.state == QUEUED:
-                    model.state = LOADING
-                    self._loading = model
-                    self._actions.append(Load(model.key))
-                    break
+        self.paging.advance(now, not self.handed)
         if self._wants_pull():
             running = self.running
             if running is None:
                 self._pull(0.0)
-            elif now >= self._pull_time(running):
-                self._pull(max(running.started + running.expected - now, 0.0))
-
-    def _awaits_load(self) -> bool:
-        return any(model.state == QUEUED or model.state == LOADING for model in self.models.values())
-
-    def _busy(self) -> bool:
-        """Whether no batch can be started now."""
-        return self.running is not None or self._loading is not None or self._killed_for != ""
-
-    def _why_late(self, now: float, waiting: Grant) -> str:
-        if now > waiting.came:
-            return "the window closed before the device was free"
-        return f"the window had closed {(now - waiting.latest) * 1e3:.1f} ms before the batch came"
+            elif now >= self.pulls.time(running.free_at()):
+                self._pull(max(running.free_at() - now, 0.0))
 
     def _wants_pull(self) -> bool:
-        if self._pulled or not self.connected or not self.worker_up or self.waiting is not None:
+        if self.pulls.open or not self.connected or self.waiting is not None:
             return False
-        if self._killed_for or self._loading is not None:
+        paging = self.paging
+        if paging.holding is not None or paging.models.queued:
+            return False
+        if len(self.handed) >= (1 if self.health.careful() else MAX_BATCHES):
             return False
         if self.running is not None and self.running.overran:
             return False
-        ready = False
-        for model in self.models.values():
-            if model.state == QUEUED:
-                return False
-            if model.state == READY:
-                ready = True
-        return ready
-
-    def _pull_time(self, running: Grant) -> float:
-        return running.started + running.expected - LEAD - self.round_trip
+        return bool(paging.models.serving)
 
     def _pull(self, free_in: float) -> None:
-        self._pulled = True
-        self._seq += 1
-        self._actions.append(SendPull(self._seq, free_in))
+        self._actions.append(SendPull(self.pulls.send(), free_in))
+
+    def _free_for(self, handed: Handed) -> float:
+        """Since when nothing keeps a batch from beginning; 1e18 where something does."""
+        if self.running is not None or self.paging.pages:
+            return 1e18
+        return max(self._free_at, handed.came, handed.earliest)
+
+    def _look_for_hangs(self, now: float) -> None:
+        for handed in self.handed.values():
+            if now >= handed.hangs_at(self._free_for(handed)):
+                took, expected = now - (handed.began_at if handed.began else handed.came), handed.expected * 1e3
+                self._kill(f"the model {handed.model.key} hung: {took:.1f} s where {expected:.0f} ms were expected")
+                return
+        for page in self.paging.pages.values():
+            if now >= page.hangs_at():
+                self._kill(f"{'loading' if page.loads else 'unloading'} the model {page.model.key} hung")
+                return
+
+    def _kill(self, why: str) -> None:
+        if not self._killed_for:
+            self._killed_for = why
+            self._actions.append(KillWorker())
