@@ -6,9 +6,11 @@ returns, so memory may pass from one stream to the next without events, and no l
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,10 @@ import numpy as np
 from nodes.executors.cuda_graphs import BucketGraphs, Mode
 from nodes.executors.torch_modules import Weights, map_tensors, to_arrays
 
+log = logging.getLogger(__name__)
+
+DEVICE_LOST = 71
+"""The status with which the worker exits when its GPU refuses everything."""
 _ALLOCATION = 512
 """What torch's allocator rounds up to."""
 
@@ -46,6 +52,22 @@ class _Streams:
 def _streams(torch: Any) -> _Streams:
     """A process has one GPU, and its streams live as long as it does."""
     return _Streams(torch)
+
+
+@contextlib.contextmanager
+def _using_device(stream: Any) -> Iterator[None]:
+    """Ends the process where what is done leaves its GPU unusable: after a failed assertion or a wrong address in a
+    kernel every later call fails, of other models too, and only another process can use the GPU again. The agent
+    starts one."""
+    try:
+        yield
+    except Exception as error:
+        try:
+            stream.synchronize()
+        except Exception:
+            log.critical("the GPU refuses everything from now on, the worker ends", exc_info=error)
+            os._exit(DEVICE_LOST)
+        raise
 
 
 class _GraphRecorder:
@@ -105,7 +127,7 @@ class CudaModule:
 
     def load(self) -> None:
         """Copy the weights; graphs hold the addresses of weights, and are captured anew."""
-        with self._torch.cuda.stream(self._streams.weights):
+        with _using_device(self._streams.weights), self._torch.cuda.stream(self._streams.weights):
             self._weights.to_device("cuda")
             self._streams.weights.synchronize()
             self._graphs.capture(thorough=False)
@@ -121,7 +143,7 @@ class CudaModule:
         return (self._weights.nbytes(_ALLOCATION) + self._graphs.input_bytes() + self._working_bytes) / 2**20
 
     def upload(self, feeds: Any) -> Any:
-        with self._torch.inference_mode(), self._torch.cuda.stream(self._streams.inputs):
+        with self._on(self._streams.inputs):
             if isinstance(feeds, dict):
                 sent = {name: self._sent(feed) for name, feed in feeds.items()}
             else:
@@ -130,7 +152,7 @@ class CudaModule:
         return sent
 
     def run(self, uploaded: Any) -> Any:
-        with self._torch.inference_mode(), self._torch.cuda.stream(self._streams.execution):
+        with self._on(self._streams.execution):
             size = max(tensor.nbytes for tensor in (uploaded.values() if isinstance(uploaded, dict) else [uploaded]))
             outputs = self._measured(uploaded) if size > self._largest else self._graphs.run(uploaded)
             self._streams.execution.synchronize()
@@ -138,10 +160,16 @@ class CudaModule:
         return outputs
 
     def download(self, outputs: Any) -> Any:
-        with self._torch.inference_mode(), self._torch.cuda.stream(self._streams.outputs):
+        with self._on(self._streams.outputs):
             host = map_tensors(self._torch, outputs, self._fetched)
             self._streams.outputs.synchronize()
         return to_arrays(self._torch, host)
+
+    @contextlib.contextmanager
+    def _on(self, stream: Any) -> Iterator[None]:
+        torch = self._torch
+        with _using_device(stream), torch.inference_mode(), torch.cuda.stream(stream):
+            yield
 
     def _measured(self, uploaded: Any) -> Any:
         """A run larger than all before, and what memory it had under way."""
