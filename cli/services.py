@@ -216,8 +216,8 @@ def node() -> None:
     default="cpu",
     show_default=True,
     metavar="WHAT",
-    help="cpu, cuda (all GPUs, or those in CUDA_VISIBLE_DEVICES), or emulated:N[:TYPE[:MEMORY_MB]]; several are joined "
-    "by '+'.",
+    help="cpu[:MEMORY_MB], cuda (all GPUs, or those in CUDA_VISIBLE_DEVICES), or emulated:N[:TYPE[:MEMORY_MB]]; "
+    "several are joined by '+'. Of models that need more memory than there is, those in demand are loaded.",
 )
 @_setting(
     "--heartbeat",

@@ -81,6 +81,13 @@ def _check_store(context: click.Context, parameter: click.Parameter, value: str 
     help="Whether the coordinators let GPUs rest that are not needed.",
 )
 @click.option(
+    "--memory",
+    type=click.IntRange(1, 999_999_999),
+    metavar="MB",
+    help="What models may take of the CPU's memory, or of each emulated GPU's; of those that need more, the ones in "
+    "demand are loaded (default: as much as they need).",
+)
+@click.option(
     "--telemetry",
     default="",
     metavar="DIR",
@@ -102,6 +109,7 @@ def up(
     coordinators: int | None,
     shards: int | None,
     rest: bool,
+    memory: int | None,
     telemetry: str,
     detach: bool,
     cluster: str,
@@ -124,6 +132,7 @@ def up(
       laxity up lv --gpus 16 --policy pard
       laxity up lv --gpus 16 --coordinators 1 --rest
       laxity up lv --gpus 64 --store etcd
+      laxity up ocr --memory 2048
       laxity up ocr --telemetry ./telemetry
     """
     etcd = store is not None and store.startswith("etcd")
@@ -144,7 +153,7 @@ def up(
             "with --coordinators 0"
         )
     loaded = _load(specs, policy)
-    wish = Wish(emulate=executor == "emulated", gpus=gpus, split=split, agents=agents)
+    wish = Wish(emulate=executor == "emulated", gpus=gpus, split=split, agents=agents, memory_mb=memory or 0)
     try:
         layouts = (equip if coordinators else lay_out)(loaded, wish, *real_devices())
     except PlacementError as error:

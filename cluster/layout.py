@@ -15,7 +15,7 @@ DEVICES_PER_AGENT = 16
 
 
 class AgentLayout(msgspec.Struct, frozen=True):
-    """One agent: its name, its devices (``cpu``, ``cuda`` or ``emulated:N``), and the model keys by device."""
+    """One agent: its name, its devices (as ``laxity node run --devices`` takes them), and the model keys by device."""
 
     agent: str
     devices: str
@@ -27,13 +27,15 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
 
     ``emulate`` plays every stage from its profile; otherwise only the stages whose executor is ``emulated``.
     ``gpus`` is the number of emulated GPUs (None: one for each emulated stage), ``split`` how many each emulated
-    stage gets, in the order of the specs and their stages, ``agents`` how many agents play them.
+    stage gets, in the order of the specs and their stages, ``agents`` how many agents play them. ``memory_mb`` is what
+    models may take of each emulated GPU's memory, or of the host's CPU's (0: as much as they need).
     """
 
     emulate: bool = False
     gpus: int | None = None
     split: Sequence[int] | None = None
     agents: int | None = None
+    memory_mb: int = 0
 
 
 def lay_out(specs: Sequence[PipelineSpec], wish: Wish, real: str, real_devices: int) -> list[AgentLayout]:
@@ -45,7 +47,9 @@ def lay_out(specs: Sequence[PipelineSpec], wish: Wish, real: str, real_devices: 
     costs, others = _models(specs, wish)
     layouts: list[AgentLayout] = []
     if others:
-        layouts.append(AgentLayout("agent-0", real, {device: list(others) for device in range(real_devices)}))
+        layouts.append(
+            AgentLayout("agent-0", _real(real, wish), {device: list(others) for device in range(real_devices)})
+        )
     if costs:
         layouts += _emulated(_hold(costs, wish), wish, len(layouts))
     elif wish.gpus is not None or wish.split is not None or wish.agents is not None:
@@ -63,12 +67,21 @@ def equip(specs: Sequence[PipelineSpec], wish: Wish, real: str, real_devices: in
     gpus = wish.gpus if wish.gpus is not None else len(costs)
     layouts: list[AgentLayout] = []
     if others or not gpus:
-        layouts.append(AgentLayout("agent-0", real, {device: [] for device in range(real_devices)}))
+        layouts.append(AgentLayout("agent-0", _real(real, wish), {device: [] for device in range(real_devices)}))
     if gpus:
         layouts += _emulated([[] for _ in range(gpus)], wish, len(layouts))
     elif wish.agents is not None:
         raise PlacementError("there are no emulated GPUs for --agents to play; say how many with --gpus")
     return layouts
+
+
+def _real(real: str, wish: Wish) -> str:
+    """The host's devices with the memory that is wished for."""
+    if not wish.memory_mb:
+        return real
+    if real != "cpu":
+        raise PlacementError("models may take what memory the GPUs of this machine have; leave out --memory")
+    return f"{real}:{wish.memory_mb}"
 
 
 def _models(specs: Sequence[PipelineSpec], wish: Wish) -> tuple[dict[str, float], list[str]]:
@@ -95,8 +108,9 @@ def _models(specs: Sequence[PipelineSpec], wish: Wish) -> tuple[dict[str, float]
 def _emulated(held: Sequence[list[str]], wish: Wish, first: int) -> list[AgentLayout]:
     """The agents, numbered from ``first``, that play the GPUs which hold this."""
     agents = wish.agents if wish.agents is not None else -(-len(held) // DEVICES_PER_AGENT)
+    played = f":emulated:{wish.memory_mb}" if wish.memory_mb else ""
     return [
-        AgentLayout(f"agent-{first + number}", f"emulated:{len(placement)}", placement)
+        AgentLayout(f"agent-{first + number}", f"emulated:{len(placement)}{played}", placement)
         for number, placement in enumerate(deal(held, agents))
     ]
 

@@ -11,6 +11,10 @@ from nodes.device import DeviceConfig
 
 TIMEOUT = 20.0
 """Seconds that the GPU driver's tool may take."""
+RESERVE_MB = 1024.0
+RESERVE = 1 / 16
+"""Of a GPU's memory models may not take this part, and RESERVE_MB at least: it is for the driver, for libraries, and
+for what batches need while they run."""
 MAX_EMULATED = 1024
 """The most devices that one agent plays."""
 
@@ -20,11 +24,12 @@ class NoSuchDevices(ValueError):
 
 
 def parse_devices(text: str) -> list[DeviceConfig]:
-    """The devices that ``text`` means: 'cpu', 'cuda' (all visible GPUs), 'emulated:N[:TYPE[:MEMORY_MB]]', or several of
-    these joined by '+'; :class:`NoSuchDevices` otherwise."""
+    """The devices that ``text`` means: 'cpu[:MEMORY_MB]', 'cuda' (all visible GPUs),
+    'emulated:N[:TYPE[:MEMORY_MB]]', or several of these joined by '+'; :class:`NoSuchDevices` otherwise."""
     parts = text.split("+")
     devices = [device for part in parts for device in _parse(part, text)]
-    if any(parts.count(kind) > 1 for kind in ("cpu", "cuda")):
+    kinds = [part.partition(":")[0] for part in parts]
+    if any(kinds.count(kind) > 1 for kind in ("cpu", "cuda")):
         raise NoSuchDevices(f"{text!r} names the same devices twice; write cpu and cuda once each")
     if sum(device.kind == "emulated" for device in devices) > MAX_EMULATED:
         raise NoSuchDevices(f"{text!r} are more than {MAX_EMULATED} devices; start another agent for the rest")
@@ -32,8 +37,9 @@ def parse_devices(text: str) -> list[DeviceConfig]:
 
 
 def _parse(part: str, text: str) -> list[DeviceConfig]:
-    if part == "cpu":
-        return [DeviceConfig("cpu", "cpu", spare_cores())]
+    cpu = re.fullmatch(r"cpu(?::(\d{1,9}))?", part)
+    if cpu is not None:
+        return [DeviceConfig("cpu", "cpu", spare_cores(), float(cpu[1] or 0))]
     if part == "cuda":
         devices = cuda_devices()
         if not devices:
@@ -42,8 +48,9 @@ def _parse(part: str, text: str) -> list[DeviceConfig]:
     match = re.fullmatch(r"emulated:(\d{1,4})(?::([A-Za-z0-9][A-Za-z0-9.-]*)(?::(\d{1,9}))?)?", part)
     if match is None or not 1 <= int(match[1]) <= MAX_EMULATED:
         raise NoSuchDevices(
-            f"unknown devices {text!r}; write cpu, cuda, or emulated:N with N up to {MAX_EMULATED}, also with the type "
-            "and the memory that are played, as in emulated:8:A100:81920+emulated:8:T4"
+            f"unknown devices {text!r}; write cpu, also with the MB that models may take (cpu:2048), cuda, or "
+            f"emulated:N with N up to {MAX_EMULATED}, also with the type and the MB that are played, as in "
+            "emulated:8:A100:81920+emulated:8:T4"
         )
     return [DeviceConfig("emulated", match[2] or "emulated", memory_mb=float(match[3] or 0))] * int(match[1])
 
@@ -79,8 +86,13 @@ def visible_devices(listed: str, visible: str | None) -> list[DeviceConfig]:
         index, uuid, memory, name = (part.strip() for part in line.split(",", 3))
         kind = re.sub(r"[^A-Za-z0-9.]+", "-", name.removeprefix("NVIDIA ")).strip("-")
         # Some GPUs share the host's memory and say '[N/A]'.
-        memory_mb = float(memory) if memory.isdecimal() else 0.0
+        memory_mb = _budget(float(memory)) if memory.isdecimal() else 0.0
         devices[index] = devices[uuid] = DeviceConfig(f"cuda:{index}", kind, memory_mb=memory_mb)
     if visible is None:
         return list(dict.fromkeys(devices.values()))
     return [devices[name.strip()] for name in visible.split(",") if name.strip() in devices]
+
+
+def _budget(memory_mb: float) -> float:
+    """What models may take of a GPU's memory."""
+    return max(memory_mb - max(RESERVE_MB, RESERVE * memory_mb), 1.0)

@@ -209,7 +209,7 @@ def test_a_shard_is_left_only_once_it_knows_that_nothing_comes_any_more(cluster,
     # The shard has not read READY yet.
     first.grant(pull, 1, echo.model_key("echo"))
     refused = first.done()
-    assert (refused.batch, refused.code) == (1, "unknown_model")
+    assert (refused.batch, refused.code) == (1, "cancelled")
     assert "does not work for this shard" in refused.detail
     first.welcome()
     first.receive(Goodbye)
@@ -422,7 +422,7 @@ def test_a_stopped_agent_finishes_what_runs_and_refuses_what_waits(cluster, hand
     agent.agent.stop()
     assert shard.ready() == {}
     refused = shard.done()
-    assert (refused.batch, refused.code) == (2, "unknown_model")
+    assert (refused.batch, refused.code) == (2, "cancelled")
     shard.grant(pull, 3, held_up.model_key("stage"))
     assert shard.done().batch == 3
     shard.welcome()

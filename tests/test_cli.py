@@ -267,25 +267,29 @@ def test_a_cluster_has_one_supervisor(tmp_path: Path) -> None:
 def test_devices_are_named_or_refused() -> None:
     assert parse_devices("cpu")[0].kind == "cpu"
     assert parse_devices("cpu")[0].threads >= 1
+    assert parse_devices("cpu:2048")[0].memory_mb == 2048.0
     assert len(parse_devices("emulated:3")) == 3
     a100, t4 = DeviceConfig("emulated", "A100", memory_mb=81920.0), DeviceConfig("emulated", "T4")
     assert parse_devices("emulated:2:A100:81920+emulated:1:T4") == [a100, a100, t4]
     assert [device.kind for device in parse_devices("cpu+emulated:1")] == ["cpu", "emulated"]
-    for text in ("", "gpu", "emulated", "emulated:0", "emulated:1025", "emulated:-1", "emulated:3x", "emulated:1:T4:x"):
-        with pytest.raises(NoSuchDevices, match="write cpu, cuda, or emulated:N"):
+    wrong = ["", "gpu", "cpu:", "cpu:2G", "emulated", "emulated:0", "emulated:1025", "emulated:-1", "emulated:3x"]
+    for text in [*wrong, "emulated:1:T4:x"]:
+        with pytest.raises(NoSuchDevices, match=r"write cpu.*, cuda, or emulated:N"):
             parse_devices(text)
-    with pytest.raises(NoSuchDevices, match="names the same devices twice"):
-        parse_devices("cpu+cpu")
+    for text in ("cpu+cpu", "cpu:1024+cpu"):
+        with pytest.raises(NoSuchDevices, match="names the same devices twice"):
+            parse_devices(text)
     with pytest.raises(NoSuchDevices, match="more than 1024 devices"):
         parse_devices("emulated:1024+emulated:1:T4")
 
 
 def test_gpus_are_read_from_the_drivers_list() -> None:
     listed = "0, GPU-aa, 81920, NVIDIA A100-SXM4-80GB\n1, GPU-bb, [N/A], Tesla T4\n"
-    first = DeviceConfig("cuda:0", "A100-SXM4-80GB", memory_mb=81920.0)
+    first = DeviceConfig("cuda:0", "A100-SXM4-80GB", memory_mb=81920.0 - 5120.0)
     second = DeviceConfig("cuda:1", "Tesla-T4")
     assert visible_devices(listed, None) == [first, second]
     assert visible_devices(listed, "1") == [second]
     assert visible_devices(listed, "GPU-bb,0") == [second, first]
     assert visible_devices(listed, "") == []
     assert visible_devices("", None) == []
+    assert visible_devices("0, GPU-cc, 8192, NVIDIA small\n", None)[0].memory_mb == 7168.0

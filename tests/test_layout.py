@@ -2,7 +2,7 @@
 
 import pytest
 
-from cluster.layout import Wish, lay_out
+from cluster.layout import Wish, equip, lay_out
 from cluster.placement import PlacementError
 from pipelines import load_spec
 from pipelines.capacity import planned_costs
@@ -60,6 +60,14 @@ def test_emulation_needs_profiles() -> None:
     profile = Profile(alpha_ms=1.0, beta_ms=1.0)
     (layout,) = lay_out([real_pipeline(a=profile, b=profile)], Wish(emulate=True, gpus=4), "cpu", 1)
     assert layout.devices == "emulated:4"
+
+
+def test_models_may_be_given_less_memory_than_there_is() -> None:
+    real, emulated = lay_out([real_pipeline(), ECHO], Wish(memory_mb=512), "cpu", 1)
+    assert (real.devices, emulated.devices) == ("cpu:512", "emulated:1:emulated:512")
+    assert equip([real_pipeline()], Wish(memory_mb=512), "cpu", 1)[0].devices == "cpu:512"
+    with pytest.raises(PlacementError, match="leave out --memory"):
+        lay_out([real_pipeline()], Wish(memory_mb=512), "cuda", 1)
 
 
 @pytest.mark.parametrize("wish", [Wish(gpus=2), Wish(split=[1, 1]), Wish(agents=1)])
