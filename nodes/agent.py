@@ -16,8 +16,9 @@ import zmq
 
 from cluster.filecache import DEFAULT_LIMIT
 from cluster.telemetry import DEFAULT_LIMIT as TELEMETRY_LIMIT
+from cluster.telemetry import ActionTelemetry
 from laxity.loop import Calls, wait
-from nodes.device import Device, DeviceConfig, Models
+from nodes.device import Device, DeviceConfig, DeviceLoad, Models
 from nodes.emulated import EmulatedRunner
 from nodes.engine.models import HELD, READY, Model
 from nodes.measured import Known, Measured
@@ -118,8 +119,19 @@ class Agent:
         self._stop_at = 0.0
         self._poller = zmq.Poller()
         self._polled: list[tuple[Any, int]] = []
+        self._telemetry = (
+            ActionTelemetry(config.telemetry, config.name, config.telemetry_bytes) if config.telemetry else None
+        )
         self._devices = [
-            Device(number, device, self._runner(number, device), self._known, self._mark_changed, measured)
+            Device(
+                number,
+                device,
+                self._runner(number, device),
+                self._known,
+                self._mark_changed,
+                measured,
+                self._telemetry,
+            )
             for number, device in enumerate(config.devices)
         ]
 
@@ -160,6 +172,11 @@ class Agent:
 
         self.call(place)
 
+    def loads(self) -> list[DeviceLoad]:
+        """How much the devices have executed until now, and what is resident. Waits for the agent's thread (from
+        another thread only); RuntimeError once it has ended, TimeoutError where it does not answer."""
+        return self._calls.ask(lambda: [device.load_now() for device in self._devices])
+
     def stop(self) -> None:
         """Take no more batches, finish those that run (for as long as anybody can wait for them), end the workers and
         leave :meth:`run`."""
@@ -178,6 +195,8 @@ class Agent:
 
     def run(self) -> None:
         """Serve until :meth:`stop`. Raises :class:`VersionRefused`."""
+        if self._telemetry is not None:
+            self._telemetry.start()
         try:
             self._serve()
         finally:
@@ -187,6 +206,8 @@ class Agent:
             for device in self._devices:
                 device.runner.close(STOP_WAIT)
             self._context.term()
+            if self._telemetry is not None:
+                self._telemetry.stop()
 
     def _serve(self) -> None:
         clock = time.monotonic

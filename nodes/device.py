@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from cluster.telemetry import ActionTelemetry
 from laxity.payload import Part
 from laxity.protocol import Acted, DeviceReport, Done, Grant, Load, ModelReport, Pull, Unload
 from nodes import worker_protocol as wire
@@ -16,6 +17,7 @@ from nodes.engine.device import DeviceEngine
 from nodes.engine.models import HELD, READY
 from nodes.measured import Known, Measured, memory_needed
 from nodes.runner import Died, Event, Runner
+from nodes.telemetry import note
 from pipelines.spec import PipelineSpec
 
 log = logging.getLogger("laxity.node")
@@ -33,6 +35,16 @@ class DeviceConfig(msgspec.Struct, frozen=True):
     """Threads that numerical libraries in its worker may use."""
     memory_mb: float = 0.0
     """The memory that models may take; 0 where it is not known, which is taken for enough."""
+
+
+class DeviceLoad(msgspec.Struct, frozen=True):
+    """What a device has executed until now, in seconds, and what is resident on it."""
+
+    number: int
+    busy: float
+    models: int
+    memory_mb: float
+    budget_mb: float
 
 
 class _Granted:
@@ -64,6 +76,7 @@ class Device:
         known: Known,
         changed: Callable[[], None],
         measured: Callable[[str, str, Measured], None],
+        telemetry: ActionTelemetry | None,
     ) -> None:
         self.number = number
         self.config = config
@@ -72,6 +85,9 @@ class Device:
         self.progress = ""
         """What loading is at, for people."""
         self.batches_run = 0
+        self._executed = 0.0
+        """Seconds of all executions until now."""
+        self._telemetry = telemetry
         self._known = known
         self._changed = changed
         self._measured = measured
@@ -105,6 +121,12 @@ class Device:
             ],
             self.config.memory_mb,
         )
+
+    def load_now(self) -> DeviceLoad:
+        """How busy and how full it is."""
+        models = self.engine.paging.models
+        budget = self.config.memory_mb
+        return DeviceLoad(self.number, self._executed, len(models.on_device), models.present(), budget)
 
     def owes(self, session: Session) -> bool:
         """Whether it has a batch, a LOAD or an UNLOAD of this session to answer."""
@@ -201,7 +223,7 @@ class Device:
                 if event.code != "too_late":
                     record = self._pages[event.action]
                     record.duration = event.took_us * 1e-6
-                    record.started = now - record.duration
+                    record.started = event.at or None
                 self._acted(event.action, event.code, event.took_us, event.detail)
         elif isinstance(event, wire.Started):
             engine.worker_started(now)
@@ -226,6 +248,10 @@ class Device:
         record.code = code
         record.detail = detail
         record.memory_mb = self.engine.paging.models.present()
+        if record.kind == "INFER":
+            self._executed += record.duration
+        if self._telemetry is not None:
+            note(self._telemetry, self.number, record)
 
     def _finished(self, now: float, event: wire.Finished, frames: list[Part]) -> None:
         """A batch that the worker had has ended."""

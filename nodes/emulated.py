@@ -160,12 +160,12 @@ class EmulatedRunner:
             self._paged(now, wire.Acted(action, "out_of_memory", 0, full))
             return
         self._resident[key] = model
-        acted = wire.Acted(action, "ok", round(model.load_seconds * 1e6))
+        acted = wire.Acted(action, "ok", round(model.load_seconds * 1e6), at=now)
         self._happen(now + model.load_seconds, lambda when: self._paged(when, acted))
 
     def _page_out(self, now: float, action: int) -> None:
         self._resident.pop(self._pages[action], None)
-        self._paged(now, wire.Acted(action, "ok", 0))
+        self._paged(now, wire.Acted(action, "ok", 0, at=now))
 
     def _paged(self, now: float, acted: wire.Acted) -> None:
         del self._pages[acted.action]

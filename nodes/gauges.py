@@ -8,12 +8,10 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-import msgspec
-
 from cluster.membership import Membership
 from cluster.records import DeviceGauges, NodeGaugesRecord, encode
 from cluster.store.base import LeaseEndedError, Store, StoreError
-from nodes.device import DeviceConfig
+from nodes.device import DeviceConfig, DeviceLoad
 from nodes.nvml import GpuReader
 
 log = logging.getLogger("laxity.node")
@@ -22,16 +20,6 @@ PERIOD = 5.0
 """Seconds between two publications."""
 RETRY = 0.5
 """Seconds between two looks whether the agent is registered."""
-
-
-class DeviceLoad(msgspec.Struct, frozen=True):
-    """What a device has executed until now, in seconds, and what is resident on it."""
-
-    number: int
-    busy: float
-    models: int
-    memory_mb: float
-    budget_mb: float
 
 
 class Gauges:

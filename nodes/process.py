@@ -32,6 +32,8 @@ from laxity.version import __version__
 from nodes.agent import Agent, AgentConfig, DeviceState, Placement, Work
 from nodes.engine.models import FAILED, READY
 from nodes.files import ModelFiles
+from nodes.gauges import GaugePublisher, Gauges, gpus_among
+from nodes.nvml import GpuReader
 from pipelines.spec import PipelineSpec
 
 log = logging.getLogger("laxity.node")
@@ -163,12 +165,15 @@ def run_agent_process(config: AgentConfig, store_url: str, cluster: str, stop: t
         cache = FileCache(Path(config.cache) if config.cache else default_directory(), config.cache_bytes)
         emulated = [number for number, device in enumerate(config.devices) if device.kind == "emulated"]
         files = ModelFiles(cache, config.name, emulated)
+        gpus = GpuReader(gpus_among(config.devices))
+        gauges = GaugePublisher(agent.loads, Gauges(gpus), store, paths.gauges(config.name), membership)
         view = ClusterView(paths, config.name)
         follower = Follower(store, view.prefixes())
         placed: Placement | None = None
         files.start()
         try:
             with serving("agent", agent.run, agent.stop, stop):
+                gauges.start()
                 while not stop.is_set():
                     if follower.poll(TURN):
                         shards = view.shards(follower.entries)
@@ -185,6 +190,8 @@ def run_agent_process(config: AgentConfig, store_url: str, cluster: str, stop: t
                 # What runs may take a while to end: whoever places models need not wait for it.
                 membership.leave()
         finally:
+            gauges.stop()
+            gpus.close()
             files.stop()
             follower.close()
             membership.leave()

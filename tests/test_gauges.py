@@ -16,8 +16,8 @@ from cluster.membership import Follower, Membership
 from cluster.records import DeviceGauges, GpuGauges, NodeGaugesRecord, Paths, decode, encode
 from cluster.store.base import StoreError
 from cluster.store.memory import MemoryStore
-from nodes.device import DeviceConfig
-from nodes.gauges import DeviceLoad, GaugePublisher, Gauges, gpus_among
+from nodes.device import DeviceConfig, DeviceLoad
+from nodes.gauges import GaugePublisher, Gauges, gpus_among
 from nodes.nvml import GpuReader
 
 WAIT = 20.0
