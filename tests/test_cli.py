@@ -274,7 +274,7 @@ def test_devices_are_named_or_refused() -> None:
     assert [device.kind for device in parse_devices("cpu+emulated:1")] == ["cpu", "emulated"]
     wrong = ["", "gpu", "cpu:", "cpu:2G", "emulated", "emulated:0", "emulated:1025", "emulated:-1", "emulated:3x"]
     for text in [*wrong, "emulated:1:T4:x"]:
-        with pytest.raises(NoSuchDevices, match=r"write cpu.*, cuda, or emulated:N"):
+        with pytest.raises(NoSuchDevices, match="write cpu, cuda, or emulated:N"):
             parse_devices(text)
     for text in ("cpu+cpu", "cpu:1024+cpu"):
         with pytest.raises(NoSuchDevices, match="names the same devices twice"):
