@@ -35,8 +35,7 @@ class LiveCluster:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._up:
-            self("down")
+        self.down()
         self._runtime.cleanup()
 
     def __call__(self, *arguments: str) -> str:
@@ -51,6 +50,12 @@ class LiveCluster:
         """``laxity up ARGUMENTS --detach``."""
         self._up = True
         self("up", *arguments, "--detach")
+
+    def down(self) -> None:
+        """``laxity down``, if it is up; its telemetry is complete then."""
+        if self._up:
+            self._up = False
+            self("down")
 
     def status(self) -> dict[str, Any]:
         return self.json("status")  # type: ignore[no-any-return]

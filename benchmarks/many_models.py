@@ -158,7 +158,7 @@ def main() -> None:
         load = Load(cluster.addresses(), choose, options.rate, options.seed, check)
         load.sleep_until(options.duration)
         submitted, sent = load.stop()
-        cluster("down")
+        cluster.down()
         found = told(rows(telemetry, "actions"), rows(telemetry, "requests"), options.resident)
     ended = Counter(one.outcome for one in sent)
     result = {

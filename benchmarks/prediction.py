@@ -76,7 +76,7 @@ def measure(executor: str, options: argparse.Namespace) -> dict[str, Any]:
             load.rate = options.rate * (0.5 if step % 4 else 2.5)  # bursts, so that batches of all sizes come
             load.sleep_until(step + 1.0)
         submitted, sent = load.stop()
-        cluster("down")
+        cluster.down()
         ran = [
             row for row in rows(directory / "telemetry", "actions") if row["kind"] == "INFER" and row["code"] == "ok"
         ]
