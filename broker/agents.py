@@ -229,7 +229,7 @@ class Agents:
                     seq=pull.seq,
                     pulled_us=pull.sent_us,
                     dwell_us=round((now - pulled_at) * 1e6),
-                    model=batch.stage.key,
+                    model=batch.stage.model,
                     variant=batch.stage.variant,
                     opens_us=0,
                     closes_us=round(min(batch.closes - now, LONGEST) * 1e6),

@@ -186,7 +186,7 @@ class Shard:
             clients=len(self._clients),
             agents=len(self._agents),
             devices=len(scheduler.fleet.devices),
-            queued={key: stage.waiting() for key, stage in scheduler.stages.items()},
+            queued={key: stage.all_waiting() for key, stage in scheduler.stages.items()},
             malformed=self._clients.malformed + self._agents.malformed + self._files.malformed,
             undeliverable=self._clients.undeliverable,
             agents_lost=self._agents.lost,

@@ -222,7 +222,7 @@ class Machine:
             assert batch is not None
             results: list[Payload] = []
             if event.code == "ok":
-                results = [self._answers[batch.stage.key]] * len(batch.tasks)
+                results = [self._answers[batch.stage.model]] * len(batch.tasks)
             self.scheduler.done(now, gpu.agent, batch.number, event.code, event.when, results, {}, event.code)
             return True
         if kind == GRANT:
@@ -230,8 +230,8 @@ class Machine:
             assert batch is not None
             closes = event.when + (batch.closes - batch.granted_at)
             engine.grant(
-                now, batch.number, event.number, batch.stage.key, event.when, 0.0, closes - event.when,
-                batch.expected, self._slos[batch.stage.key],
+                now, batch.number, event.number, batch.stage.model, event.when, 0.0, closes - event.when,
+                batch.expected, self._slos[batch.stage.model],
             )  # fmt: skip
         elif kind == PREEMPT:
             batch = event.batch
@@ -332,7 +332,7 @@ class Machine:
         """Do what a GPU's lanes say."""
         if isinstance(order, Execute):
             batch = gpu.granted[order.batch]
-            seconds = gpu.models[batch.stage.key][len(batch.tasks)]
+            seconds = gpu.models[batch.stage.model][len(batch.tasks)]
             if self._jitter > 0.0:
                 seconds *= self._random.lognormvariate(0.0, self._jitter)
             if self._stragglers > 0.0 and self._random.random() < self._stragglers:

@@ -49,7 +49,7 @@ class Record:
         self._which.append(which)
 
     def grant(self, now: float, batch: Batch) -> None:
-        which, name = self._places[batch.stage.key]
+        which, name = self._places[batch.stage.model]
         stage = self.pipelines[which].stages[name]
         second = self._second(now)
         stage.batches[second] += 1
@@ -61,7 +61,7 @@ class Record:
 
     def ran(self, now: float, batch: Batch, seconds: float) -> None:
         """A batch ended that ran for ``seconds``."""
-        which, name = self._places[batch.stage.key]
+        which, name = self._places[batch.stage.model]
         pipeline = self.pipelines[which]
         pipeline.busy += seconds
         pipeline.stages[name].busy[self._second(now)] += seconds
@@ -77,7 +77,7 @@ class Record:
     def lost(self, now: float, batch: Batch) -> None:
         """A batch was lost with its host: what it ran until then served nobody."""
         if batch.start < now:
-            pipeline = self.pipelines[self._places[batch.stage.key][0]]
+            pipeline = self.pipelines[self._places[batch.stage.model][0]]
             pipeline.busy += now - batch.start
             pipeline.invalid += now - batch.start
 

@@ -18,8 +18,9 @@ devices that serve several stages, the work of all of them limits it, and they w
 from math import sqrt
 from typing import Final
 
-from broker.engine.plan import Pipeline
+from broker.engine.plan import Pipeline, StagePlan
 from broker.engine.predictor import LatencyTable
+from broker.engine.stage import Stage
 from broker.engine.window import EASY, FULL_LOAD
 
 BURSTS: Final = 3.0
@@ -48,11 +49,11 @@ def plan_batches(pipeline: Pipeline, tables: list[LatencyTable | None], budget: 
     plan = BatchPlan(count)
     full = [FULL_LOAD] * count
     weights = [1.0] * count
-    for _ in range(ROUNDS):
+    for _ in range(ROUNDS if count > 1 else 0):  # one stage has nothing to be weighed against
         _least_work(pipeline, tables, full, weights, budget, plan.ceilings, plan.times)
         _reweigh(pipeline, tables, plan.ceilings, weights)
     _least_work(pipeline, tables, full, weights, budget, plan.ceilings, plan.times)
-    rates = [stage.stage.rate for stage in pipeline.stages]
+    rates = [stage.lead.rate for stage in pipeline.stages]
     _least_work(pipeline, tables, rates, weights, budget, plan.targets, plan.times)
     for number in range(count):
         table = tables[number]
@@ -63,6 +64,30 @@ def plan_batches(pipeline: Pipeline, tables: list[LatencyTable | None], budget: 
         if plan.ceilings[number] < plan.targets[number]:
             plan.ceilings[number] = plan.targets[number]
     return plan
+
+
+def plan_lane(plan: StagePlan, lane: Stage, time: float) -> None:
+    """Choose the batches of a lane, where those of another one were planned to take ``time``: what is cheapest and
+    takes no longer."""
+    table = lane.table
+    if table is None or not lane.devices:
+        lane.target = lane.ceiling = 1
+        return
+    lane.target = 1 if lane.rate * table.upper(1) <= EASY else _cheapest_within(plan, lane, table, lane.rate, time)
+    lane.ceiling = max(lane.target, _cheapest_within(plan, lane, table, FULL_LOAD, time))
+
+
+def _cheapest_within(plan: StagePlan, lane: Stage, table: LatencyTable, rate: float, time: float) -> int:
+    chosen = 1
+    least = table.upper(1)
+    held_up_by = lane.held_up_by()
+    for batch in range(2, lane.max_batch + 1):
+        took = planned_time(table, batch, lane.devices, rate, plan.rounds(batch), not plan.parents, held_up_by)
+        cost = table.upper(batch) / batch
+        if took <= time and cost < least * (1.0 - 1e-9):
+            chosen = batch
+            least = cost
+    return chosen
 
 
 def planned_time(
@@ -148,7 +173,7 @@ def _choose(
         work = weights[number] * stage.items_or_one()
         least = FULL_LOAD
         first = not stage.parents
-        held_up_by = stage.stage.held_up_by()
+        held_up_by = stage.lead.held_up_by()
         for batch in range(1, stage.stage.max_batch + 1):
             time = planned_time(
                 table, batch, stage.stage.devices, rates[number], stage.rounds(batch), first, held_up_by

@@ -279,7 +279,7 @@ class Dispatcher:
         stage.probe_at = NEVER
         group.take(device, start + expected)
         if device.memory is not None:
-            device.memory.use(now, stage.key)
+            device.memory.use(now, stage.model)
         group.pending.charge(stage.pipeline, expected)
         device.batches[number] = batch
         self.batches[number] = batch
@@ -357,7 +357,7 @@ class Dispatcher:
         memory = device.memory
         model = memory.resident.get(key) if memory is not None else None
         if model is not None:
-            if device.collects_for is not None and device.collects_for.key == key:
+            if device.collects_for is not None and device.collects_for.model == key:
                 self.uncollect(device)
             self._fleet.lose(model, HELD)
 

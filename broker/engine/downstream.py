@@ -5,7 +5,7 @@ queueing delay of a stage, d its execution at its current batch size, and w the 
 ``laxity`` counts forced waiting only as q, and no w: its batches are bound to a GPU when they start.
 """
 
-from broker.engine.plan import Pipeline
+from broker.engine.plan import Pipeline, StagePlan
 from broker.engine.policy import EXECUTION, NOTHING, WAITING
 from broker.engine.predictor import LatencyTable
 from broker.engine.waits import BINS, convolve, quantile
@@ -22,16 +22,35 @@ def downstream(pipeline: Pipeline, tables: list[LatencyTable | None], hops: list
     for number in range(count):
         plan = pipeline.stages[number]
         table = tables[number]
-        typical = plan.stage.typical_batch()
+        typical = plan.lead.typical_batch()
         execution = plan.rounds(typical) * table.mean(typical) if table is not None else 0.0
+        waiting = plan.lead.waits.queued
+        if plan.cost is not None:
+            execution, waiting = _over_lanes(plan, execution, waiting)
+        if policy.foresees == EXECUTION:
+            waiting = 0.0
         executions.append(execution)
-        waiting = plan.stage.waits.queued if policy.foresees != EXECUTION else 0.0
         times.append(execution + hops[number] + waiting)
     if policy.foresees != WAITING or pipeline.quantile <= 0.0:
         return pipeline.downstream(times)
     if pipeline.quantile >= 1.0:
         return pipeline.downstream([times[number] + executions[number] for number in range(count)])
     return _with_batch_waits(pipeline, times, executions)
+
+
+def _over_lanes(plan: StagePlan, execution: float, waiting: float) -> tuple[float, float]:
+    """The mean execution and queueing delay of a stage's lanes, by their arrivals: before it, nobody knows which lane a
+    request will go to. What is given where nothing arrives."""
+    rate = total_execution = total_waiting = 0.0
+    for lane in plan.stage.lanes:
+        if lane.table is not None and lane.rate > 0.0:
+            typical = lane.typical_batch()
+            rate += lane.rate
+            total_execution += lane.rate * plan.rounds(typical) * lane.table.mean(typical)
+            total_waiting += lane.rate * lane.waits.queued
+    if rate <= 0.0:
+        return execution, waiting
+    return total_execution / rate, total_waiting / rate
 
 
 def _with_batch_waits(pipeline: Pipeline, times: list[float], executions: list[float]) -> list[float]:
@@ -47,7 +66,7 @@ def _with_batch_waits(pipeline: Pipeline, times: list[float], executions: list[f
     lengths = [0] * count
     for number in range(count - 1, -1, -1):
         for child in pipeline.stages[number].children:
-            own = pipeline.stages[child].stage.waits.distribution(width)
+            own = pipeline.stages[child].lead.waits.distribution(width)
             summed = convolve(own, waits[child]) if lengths[child] else own
             base = times[child] + fixed[child]
             total = base + quantile(summed, pipeline.quantile, width, lengths[child] + 1)

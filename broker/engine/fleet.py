@@ -153,8 +153,9 @@ class Fleet:
         held.table.extend(stage.max_batch)
         held.stage = stage
         stage.paged.append(held)
-        if stage.table is None:
-            stage.table = held.table
+        for lane in stage.lanes:
+            if lane.table is None:
+                lane.table = held.table.lane(lane.key, lane.part)
         self._count(stage)
 
     def _count(self, stage: Stage) -> None:
@@ -167,8 +168,9 @@ class Fleet:
         if (devices > 0) != (stage.devices > 0):
             self.turns += 1
             self.replans = True
-        stage.devices = devices
-        self.turned.append(stage)
+        for lane in stage.lanes:
+            lane.devices = devices
+            self.turned.append(lane)
 
     def gain(self, now: float, held: PagedModel) -> None:
         """A device has a model in its memory now."""
@@ -181,8 +183,10 @@ class Fleet:
         stage = held.stage
         if stage is not None and group not in stage.groups:
             stage.groups.append(group)
-            if stage.pending:
-                group.pending.add(stage)
+            for lane in stage.lanes:
+                group.tables[lane.key] = held.table.lane(lane.key, lane.part)
+                if lane.pending:
+                    group.pending.add(lane)
             self._count(stage)
 
     def lose(self, held: PagedModel, state: int) -> None:
@@ -195,7 +199,9 @@ class Fleet:
         group.tables.pop(held.key, None)
         stage = held.stage
         if stage is not None and group in stage.groups:
-            group.pending.discard(stage)
+            for lane in stage.lanes:
+                group.tables.pop(lane.key, None)
+                group.pending.discard(lane)
             stage.groups.remove(group)
             self._count(stage)
 
@@ -266,18 +272,21 @@ class Fleet:
             stage.groups = []
             stage.paged = []
             stage.devices = 0
-            stage.table = None
-            stage.pending = False
+            for lane in stage.lanes:
+                lane.table = None
+                lane.pending = False
         used: set[int] = set()
         for group in self._groups.values():
             group.pending = Pending()
-            for model, table in group.tables.items():
+            for model, table in list(group.tables.items()):
                 used.add(id(table))
                 served = stages.get(model)
                 if served is not None:
                     table.extend(served.max_batch)
                     served.groups.append(group)
                     served.devices += len(group.members)
+                    for lane in served.lanes:
+                        group.tables[lane.key] = table.lane(lane.key, lane.part)
         for device in self.devices.values():
             if device.memory is not None:
                 for held in device.memory.models.values():
@@ -288,6 +297,11 @@ class Fleet:
                         held.stage.paged.append(held)
                         if not held.stage.devices:
                             held.stage.devices = 1
+        for stage in stages.values():
+            for lane in stage.lanes:
+                lane.groups = stage.groups
+                lane.paged = stage.paged
+                lane.devices = stage.devices
         self.tables = {slot: table for slot, table in self.tables.items() if id(table) in used or slot[0] in stages}
 
 

@@ -5,7 +5,8 @@ from typing import Final
 from broker.engine.devices import Batch
 from broker.engine.ledger import Ledger
 from broker.engine.plan import FROM_REQUEST, StagePlan
-from broker.engine.request import NO_MORE, NO_VALUES, MapGroup, Request, StageTime, Task
+from broker.engine.request import NO_MORE, NO_SPREAD, NO_VALUES, MapGroup, Request, StageTime, Task
+from broker.engine.stage import Stage
 from laxity.node import PayloadError
 from laxity.outcomes import Outcome
 from laxity.payload import Payload, as_dict, as_list
@@ -55,7 +56,7 @@ class Flow:
         ledger = self._ledger
         plan = request.pipeline.stages[number]
         if plan.takes_request:
-            self._queue(now, request, number, plan, request.payload, NO_MORE)
+            self._queue(now, request, number, plan, plan.stage, request.payload, NO_MORE)
             return
         inputs: list[Payload] = []
         try:
@@ -76,39 +77,71 @@ class Flow:
         if plan.is_map:
             self._queue_items(now, request, number, plan, items)
         else:
-            self._queue(now, request, number, plan, inputs[0], inputs[1:] if len(inputs) > 1 else NO_MORE)
+            more = inputs[1:] if len(inputs) > 1 else NO_MORE
+            self._queue(now, request, number, plan, plan.lane(inputs), inputs[0], more)
 
     def _queue(
-        self, now: float, request: Request, number: int, plan: StagePlan, input: Payload, more: list[Payload]
+        self,
+        now: float,
+        request: Request,
+        number: int,
+        plan: StagePlan,
+        stage: Stage,
+        input: Payload,
+        more: list[Payload],
     ) -> None:
-        if self._lets_in(now, request, plan, 1):
-            stage = plan.stage
+        if self._lets_in(now, request, plan, stage, 1, NO_SPREAD):
             stage.push(Task(request, stage, number, -1, None, input, now, more))
             self._ledger.touch(stage)
 
     def _queue_items(self, now: float, request: Request, number: int, plan: StagePlan, items: list[Payload]) -> None:
         count = len(items)
-        if not self._lets_in(now, request, plan, count):
+        stage = plan.stage
+        lanes: list[Stage] = []
+        spread = NO_SPREAD
+        if plan.cost is not None:
+            lanes = [plan.lane([item]) for item in items]
+            spread = [(lane, lanes.count(lane)) for lane in stage.lanes if lane in lanes]
+        if not self._lets_in(now, request, plan, stage, count, spread):
             return
         if count == 0:
             self._finish_stage(now, request, number, as_list([]))
             return
         plan.note_items(count)
         group = MapGroup(count)
-        stage = plan.stage
+        group.spread = spread
         for index in range(count):
-            stage.push(Task(request, stage, number, index, group, items[index], now))
-        self._ledger.touch(stage)
+            lane = lanes[index] if lanes else stage
+            lane.push(Task(request, lane, number, index, group, items[index], now))
+        if lanes:
+            for lane, _ in spread:
+                self._ledger.touch(lane)
+        else:
+            self._ledger.touch(stage)
 
-    def _lets_in(self, now: float, request: Request, plan: StagePlan, count: int) -> bool:
-        """Whether the stage takes ``count`` elements more; the request ends if it does not."""
+    def _lets_in(
+        self,
+        now: float,
+        request: Request,
+        plan: StagePlan,
+        lane: Stage,
+        count: int,
+        spread: list[tuple[Stage, int]],
+    ) -> bool:
+        """Whether the stage takes ``count`` elements more, of ``lane`` or ``spread`` over several; the request ends if
+        it does not."""
         ledger = self._ledger
         stage = plan.stage
-        if stage.waiting() + count > stage.max_queue:
-            why = f"queue full: {stage.waiting()} of {stage.max_queue} elements wait at stage {plan.name!r}"
+        waiting = stage.waiting() if plan.cost is None else stage.all_waiting()
+        if waiting + count > stage.max_queue:
+            why = f"queue full: {waiting} of {stage.max_queue} elements wait at stage {plan.name!r}"
             ledger.end(now, request, Outcome.REJECTED, plan.name, why)
             return False
-        stage.arrivals += count
+        if spread:
+            for each, items in spread:
+                each.arrivals += items
+        else:
+            lane.arrivals += count
         if not stage.lets_in(request.priority > 0):
             why = f"overload control: stage {plan.name!r} admits {stage.admits:.0%} at present"
             if stage.limit:

@@ -62,9 +62,26 @@ def makespan_short(task: Task, stage: "Stage", table: LatencyTable, start: float
     each of the stage's devices (not positive: it makes it)."""
     group = task.group
     assert group is not None
+    if group.spread:
+        return start + _makespan(group.spread, stage, table) + stage.remaining - task.due
     items = group.left
     target = stage.target
     gpus = stage.devices
     each = items if items < target else target
     rounds = -(-items // (each * gpus)) if gpus > 0 else items
     return start + rounds * table.upper(each) + stage.remaining - task.due
+
+
+def _makespan(spread: list[tuple["Stage", int]], stage: "Stage", table: LatencyTable) -> float:
+    """Seconds in which a stage's devices run these items of its lanes in target batches, at most (Graham's bound)."""
+    total = 0.0
+    longest = 0.0
+    for lane, items in spread:
+        predicted = table if lane is stage or lane.table is None else lane.table
+        each = items if items < lane.target else lane.target
+        took = predicted.upper(each)
+        total += -(-items // each) * took
+        if took > longest:
+            longest = took
+    gpus = stage.devices if stage.devices > 0 else 1
+    return longest + (total - longest) / gpus

@@ -7,8 +7,9 @@ host's memory. One LOAD at a time is under way for a device: the link is one, an
 better.
 
 Room is made by models without demand (nothing waits for them, nothing runs, nothing came of late), the least recently
-used first. One in demand goes only for a clearly higher priority, and one that requests wait for only if that makes up
-for the load besides: two models that do not fit together would else have each other loaded to and fro.
+used first. One in demand goes only for a clearly higher priority, and one that requests wait for only if that makes
+up for the load besides: two models that do not fit together would else have each other loaded to and fro. One that
+runs gets no more batches then, and goes when those that it has have ended.
 """
 
 from typing import Final
@@ -47,6 +48,14 @@ class Page:
         self.expected = held.load_seconds if load else 0.0
 
 
+class _Order:
+    """A model to be loaded once those that make room have ended what they run."""
+
+    def __init__(self, model: PagedModel, victims: list[PagedModel]) -> None:
+        self.model = model
+        self.victims = victims
+
+
 class _Wish:
     """A stage that a device should be found for."""
 
@@ -69,10 +78,13 @@ class Paging:
         self._number = first_action
         self._wanted: dict[str, Stage] = {}
         """The stages that wait for a device to have their model, and those that wait for another one."""
+        self._orders: list[_Order] = []
+        """Decided, and not told yet."""
         self._news = False
 
     def want(self, now: float, stage: Stage) -> None:
         """Requests wait here, and the model could be brought to a device (another device)."""
+        stage = stage.whole
         if stage.key not in self._wanted:
             self._wanted[stage.key] = stage
             if not stage.groups:
@@ -80,15 +92,19 @@ class Paging:
             elif self.next_look > now + LOOK:
                 self.next_look = now + LOOK
 
+    def look(self) -> None:
+        """Devices came or went, or models to them."""
+        self._news = True
+
     def forget(self, stage: Stage) -> None:
         """A stage is served no more."""
         self._wanted.pop(stage.key, None)
 
     def forget_device(self, device: Device) -> None:
         """A device is gone: it answers nothing any more."""
-        if device.memory is not None:
-            for action in [action for action, page in self.under_way.items() if page.device is device]:
-                del self.under_way[action]
+        self._orders = [order for order in self._orders if order.model.device is not device]
+        for action in [action for action, page in self.under_way.items() if page.device is device]:
+            del self.under_way[action]
 
     def due(self, now: float) -> bool:
         """Whether :meth:`choose` has something to do."""
@@ -109,7 +125,7 @@ class Paging:
         self._news = True
         if memory.loading is model:
             memory.loading = None
-        if memory.models.get(model.key) is not model:
+        if not _known(model):
             return True  # taken off the device meanwhile
         if not page.load:
             if code == "ok" or code == "not_loaded" or code == "unknown_model":
@@ -121,13 +137,15 @@ class Paging:
             model.took(seconds)
             self._fleet.gain(now, model)
             if model.stage is not None:
-                model.stage.note_cold()
+                for lane in model.stage.lanes:
+                    lane.note_cold()
         else:
             memory.leave(model, HELD)
             model.failed(now)
             if model.stage is not None:
-                model.stage.trouble = detail or code
-                self._ledger.touch(model.stage)
+                for lane in model.stage.lanes:
+                    lane.trouble = detail or code
+                    self._ledger.touch(lane)
         return True
 
     # ---- the choice ------------------------------------------------------------------------
@@ -144,7 +162,7 @@ class Paging:
             return  # an answer will come
         for wish in self._wishes(now, way):
             for model in self._places(now, wish.stage, way):
-                victims = self._victims(now, model, wish.priority)
+                victims = self._victims(now, model, wish.priority, way)
                 if victims is not None:
                     self._page(now, model, victims, way)
                     free -= 1
@@ -160,7 +178,7 @@ class Paging:
         done: list[Stage] = []
         for stage in self._wanted.values():
             model = _fastest(stage)
-            if stage.idle() or model is None:
+            if stage.all_idle() or model is None:
                 done.append(stage)
                 continue
             priority = _demand(stage, HORIZON + model.load_seconds) - _given(stage, HORIZON + model.load_seconds)
@@ -183,19 +201,22 @@ class Paging:
                 continue
             if memory is None or memory.loading is not None or not makes_it(stage, model, now + way):
                 continue
-            load = device.busy_until - now if device.busy_until > now else 0.0
+            load = _ends(now, device) - now
             if device.group is not None:
                 load += device.group.demand
             places.append((load, device.index, model))
         places.sort(key=_by_load)
         return [model for _, _, model in places]
 
-    def _victims(self, now: float, model: PagedModel, priority: float) -> list[PagedModel] | None:
+    def _victims(self, now: float, model: PagedModel, priority: float, way: float) -> list[PagedModel] | None:
         """What has to go so that there is room for a model of this priority; None where it is not worth that."""
         memory = model.device.memory
         assert memory is not None
         if model.memory_mb > memory.budget:
             model.retry_at = now + MAX_BACK_OFF
+            if model.stage is not None:
+                for lane in model.stage.lanes:
+                    self._ledger.touch(lane)
             return None
         missing = model.memory_mb - memory.room()
         victims: list[PagedModel] = []
@@ -203,7 +224,7 @@ class Paging:
             return victims
         others: list[PagedModel] = []
         for other in memory.resident.values():
-            if _in_use(now, other):
+            if _must_stay(now, other):
                 continue
             if not _in_demand(now, other):
                 victims.append(other)
@@ -215,11 +236,14 @@ class Paging:
         horizon = HORIZON + model.load_seconds
         lost = 0.0
         load = 0.0
+        wanted = model.stage
         for other in others:
+            runs = _runs(other)
+            if runs and (wanted is None or not makes_it(wanted, model, _ends(now, model.device) + way)):
+                continue
             stage = other.stage
-            assert stage is not None
-            value = _demand(stage, horizon) / (len(stage.groups) if stage.groups else 1)
-            cost = model.load_seconds if not stage.idle() else load
+            value = _demand(stage, horizon) / (len(stage.groups) or 1) if stage is not None else 0.0
+            cost = model.load_seconds if runs or (stage is not None and not stage.all_idle()) else load
             if CLEARLY * (lost + value) + cost <= priority:
                 lost += value
                 load = cost
@@ -232,14 +256,41 @@ class Paging:
     def _page(self, now: float, model: PagedModel, victims: list[PagedModel], way: float) -> None:
         memory = model.device.memory
         assert memory is not None
+        begin = now
         for victim in victims:
             self._fleet.lose(victim, UNLOADING)
-            self._tell(victim, False, now + WINDOW)
-        memory.load(model, now + way + model.load_seconds)
-        self._tell(model, True, now + WINDOW)
+            if _runs(victim):
+                begin = _ends(now, model.device)
+        memory.load(model, begin + way + model.load_seconds)
+        self._orders.append(_Order(model, victims))
+        self.tell(now)
         stage = model.stage
         if stage is not None:
-            self._ledger.touch(stage)  # it is known now when its model will be there
+            for lane in stage.lanes:
+                self._ledger.touch(lane)  # it is known now when its model will be there
+
+    def tell(self, now: float) -> None:
+        """Tell devices what nothing stands in the way of any more."""
+        if not self._orders:
+            return
+        waiting: list[_Order] = []
+        for order in self._orders:
+            model = order.model
+            if not _known(model):
+                # It was taken off its device: the others stay.
+                if model.device.memory is not None and model.device.memory.loading is model:
+                    model.device.memory.loading = None
+                for victim in order.victims:
+                    if _known(victim):
+                        self._fleet.gain(now, victim)
+            elif any(_runs(victim) for victim in order.victims):
+                waiting.append(order)
+            else:
+                for victim in order.victims:
+                    if _known(victim):
+                        self._tell(victim, False, now + WINDOW)
+                self._tell(model, True, now + WINDOW)
+        self._orders = waiting
 
     def _tell(self, model: PagedModel, load: bool, latest: float) -> None:
         page = Page(self._number, model, load, latest)
@@ -253,15 +304,16 @@ def makes_it(stage: Stage, model: PagedModel, now: float) -> bool:
     if stage.policy.runs_late:
         return True
     ready = now + model.load_seconds
-    table = model.table
-    ends = ready + table.input(1) + table.upper(1) + stage.remaining
-    for queue in (stage.queue, stage.behind):
-        if len(queue) and (queue.highest().due >= ends or queue.lowest().settled()):
-            return True
-    for batch in stage.alone:
-        for task in batch:
-            if task.request.deadline >= ready:
+    for lane in stage.lanes:
+        table = model.table.lane(lane.key, lane.part)
+        ends = ready + table.input(1) + table.upper(1) + lane.remaining
+        for queue in (lane.queue, lane.behind):
+            if len(queue) and (queue.highest().due >= ends or queue.lowest().settled()):
                 return True
+        for batch in lane.alone:
+            for task in batch:
+                if task.request.deadline >= ready:
+                    return True
     return False
 
 
@@ -283,14 +335,19 @@ def _cost(stage: Stage) -> float:
 
 def _demand(stage: Stage, horizon: float) -> float:
     """Device seconds of what waits and of what is to come within ``horizon``."""
-    return (stage.waiting() + stage.rate * horizon) * _cost(stage)
+    demand = 0.0
+    for lane in stage.lanes:
+        demand += (lane.waiting() + lane.rate * horizon) * _cost(lane)
+    return demand
 
 
 def _given(stage: Stage, horizon: float) -> float:
     """Device seconds within ``horizon`` that the devices which have its model, or will soon, can give it: what others
     leave, at least in proportion to its part of their work."""
     given = 0.0
-    own = stage.arrived * _cost(stage) / stage.devices if stage.devices else 0.0
+    own = 0.0
+    for lane in stage.lanes:
+        own += lane.arrived * _cost(lane) / lane.devices if lane.devices else 0.0
     for group in stage.groups:
         given += _share(group, own * len(group.members)) * horizon
     for model in stage.paged:
@@ -307,20 +364,31 @@ def _share(group: DeviceGroup, own: float) -> float:
     return spare if spare > part else part
 
 
-def _in_use(now: float, model: PagedModel) -> bool:
-    """Whether it cannot make room now."""
-    if model.retry_at > now:
-        return True  # it would not go, a moment ago
-    device = model.device
-    stage = model.stage
-    if device.collects_for is not None and device.collects_for is stage:
-        return True
-    return any(batch.stage.key == model.key for batch in device.batches.values())
+def _known(model: PagedModel) -> bool:
+    """Whether its device still reports it."""
+    memory = model.device.memory
+    return memory is not None and memory.models.get(model.key) is model
+
+
+def _must_stay(now: float, model: PagedModel) -> bool:
+    """Whether it cannot make room: it would not go, a moment ago, or a batch is being collected for it."""
+    collects_for = model.device.collects_for
+    return model.retry_at > now or (collects_for is not None and collects_for.whole is model.stage)
+
+
+def _runs(model: PagedModel) -> bool:
+    """Whether its device has a batch of it."""
+    return any(batch.stage.model == model.key for batch in model.device.batches.values())
+
+
+def _ends(now: float, device: Device) -> float:
+    """When what a device has been granted should have ended."""
+    return device.busy_until if device.busy_until > now else now
 
 
 def _in_demand(now: float, model: PagedModel) -> bool:
     stage = model.stage
-    return stage is not None and (not stage.idle() or model.used_at > now - RECENT)
+    return _runs(model) or (stage is not None and (not stage.all_idle() or model.used_at > now - RECENT))
 
 
 def _by_priority(wish: _Wish) -> float:

@@ -10,8 +10,9 @@ if TYPE_CHECKING:
 class Pending:
     """The pipeline whose window closes first goes first; under overload, when not all can be served, the pipeline
     that has had the least of these devices lately, so that none starves another. Of one pipeline the stage
-    furthest on goes first: it needs the least GPU time for its goodput. (Taken in the order of their windows alone, all
-    requests of a burst would pass the first stage before any of them passes the second, and all of them miss.)"""
+    furthest on goes first (of its lanes the one whose window closes first): it needs the least GPU time for its
+    goodput. (Taken in the order of their windows alone, all requests of a burst would pass the first stage before any
+    of them passes the second, and all of them miss.)"""
 
     def __init__(self) -> None:
         self.overloaded = False
@@ -67,7 +68,9 @@ class Pending:
             else:
                 furthest = stage
                 for other in stages:
-                    if other.depth > furthest.depth:
+                    if other.depth > furthest.depth or (
+                        other.depth == furthest.depth and other.closes < furthest.closes
+                    ):
                         furthest = other
                 return furthest
 

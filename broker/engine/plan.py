@@ -2,8 +2,10 @@
 
 from typing import TYPE_CHECKING, Final
 
+from broker.engine.cost import CostKey
 from broker.engine.policy import LAXITY, Policy
 from broker.engine.stage import Stage
+from laxity.payload import Payload
 
 if TYPE_CHECKING:
     from broker.engine.batch_plan import BatchPlan
@@ -31,18 +33,29 @@ class StagePlan:
         sources: list[tuple[int, str]],
         is_map: bool,
         max_items: int,
+        cost: CostKey | None = None,
     ) -> None:
         self.name = name
         self.stage = stage
+        """All of it; the last of its lanes, where ``cost`` has it have several."""
+        self.lead = stage
+        """The lane with the most work, for which batches are planned (planner.py)."""
+        self.cost = cost
+        if cost is not None:
+            stage.split(cost.parts())
         self.sources = sources
         self.is_map = is_map
-        self.takes_request = not is_map and sources == [(FROM_REQUEST, "")]
-        """Whether its input is the request's payload as it is."""
+        self.takes_request = not is_map and cost is None and sources == [(FROM_REQUEST, "")]
+        """Whether its input is the request's payload as it is, whatever that is."""
         self.max_items = max_items
         self.parents: list[int] = sorted({source for source, _ in sources if source != FROM_REQUEST})
         self.children: list[int] = []
         self.items = 0.0
         """Moving mean of the items that a request brings (map stages); 0 before the first."""
+
+    def lane(self, inputs: list[Payload]) -> Stage:
+        """Where an element with these inputs is queued."""
+        return self.stage if self.cost is None else self.stage.lanes[self.cost.lane(inputs)]
 
     def note_items(self, count: int) -> None:
         """A request brought so many items."""
@@ -82,6 +95,8 @@ class Pipeline:
         """λ at present (tuning.py)."""
         self.slo = slo
         self.stages = stages
+        self.lanes: list[Stage] = [lane for plan in stages for lane in plan.stage.lanes]
+        """Its queues, in the order of the stages."""
         self.outputs = outputs
         self.whole_answer = -1
         """The stage whose whole answer is the pipeline's, where it is that simple; else -1."""
@@ -104,9 +119,10 @@ class Pipeline:
         self.tuning: Tuning | None = None
         """What it was last told to be right for it."""
         for index, stage in enumerate(stages):
-            stage.stage.pipeline = stage.stage.key.rpartition("/")[0]
-            stage.stage.depth = index
-            stage.stage.adopt(policy)
+            for lane in stage.stage.lanes:
+                lane.pipeline = stage.stage.key.rpartition("/")[0]
+                lane.depth = index
+                lane.adopt(policy)
             for parent in stage.parents:
                 if parent >= index:
                     raise ValueError(f"stage {stage.name!r} stands before its input {stages[parent].name!r}")

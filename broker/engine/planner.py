@@ -8,12 +8,13 @@ the stages' latencies at that size. ``laxity`` plans batches and parts together 
 from math import log
 from typing import Final
 
-from broker.engine.batch_plan import plan_batches
+from broker.engine.batch_plan import plan_batches, plan_lane
 from broker.engine.downstream import downstream
 from broker.engine.overhead import Overhead
 from broker.engine.plan import Pipeline
 from broker.engine.policy import COMMON, PLANNED, UNBOUNDED, WORST_CASE
 from broker.engine.predictor import LatencyTable
+from broker.engine.stage import Stage
 from broker.engine.window import target_batch
 
 MARGIN: Final = 0.01
@@ -39,12 +40,13 @@ def replan(pipeline: Pipeline, travel: Overhead, response: float) -> None:
     tables = slowest_tables(pipeline)
     hops: list[float] = []
     for plan, table in zip(pipeline.stages, tables, strict=True):
-        typical = plan.stage.typical_batch()
+        typical = plan.lead.typical_batch()
         hops.append(travel.seconds(typical) + (table.input(typical) if table is not None else 0.0) + response)
     behind = downstream(pipeline, tables, hops)
     for number, plan in enumerate(pipeline.stages):
-        plan.stage.remaining = behind[number] + response
-        plan.stage.reserve = plan.stage.remaining
+        for lane in plan.stage.lanes:
+            lane.remaining = behind[number] + response
+            lane.reserve = lane.remaining
     if pipeline.policy.targets == PLANNED:
         _plan_together(pipeline, tables, hops, response)
     else:
@@ -56,7 +58,7 @@ def _plan_together(pipeline: Pipeline, tables: list[LatencyTable | None], hops: 
     hops_behind = pipeline.downstream(hops)
     on_the_way = max([hops_behind[number] for number in pipeline.roots], default=0.0)
     depth = 1.0 + max(pipeline.downstream([1.0] * len(pipeline.stages)), default=0.0)
-    bursts = max([pipeline.stages[number].stage.order.bursts for number in pipeline.roots], default=0.0)
+    bursts = max([pipeline.stages[number].lead.order.bursts for number in pipeline.roots], default=0.0)
     room = min(ROOM + ROOM_FOR_BURSTS * bursts, MOST_ROOM)
     budget = slo * (1.0 - room * (1.0 - 1.0 / depth)) - on_the_way
     if budget < LEAST * slo:
@@ -69,12 +71,15 @@ def _plan_together(pipeline: Pipeline, tables: list[LatencyTable | None], hops: 
         pipeline.planned_for = inputs
     after = pipeline.downstream(batch_plan.times)
     for number, plan in enumerate(pipeline.stages):
-        stage = plan.stage
-        stage.target = batch_plan.targets[number]
-        stage.ceiling = batch_plan.ceilings[number]
         planned = after[number] + hops_behind[number] + response
-        stage.margin = MARGIN * slo
-        stage.reserve = stage.margin + (planned if planned > stage.remaining else stage.remaining)
+        for lane in plan.stage.lanes:
+            if lane is plan.lead:
+                lane.target = batch_plan.targets[number]
+                lane.ceiling = batch_plan.ceilings[number]
+            else:
+                plan_lane(plan, lane, batch_plan.times[number])
+            lane.margin = MARGIN * slo
+            lane.reserve = lane.margin + (planned if planned > lane.remaining else lane.remaining)
 
 
 def _inputs(pipeline: Pipeline, tables: list[LatencyTable | None], budget: float) -> list[int]:
@@ -82,7 +87,9 @@ def _inputs(pipeline: Pipeline, tables: list[LatencyTable | None], budget: float
     inputs = [round(budget / (COARSE_BUDGET * pipeline.slo))]
     for number, plan in enumerate(pipeline.stages):
         table = tables[number]
-        stage = plan.stage
+        stage = plan.lead
+        if plan.cost is not None:
+            inputs.append(plan.stage.lanes.index(stage))
         inputs.append(table.version if table is not None else -1)
         inputs.append(stage.devices)
         inputs.append(round(stage.held_up_by() / (COARSE * pipeline.slo)))
@@ -96,43 +103,56 @@ def _plan_by_common_batch(pipeline: Pipeline, tables: list[LatencyTable | None])
     times = _times(pipeline, tables, common)
     if pipeline.policy.budget == WORST_CASE:
         times = [
-            plan.stage.waits.longest if plan.stage.waits.longest > 0.0 else time
+            plan.lead.waits.longest if plan.lead.waits.longest > 0.0 else time
             for plan, time in zip(pipeline.stages, times, strict=True)
         ]
     before, after = pipeline.upstream(times), pipeline.downstream(times)
     for number, plan in enumerate(pipeline.stages):
-        stage = plan.stage
-        table = tables[number]
         path = before[number] + times[number] + after[number]
-        stage.due_share = (before[number] + times[number]) / path if path > 0.0 else 1.0
         budget = pipeline.slo * (times[number] / path if path > 0.0 else 1.0)
-        largest = stage.max_batch
-        if pipeline.policy.targets == COMMON:
-            stage.target = stage.ceiling = common if common < largest else largest
-        elif pipeline.policy.targets == UNBOUNDED:
-            stage.target = stage.ceiling = largest
-        elif table is not None:
-            stage.target = target_batch(table, stage.devices, stage.rate, budget, largest)
-            stage.ceiling = largest  # it grows as far as its deadlines allow
+        for stage in plan.stage.lanes:
+            table = stage.table
+            stage.due_share = (before[number] + times[number]) / path if path > 0.0 else 1.0
+            largest = stage.max_batch
+            if pipeline.policy.targets == COMMON:
+                stage.target = stage.ceiling = common if common < largest else largest
+            elif pipeline.policy.targets == UNBOUNDED:
+                stage.target = stage.ceiling = largest
+            elif table is not None:
+                stage.target = target_batch(table, stage.devices, stage.rate, budget, largest)
+                stage.ceiling = largest  # it grows as far as its deadlines allow
 
 
 def slowest_tables(pipeline: Pipeline) -> list[LatencyTable | None]:
-    """Each stage's predictions for the slowest of its device types; sets them as the stages' tables."""
+    """Each stage's predictions for the slowest of its device types; sets them as the stages' tables. Of a stage with
+    lanes those of the lane with the most work, which leads."""
     tables: list[LatencyTable | None] = []
     for plan in pipeline.stages:
-        stage = plan.stage
-        slowest: LatencyTable | None = None
-        for group in stage.groups:
-            table = group.tables[stage.key]
+        most = 0.0
+        plan.lead = plan.stage
+        for lane in plan.stage.lanes:
+            lane.table = _slowest_table(lane)
+            if plan.cost is not None and lane.table is not None:
+                work = lane.rate * lane.table.busy(lane.target) / lane.target
+                if work > most:
+                    most = work
+                    plan.lead = lane
+        tables.append(plan.lead.table)
+    return tables
+
+
+def _slowest_table(stage: Stage) -> LatencyTable | None:
+    slowest: LatencyTable | None = None
+    for group in stage.groups:
+        table = group.tables[stage.key]
+        if slowest is None or table.upper(1) > slowest.upper(1):
+            slowest = table
+    if slowest is None:
+        for model in stage.paged:
+            table = model.table.lane(stage.key, stage.part)
             if slowest is None or table.upper(1) > slowest.upper(1):
                 slowest = table
-        if slowest is None:
-            for model in stage.paged:
-                if slowest is None or model.table.upper(1) > slowest.upper(1):
-                    slowest = model.table
-        stage.table = slowest
-        tables.append(slowest)
-    return tables
+    return slowest
 
 
 def common_batch(pipeline: Pipeline, tables: list[LatencyTable | None]) -> int:

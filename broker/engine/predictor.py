@@ -111,6 +111,7 @@ class LatencyTable:
         """The bound for a batch of 1, which is asked for most."""
         self._seen: dict[int, _Samples] = {}
         self._stale_at = 1e18
+        self._lanes: dict[str, LatencyTable] = {}
         self.version = 0
         """Counts the changes of the bounds."""
 
@@ -124,6 +125,18 @@ class LatencyTable:
             if self._output:
                 self._output = [0.0] * (max_batch + 1)
             self._rebuild()
+
+    def lane(self, key: str, part: float) -> "LatencyTable":
+        """The table of the model's lane of this key (stage.py), whose inputs are at most ``part`` of the largest: a
+        profile is of these, and that of smaller ones is taken to be in proportion until they are measured."""
+        if part >= 1.0:
+            return self
+        table = self._lanes.get(key)
+        if table is None:
+            table = LatencyTable(self.max_batch, [(batch, seconds * part) for batch, seconds in self._points])
+            self._lanes[key] = table
+        table.extend(self.max_batch)
+        return table
 
     def upper(self, batch: int) -> float:
         """l(b): what a batch of b may take (99th percentile)."""
@@ -204,6 +217,8 @@ class LatencyTable:
 
     def expire(self, now: float) -> None:
         """Forget measurements older than :data:`EXPIRES`; the profile takes their place."""
+        for table in self._lanes.values():
+            table.expire(now)
         if now < self._stale_at:
             return
         self._stale_at = 1e18

@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING
 
+from broker.engine.predictor import LatencyTable
+
 if TYPE_CHECKING:
     from broker.engine.plan import Pipeline
     from broker.engine.stage import Stage
@@ -35,32 +37,68 @@ class StageFigures:
     measured (batch, seconds) by device type, ``drift`` how many times as much as the profiles say that is. Seconds."""
 
     def __init__(self, stage: "Stage") -> None:
-        tally = stage.tally
         self.model = stage.key
-        self.arrived = tally.arrived + stage.arrivals
-        self.started = tally.started
-        self.batches = tally.batches
-        self.dropped = tally.dropped
-        self.waiting = stage.waiting()
         self.devices = stage.devices
-        self.queued = stage.waits.last
-        self.execution = tally.execution / tally.ended if tally.ended else 0.0
-        self.waits: list[float] = stage.waits.newest if stage.waits.periods > tally.periods else []
+        self.arrived = self.started = self.batches = self.dropped = self.waiting = 0
+        self.waits: list[float] = []
         self.latency: dict[str, list[tuple[int, float]]] = {}
         self.drift: dict[str, float] = {}
+        ended = 0
+        execution = 0.0
+        for lane in stage.lanes:
+            tally = lane.tally
+            self.arrived += tally.arrived + lane.arrivals
+            self.started += tally.started
+            self.batches += tally.batches
+            self.dropped += tally.dropped
+            self.waiting += lane.waiting()
+            ended += tally.ended
+            execution += tally.execution
+            if lane.waits.periods > tally.periods:
+                self.waits = self.waits + lane.waits.newest if self.waits else lane.waits.newest
+            tally.arrived = -lane.arrivals  # the period that goes on will count them
+            tally.started = tally.batches = tally.dropped = tally.ended = 0
+            tally.execution = 0.0
+            tally.periods = lane.waits.periods
+        self.queued = _mean_queued(stage)
+        self.execution = execution / ended if ended else 0.0
         for group in stage.groups:
-            table = group.tables.get(stage.key)
-            if table is not None and group.type not in self.latency:
-                measured = table.measured()
+            if group.type not in self.latency:
+                tables = [table for lane in stage.lanes if (table := group.tables.get(lane.key)) is not None]
+                measured = _measured(stage, tables)
                 if measured:
                     self.latency[group.type] = measured
-                    drift = table.drift()
-                    if drift > 0.0:
-                        self.drift[group.type] = drift
-        tally.arrived = -stage.arrivals  # the period that goes on will count them
-        tally.started = tally.batches = tally.dropped = tally.ended = 0
-        tally.execution = 0.0
-        tally.periods = stage.waits.periods
+                    drifts = [drift for table in tables if (drift := table.drift()) > 0.0]
+                    if drifts:
+                        self.drift[group.type] = max(drifts, key=_off)
+
+
+def _mean_queued(stage: "Stage") -> float:
+    """Of the last period, by arrivals where there are lanes."""
+    if len(stage.lanes) == 1:
+        return stage.waits.last
+    arrived = sum([lane.arrived for lane in stage.lanes])
+    return sum([lane.waits.last * lane.arrived for lane in stage.lanes]) / arrived if arrived > 0.0 else 0.0
+
+
+def _measured(stage: "Stage", tables: list[LatencyTable]) -> list[tuple[int, float]]:
+    """(batch, seconds) on one type of device; of several lanes the mean by arrivals, for the sizes that were measured
+    in any."""
+    if len(stage.lanes) == 1 or len(tables) < len(stage.lanes):
+        return tables[-1].measured() if tables else []
+    weights = [lane.rate for lane in stage.lanes]
+    total = sum(weights)
+    sizes = sorted({size for table in tables for size, _ in table.measured()})
+    if total <= 0.0:
+        return tables[-1].measured()
+    return [
+        (size, sum([weight * table.mean(size) for weight, table in zip(weights, tables, strict=True)]) / total)
+        for size in sizes
+    ]
+
+
+def _off(drift: float) -> float:
+    return abs(drift - 1.0)
 
 
 class Report:

@@ -18,6 +18,7 @@ ENDED: Final = 2
 NO_VALUES: Final[list[Payload | None]] = []
 NOTHING_WAITS: Final[list[int]] = []
 NO_MORE: Final[list[Payload]] = []
+NO_SPREAD: Final[list[tuple["Stage", int]]] = []
 
 
 class Client:
@@ -53,6 +54,8 @@ class MapGroup:
         self.left = items
         self.admitted = False
         self.time: StageTime | None = None
+        self.spread: list[tuple[Stage, int]] = NO_SPREAD
+        """How many of them there are in each lane, where there are lanes."""
 
 
 class Task:

@@ -216,12 +216,13 @@ class Scheduler:
         """End everything in flight ``unavailable``."""
         waiting: list[Task] = []
         for stage in self.stages.values():
-            waiting.extend(stage.queue)
-            waiting.extend(stage.behind)
-            for alone in stage.alone:
-                waiting.extend(alone)
-            for device in stage.collecting.values():
-                waiting.extend(device.collected)
+            for lane in stage.lanes:
+                waiting.extend(lane.queue)
+                waiting.extend(lane.behind)
+                for alone in lane.alone:
+                    waiting.extend(alone)
+                for device in lane.collecting.values():
+                    waiting.extend(device.collected)
         for batch in self.batches.values():
             waiting.extend(batch.tasks)
         for task in waiting:
@@ -281,7 +282,7 @@ class Scheduler:
             self._bisect(now, batch, detail or code)
         else:
             if code in MISSING:
-                self._dispatcher.lose_model(batch.device, batch.stage.key)
+                self._dispatcher.lose_model(batch.device, batch.stage.model)
             if code == "worker_died" or code == "unavailable":
                 batch.stage.trouble = detail
             elif code == "too_late" and batch.device_was_free:
@@ -382,13 +383,16 @@ class Scheduler:
         if fleet.stale:
             fleet.regroup()
             upkeep.next_refresh = 0.0
+            self._paging.look()
         if fleet.replans:
             fleet.replans = False
             upkeep.next_refresh = 0.0
         if now >= upkeep.next_refresh:
             upkeep.refresh(now, [*self.pipelines.values(), *self._retiring])
+        self._paging.tell(now)
         if fleet.turned:
             self._touch_turned()
+            self._paging.look()
         if now >= self._dispatcher.next_sweep:
             upkeep.sweep(now)
         if fleet.collected:
@@ -445,8 +449,7 @@ class Scheduler:
         self.ledger.drained = False
         for pipeline in self._retiring:
             if pipeline.in_flight == 0:
-                for plan in pipeline.stages:
-                    stage = plan.stage
+                for stage in pipeline.lanes:
                     if self.stages.get(stage.key) is stage:
                         del self.stages[stage.key]
                     self._dispatcher.forget(now, stage)

@@ -24,11 +24,22 @@ MOST_DEBT: Final = 10.0
 
 
 class Stage:
-    """One model's queue. ``remaining`` (sub_k) is the predicted work behind this stage and ``reserve`` what the
+    """One model's queue, or one of several *lanes* of it: of a model whose time depends on the size of its inputs
+    (cost.py) each lane has the inputs of some sizes, a window and predictions of its own, and batches are of one lane.
+    ``remaining`` (sub_k) is the predicted work behind this stage and ``reserve`` what the
     window leaves for it, both in seconds; ``target`` is the target batch b*."""
 
     def __init__(self, key: str, variant: str, max_batch: int, max_queue: int) -> None:
         self.key = key
+        """Its model's, with '#' and its number behind it for all lanes but the last."""
+        self.model = key
+        self.lanes: list[Stage] = [self]
+        """All of its model, those of the smallest inputs first; itself is the last one where there are several, and
+        stands for all where it is the model that counts."""
+        self.whole: Stage = self
+        """The last of them."""
+        self.part = 1.0
+        """What its inputs' largest size is of that of the last."""
         self.variant = variant
         self.max_batch = max_batch
         self.max_queue = max_queue
@@ -99,6 +110,17 @@ class Stage:
         """Moving mean of the sizes of its batches; 0 before the first."""
         self.arrivals = 0
         """Elements arrived since ``rate`` was last brought up to date."""
+
+    def split(self, parts: list[float]) -> None:
+        """Have a lane for each of ``parts``, ascending, of which this one is the last."""
+        self.lanes = []
+        for number, part in enumerate(parts[:-1]):
+            lane = Stage(f"{self.key}#{number}", self.variant, self.max_batch, self.max_queue)
+            lane.model = self.key
+            lane.whole = self
+            lane.part = part
+            self.lanes.append(lane)
+        self.lanes.append(self)
 
     def adopt(self, policy: Policy) -> None:
         """Schedule by this policy from now on; nothing may wait here yet."""
@@ -275,6 +297,17 @@ class Stage:
         self.order.catch_up(periods, load)
         self.rate *= (1.0 - SMOOTHING) ** periods
         self.arrived = 0.0
+
+    def all_idle(self) -> bool:
+        """Whether nobody waits in any lane."""
+        return all(lane.idle() for lane in self.lanes)
+
+    def all_waiting(self) -> int:
+        """Elements that wait in all lanes."""
+        count = 0
+        for lane in self.lanes:
+            count += lane.waiting()
+        return count
 
     def waiting(self) -> int:
         """Elements that wait here."""

@@ -31,9 +31,10 @@ class Tuning:
         if policy.tunes_quantile:
             pipeline.quantile = self.quantile
         for plan in pipeline.stages:
-            if policy.tunes_history:
-                plan.stage.waits.history = self.history
-            plan.stage.waits.prior = self.queued.get(plan.name, -1.0)
+            for lane in plan.stage.lanes:
+                if policy.tunes_history:
+                    lane.waits.history = self.history
+                lane.waits.prior = self.queued.get(plan.name, -1.0)
         if pipeline.roots and policy.tunes_admission():
             # One first stage counts for all: every request comes to it, and those turned away reach no other.
             first = pipeline.stages[pipeline.roots[0]].stage
@@ -45,7 +46,7 @@ class Tuning:
         """Take back what has not been renewed for too long."""
         if now < self.told_at + RENEWED:
             return
-        for plan in pipeline.stages:
-            plan.stage.waits.prior = -1.0
+        for lane in pipeline.lanes:
+            lane.waits.prior = -1.0
         if pipeline.roots and pipeline.policy.tunes_admission():
             pipeline.stages[pipeline.roots[0]].stage.admits = 1.0

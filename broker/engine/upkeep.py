@@ -74,17 +74,17 @@ class Upkeep:
         if travel >= self._told + NOTICED:
             self._told = travel
             for pipeline in self._awake:
-                for plan in pipeline.stages:
-                    if plan.stage.timer < NEVER:
-                        self._ledger.touch(plan.stage)
+                for stage in pipeline.lanes:
+                    if stage.timer < NEVER:
+                        self._ledger.touch(stage)
 
     def wake(self, now: float, pipeline: Pipeline) -> None:
         """Somebody asks for a pipeline that slept."""
         pipeline.asleep = False
         pipeline.quiet = 0
         self._awake.append(pipeline)
-        for plan in pipeline.stages:
-            plan.stage.catch_up(self.periods - pipeline.rated, _load(plan.stage))
+        for stage in pipeline.lanes:
+            stage.catch_up(self.periods - pipeline.rated, _load(stage))
         self._replan(now, pipeline)
 
     def refresh(self, now: float, pipelines: list[Pipeline]) -> None:
@@ -101,9 +101,9 @@ class Upkeep:
             for pipeline in awake:
                 _rest(pipeline)
                 pipeline.rated = self.periods
-                for plan in pipeline.stages:
-                    plan.stage.measure_rate(elapsed)
-            self._rate_load([plan.stage for pipeline in awake for plan in pipeline.stages])
+                for stage in pipeline.lanes:
+                    stage.measure_rate(elapsed)
+            self._rate_load([stage for pipeline in awake for stage in pipeline.lanes])
             for pipeline in awake:
                 if pipeline.policy.sheds:
                     _shed(pipeline)
@@ -113,9 +113,9 @@ class Upkeep:
         for pipeline in self._awake:
             self._replan(now, pipeline)
         for pipeline in self._awake:
-            for plan in pipeline.stages:
-                if not plan.stage.idle():
-                    self._ledger.touch(plan.stage)
+            for stage in pipeline.lanes:
+                if not stage.idle():
+                    self._ledger.touch(stage)
 
     def _replan(self, now: float, pipeline: Pipeline) -> None:
         if pipeline.tuning is not None:
@@ -157,8 +157,8 @@ def _rest(pipeline: Pipeline) -> None:
     if pipeline.in_flight:
         pipeline.quiet = 0
         return
-    for plan in pipeline.stages:
-        if plan.stage.arrivals:
+    for stage in pipeline.lanes:
+        if stage.arrivals:
             pipeline.quiet = 0
             return
     pipeline.quiet += 1
@@ -171,7 +171,7 @@ def _shed(pipeline: Pipeline) -> None:
     for plan in pipeline.stages:
         plan.stage.admits = 1.0
     for plan in pipeline.stages:
-        if plan.stage.waits.last > SHED_ABOVE:
+        if any(lane.waits.last > SHED_ABOVE for lane in plan.stage.lanes):
             for number in plan.parents:
                 pipeline.stages[number].stage.admits = SHED_TO
             if not plan.parents:
