@@ -48,8 +48,8 @@ def _parse(part: str, text: str) -> list[DeviceConfig]:
     match = re.fullmatch(r"emulated:(\d{1,4})(?::([A-Za-z0-9][A-Za-z0-9.-]*)(?::(\d{1,9}))?)?", part)
     if match is None or not 1 <= int(match[1]) <= MAX_EMULATED:
         raise NoSuchDevices(
-            f"unknown devices {text!r}; write cpu, cuda, or emulated:N with N up to {MAX_EMULATED}, also with the MB that "
-            "models may take and the type that is played, as in cpu:2048 and emulated:8:A100:81920+emulated:8:T4"
+            f"unknown devices {text!r}; write cpu, cuda, or emulated:N with N up to {MAX_EMULATED}, also with the MB "
+            "that models may take and the type that is played, as in cpu:2048 and emulated:8:A100:81920+emulated:8:T4"
         )
     return [DeviceConfig("emulated", match[2] or "emulated", memory_mb=float(match[3] or 0))] * int(match[1])
 

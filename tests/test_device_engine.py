@@ -1,76 +1,87 @@
-"""The engine of one device in virtual time: pulls, windows, workers that hang or die, models that come and go."""
+"""The engine of one device in virtual time: pulls, windows, workers that hang or die."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import pytest
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from nodes.engine.actions import Action, Announce, KillWorker, Load, Refuse, SendPull, Start, StartWorker, Unload
-from nodes.engine.device import (
-    BACK_OFF,
-    FAILED,
-    HANG_FACTOR,
-    HANG_GRACE,
-    LEAD,
-    LOADING,
-    MAX_BACK_OFF,
-    MAX_LOAD_DEATHS,
-    MAX_TRIP,
-    QUEUED,
-    READY,
-    DeviceEngine,
-)
+from nodes.engine import actions as act
+from nodes.engine.device import MAX_BATCHES, DeviceEngine
+from nodes.engine.handed import HANG_FACTOR, HANG_GRACE, LOAD_GRACE
+from nodes.engine.health import BACK_OFF, CAREFUL, MAX_BACK_OFF, MAX_STUCK
+from nodes.engine.models import FAILED, HELD, LOADING, QUEUED, READY
+from nodes.engine.paging import MAX_LOAD_DEATHS
+from nodes.engine.pulls import LEAD, MAX_TRIP, WEIGHT
 
-OTHERS = {StartWorker: "start worker", KillWorker: "kill worker", Announce: "announce"}
+OTHERS = {act.StartWorker: "start worker", act.KillWorker: "kill worker", act.Announce: "announce"}
+SLO = 0.5
 
 
-def shown(actions: list[Action]) -> list[tuple[Any, ...]]:
+def shown(actions: list[act.Action]) -> list[tuple[Any, ...]]:
     """Actions as tuples, to compare and to read."""
     found: list[tuple[Any, ...]] = []
     for action in actions:
-        if isinstance(action, SendPull):
+        if isinstance(action, act.SendPull):
             found.append(("pull", action.seq, pytest.approx(action.free_in)))
-        elif isinstance(action, Start):
-            found.append(("start", action.batch))
-        elif isinstance(action, Refuse):
+        elif isinstance(action, act.Infer | act.Drop):
+            found.append((type(action).__name__.lower(), action.batch))
+        elif isinstance(action, act.Refuse):
             found.append(("refuse", action.batch, action.code))
-        elif isinstance(action, Load):
-            found.append(("load", action.model))
-        elif isinstance(action, Unload):
-            found.append(("unload", action.model))
+        elif isinstance(action, act.Hold | act.Release):
+            found.append((type(action).__name__.lower(), action.model))
+        elif isinstance(action, act.Load | act.Unload):
+            found.append((type(action).__name__.lower(), action.number, action.model))
+        elif isinstance(action, act.Answer):
+            found.append(("answer", action.number, action.code))
         else:
             found.append((OTHERS[type(action)],))
     return found
 
 
-SLO = 0.5
-
-
 class World:
     """A device engine, moved by hand."""
 
-    def __init__(self, *models: str) -> None:
-        """Up, connected and holding ``models`` at 0."""
-        self.engine = DeviceEngine()
+    def __init__(self, *models: str, budget: float = 0.0, memory: float = 0.0) -> None:
+        """Up, connected and holding ``models``, each of which takes ``memory``, at 0."""
+        self.engine = DeviceEngine(budget)
+        self.detail = ""
+        self.window = (0.0, 0.0)
+        """Of the last thing that was handed over."""
+        self.memory = memory
         if models:
-            self.engine.place(0.0, list(models))
+            self.place(0.0, *models)
             self.engine.tick(0.0)
             self.engine.worker_started(0.0)
-            for model in models:
-                self.engine.loaded(0.0, model, [(1, 0.1)])
+            self.settle(0.0)
             self.engine.session(0.0, True)
-            self.detail = ""
             assert self.actions()[-1] == ("pull", 1, 0.0)
+
+    def place(self, now: float, *models: str) -> list[tuple[Any, ...]]:
+        self.engine.place(now, dict.fromkeys(models, self.memory))
+        return self.actions()
+
+    def settle(self, now: float) -> None:
+        """Hold, load and unload all that the engine wants."""
+        todo = self.engine.take_actions()
+        while todo:
+            for action in todo:
+                if isinstance(action, act.Hold):
+                    self.engine.held(now, action.model, [(1, 0.1)], 0.01, 0.0)
+                elif isinstance(action, act.Load | act.Unload):
+                    self.engine.acted(now, action.number, "ok", "")
+            todo = self.engine.take_actions()
+        while self.engine.paging.holding is not None:
+            self.engine.held(now, self.engine.paging.holding.key, [(1, 0.1)], 0.01, 0.0)
+            self.settle(now)
 
     def actions(self) -> list[tuple[Any, ...]]:
         actions = self.engine.take_actions()
         for action in actions:
-            if isinstance(action, Refuse):
+            if isinstance(action, act.Refuse | act.Answer):
                 self.detail = action.detail
+            elif isinstance(action, act.Infer | act.Load | act.Unload):
+                self.window = (action.earliest, action.latest)
         return shown(actions)
 
     def grant(
@@ -88,13 +99,39 @@ class World:
         self.engine.grant(now, batch, seq, model, now if left_at is None else left_at, opens, closes, expected, SLO)
         return self.actions()
 
+    def begin(self, now: float, batch: int, at: float | None = None) -> list[tuple[Any, ...]]:
+        self.engine.started(now, batch, now if at is None else at)
+        return self.actions()
+
+    def run(self, now: float, batch: int, **grant: Any) -> None:
+        """Grant a batch that begins at once."""
+        assert self.grant(now, batch, **grant) == [("infer", batch)]
+        self.begin(now, batch)
+
     def tick(self, now: float) -> list[tuple[Any, ...]]:
         self.engine.tick(now)
         return self.actions()
 
-    def finish(self, now: float, batch: int, known: bool = True) -> list[tuple[Any, ...]]:
-        assert self.engine.finished(now, batch) == known
+    def finish(
+        self, now: float, batch: int, code: str = "ok", known: bool = True, input_time: float = 0.0
+    ) -> list[tuple[Any, ...]]:
+        assert self.engine.finished(now, batch, code, input_time) == known
         return self.actions()
+
+    def load(self, now: float, model: str, closes: float = 0.5, expected: float = 0.01) -> list[tuple[Any, ...]]:
+        self.engine.load(now, model, now, 0.0, closes, expected)
+        return self.actions()
+
+    def unload(self, now: float, model: str, closes: float = 0.5) -> list[tuple[Any, ...]]:
+        self.engine.unload(now, model, now, 0.0, closes)
+        return self.actions()
+
+    def acted(self, now: float, number: int, code: str = "ok") -> list[tuple[Any, ...]]:
+        assert self.engine.acted(now, number, code, "why")
+        return self.actions()
+
+    def state(self, model: str) -> str:
+        return self.engine.models[model].state
 
 
 # ---- the way up -------------------------------------------------------------------------------
@@ -107,32 +144,33 @@ def test_a_device_without_models_does_nothing() -> None:
     assert world.engine.next_wake() == 1e18
 
 
-def test_the_worker_is_started_then_models_are_loaded_one_by_one_and_then_it_pulls() -> None:
+def test_the_worker_is_started_then_models_are_held_one_by_one_and_then_it_pulls() -> None:
     world = World()
     engine = world.engine
     engine.session(0.0, True)
-    engine.place(1.0, ["m", "n"])
+    world.place(1.0, "m", "n")
     assert engine.next_wake() <= 1.0
     assert world.tick(1.0) == [("start worker",)]
     assert world.tick(1.1) == []
     engine.worker_started(2.0)
-    assert world.actions() == [("load", "m")]
-    assert engine.models["m"].state == LOADING
-    engine.loaded(3.0, "m", [(1, 0.1)])
-    assert world.actions() == [("announce",), ("load", "n")]
-    engine.loaded(4.0, "n", [])
+    assert world.actions() == [("hold", "m")]
+    assert world.state("m") == LOADING
+    engine.held(3.0, "m", [(1, 0.1)], 0.5, 7.0)
+    assert world.actions() == [("announce",), ("hold", "n")]
+    engine.held(4.0, "n", [], 0.0, 0.0)
     assert world.actions() == [("announce",), ("pull", 1, 0.0)]
-    assert engine.models["m"].profile == [(1, 0.1)]
+    model = engine.models["m"]
+    assert (model.profile, model.load_seconds, model.memory) == ([(1, 0.1)], 0.5, 7.0)
     assert engine.next_wake() == 1e18
 
 
 def test_nothing_is_pulled_before_there_is_a_shard() -> None:
     world = World()
     engine = world.engine
-    engine.place(0.0, ["m"])
+    world.place(0.0, "m")
     engine.tick(0.0)
     engine.worker_started(0.0)
-    engine.loaded(0.0, "m", [])
+    engine.held(0.0, "m", [], 0.0, 0.0)
     assert ("pull", 1, 0.0) not in world.actions()
     engine.session(1.0, True)
     assert world.actions() == [("pull", 1, 0.0)]
@@ -143,7 +181,7 @@ def test_nothing_is_pulled_before_there_is_a_shard() -> None:
 
 def test_the_next_pull_goes_just_before_the_running_batch_ends() -> None:
     world = World("m")
-    assert world.grant(1.0, 7) == [("start", 7)]
+    world.run(1.0, 7)
     pull_at = 1.0 + 0.1 - LEAD
     assert world.engine.next_wake() == pytest.approx(pull_at)
     assert world.tick(pull_at - 1e-6) == []
@@ -151,96 +189,110 @@ def test_the_next_pull_goes_just_before_the_running_batch_ends() -> None:
     assert world.engine.next_wake() == pytest.approx(1.0 + max(HANG_FACTOR * 0.1, SLO) + HANG_GRACE)
 
 
+def test_the_running_batch_counts_from_when_it_really_began() -> None:
+    world = World("m")
+    world.grant(1.0, 7)
+    assert world.begin(1.05, 7, at=1.02) == []
+    assert world.engine.next_wake() == pytest.approx(1.02 + 0.1 - LEAD)
+
+
 def test_the_round_trip_makes_the_pull_earlier() -> None:
     world = World("m")
-    world.grant(1.0, 7, left_at=0.95)
-    assert world.engine.round_trip == pytest.approx(0.05)
+    world.run(1.0, 7, left_at=0.95)
+    assert world.engine.pulls.round_trip == pytest.approx(0.05)
     assert world.engine.next_wake() == pytest.approx(1.0 + 0.1 - LEAD - 0.05)
+
+
+def test_the_inputs_time_makes_the_pull_earlier() -> None:
+    world = World("m")
+    world.run(1.0, 7)
+    assert world.finish(1.1, 7, input_time=0.05) == [("pull", 2, 0.0)]
+    world.run(2.0, 8, seq=2)
+    assert world.engine.next_wake() == pytest.approx(2.0 + 0.1 - LEAD - WEIGHT * 0.05)
 
 
 def test_a_grant_that_lay_for_long_does_not_move_the_round_trip_far() -> None:
     world = World("m")
     world.grant(60.0, 7, left_at=1.0, closes=100.0)
-    assert world.engine.round_trip == MAX_TRIP
+    assert world.engine.pulls.round_trip == MAX_TRIP
 
 
 def test_a_batch_that_ends_early_is_followed_by_a_pull_at_once() -> None:
     world = World("m")
-    world.grant(1.0, 7)
+    world.run(1.0, 7)
     assert world.finish(1.02, 7) == [("pull", 2, 0.0)]
 
 
 def test_there_is_one_pull_at_a_time() -> None:
     world = World("m")
     assert world.tick(1.0) == []
-    world.grant(1.0, 7)
+    world.run(1.0, 7)
     assert world.tick(1.2) == [("pull", 2, 0.0)]
     assert world.tick(1.3) == []
     assert world.finish(1.4, 7) == []
 
 
-def test_the_next_batch_waits_and_starts_as_the_device_gets_free() -> None:
+def test_the_next_batch_is_handed_over_while_one_runs() -> None:
     world = World("m")
-    world.grant(1.0, 7)
+    world.run(1.0, 7)
     world.tick(1.099)
-    assert world.grant(1.0995, 8, seq=2) == []
-    assert world.finish(1.1, 7) == [("start", 8)]
-    assert world.tick(1.15) == []
+    assert world.grant(1.0995, 8, seq=2) == [("infer", 8)]
+    assert world.tick(1.0999) == []
+    assert world.begin(1.1, 8) == []
+    assert world.finish(1.101, 7) == []
     assert world.finish(1.2, 8) == [("pull", 3, 0.0)]
 
 
 def test_a_second_waiting_batch_is_refused() -> None:
     world = World("m")
-    world.grant(1.0, 7)
+    world.run(1.0, 7)
     world.grant(1.0, 8)
-    assert world.grant(1.0, 9) == [("refuse", 9, "too_late")]
-    assert world.finish(1.05, 7) == [("start", 8)]
+    assert world.grant(1.0, 9) == [("refuse", 9, "busy")]
+
+
+def test_a_worker_has_three_batches_at_most() -> None:
+    world = World("m")
+    for number in range(MAX_BATCHES):
+        world.run(1.0 + number * 0.001, number, seq=number + 1, expected=0.0)
+    assert world.tick(1.1) == [], "the outputs of two are still being fetched"
+    assert world.grant(1.1, 99) == [("refuse", 99, "busy")]
+    assert world.finish(1.2, 0) == [("pull", 4, 0.0)]
 
 
 # ---- windows ------------------------------------------------------------------------------------
 
 
-def test_a_batch_is_not_started_before_its_window_opens() -> None:
+def test_a_batch_is_handed_over_at_once_with_its_window() -> None:
     world = World("m")
-    assert world.grant(1.0, 7, opens=0.2) == []
-    assert world.engine.next_wake() == pytest.approx(1.2)
-    assert world.tick(1.19) == []
-    assert world.tick(1.2) == [("start", 7)]
-
-
-def test_a_batch_is_started_up_to_the_end_of_its_window() -> None:
-    world = World("m")
-    assert world.grant(1.5, 7, left_at=1.0, closes=0.5)[0] == ("start", 7)
+    assert world.grant(1.0, 7, left_at=0.9, opens=0.2, closes=0.7) == [("infer", 7)]
+    assert world.window == pytest.approx((1.1, 1.6))
 
 
 def test_a_grant_that_lay_in_a_frozen_socket_is_as_old_as_it_is() -> None:
     world = World("m")
     assert world.grant(5.0, 7, left_at=1.0, closes=0.5) == [("refuse", 7, "too_late"), ("pull", 2, 0.0)]
-    assert "3500.0 ms before the batch came" in world.detail
+    assert "3500.0 ms before it came" in world.detail
     assert world.engine.late == 1
 
 
-def test_a_batch_behind_one_that_overruns_is_refused_as_soon_as_its_window_closes() -> None:
+def test_no_other_is_pulled_behind_a_batch_that_overruns() -> None:
     world = World("m")
-    world.grant(1.0, 7)
+    world.run(1.0, 7)
     world.tick(1.099)
-    assert world.grant(1.0995, 8, seq=2, closes=0.1) == []
-    assert world.engine.next_wake() == pytest.approx(1.1995)
-    assert world.tick(1.19) == []
-    assert world.tick(1.1996) == [("refuse", 8, "too_late")]
-    # No other is pulled until the device is free: it would be refused as well.
-    assert world.tick(1.5) == []
+    world.grant(1.0995, 8, seq=2, closes=0.1)
+    assert world.finish(1.1995, 8, "too_late") == []
+    assert world.engine.late == 1
+    assert world.tick(1.5) == [], "it would be refused as well"
     assert world.finish(1.6, 7) == [("pull", 3, 0.0)]
 
 
-def test_a_batch_that_comes_during_a_load_is_refused_at_once() -> None:
+def test_a_batch_that_comes_during_a_hold_is_refused_at_once() -> None:
     world = World("m")
-    world.engine.place(0.5, ["m", "n"])
-    assert world.actions() == [("load", "n")]
-    assert world.grant(1.0, 7) == [("refuse", 7, "unknown_model")]
+    assert world.place(0.5, "m", "n") == [("hold", "n")]
+    assert world.grant(1.0, 7) == [("refuse", 7, "busy")]
     assert "loading the model n" in world.detail
     assert world.tick(2.0) == []
-    world.engine.loaded(9.0, "n", [])
+    world.engine.held(9.0, "n", [], 0.0, 0.0)
     assert world.actions() == [("announce",), ("pull", 2, 0.0)]
 
 
@@ -252,126 +304,295 @@ def test_a_batch_for_a_model_that_is_not_there() -> None:
     assert world.grant(1.0, 7, model="n") == [("refuse", 7, "unknown_model"), ("pull", 2, 0.0)]
 
 
-def test_placement_loads_what_is_missing_and_then_lets_go_of_the_rest() -> None:
+def test_placement_holds_what_is_missing_and_then_lets_go_of_the_rest() -> None:
     world = World("m", "n")
-    world.engine.place(1.0, ["n", "o"])
-    assert world.actions() == [("announce",), ("load", "o")]
+    assert world.place(1.0, "n", "o") == [("announce",), ("hold", "o")]
     assert set(world.engine.models) == {"n", "o"}
     assert world.grant(1.1, 7) == [("refuse", 7, "unknown_model")]
-    world.engine.loaded(2.0, "o", [])
-    assert world.actions() == [("announce",), ("unload", "m"), ("pull", 2, 0.0)]
+    world.engine.held(2.0, "o", [], 0.0, 0.0)
+    assert world.actions() == [("announce",), ("unload", 1, "m"), ("pull", 2, 0.0)]
+    assert world.acted(2.1, 1) == [("release", "m")]
 
 
 def test_models_are_let_go_of_once_the_last_new_one_is_there() -> None:
     world = World("m")
-    world.engine.place(1.0, ["n", "o"])
-    world.engine.loaded(2.0, "n", [])
-    assert world.actions() == [("announce",), ("load", "n"), ("announce",), ("load", "o")]
-    world.engine.loaded(3.0, "o", [])
-    assert world.actions() == [("announce",), ("unload", "m")]
+    assert world.place(1.0, "n", "o") == [("announce",), ("hold", "n")]
+    world.engine.held(2.0, "n", [], 0.0, 0.0)
+    assert world.actions() == [("announce",), ("hold", "o")]
+    world.engine.held(3.0, "o", [], 0.0, 0.0)
+    assert world.actions() == [("announce",), ("unload", 1, "m")]
 
 
 def test_a_device_without_room_for_both_unloads_first() -> None:
-    world = World("m")
-    world.grant(1.0, 7)
-    world.engine.place(1.01, ["n"], unload_first=True)
-    assert world.actions() == [("unload", "m"), ("announce",)]
-    assert world.finish(1.1, 7) == [("load", "n")]
+    world = World("m", budget=100.0, memory=60.0)
+    world.run(1.0, 7)
+    assert world.place(1.01, "n") == [("announce",)]
+    assert world.finish(1.1, 7) == [("unload", 1, "m")]
+    assert world.acted(1.2, 1) == [("release", "m"), ("hold", "n")]
 
 
-def test_what_cannot_be_loaded_is_tried_again_once_there_is_more_room() -> None:
+def test_what_cannot_be_held_is_tried_again_once_there_is_more_room() -> None:
     world = World("m")
-    world.engine.place(1.0, ["n"])
-    world.engine.load_failed(2.0, "n", "out of memory")
-    assert world.actions() == [("announce",), ("load", "n"), ("unload", "m"), ("load", "n")]
-    world.engine.load_failed(3.0, "n", "no such file")
+    assert world.place(1.0, "n") == [("announce",), ("hold", "n")]
+    world.engine.hold_failed(2.0, "n", "out of memory")
+    assert world.actions() == [("unload", 1, "m"), ("hold", "n")]
+    assert world.acted(2.1, 1) == [("release", "m")]
+    world.engine.hold_failed(3.0, "n", "no such file")
     assert world.actions() == [("announce",)]
     assert world.engine.models["n"].detail == "no such file"
 
 
-def test_a_model_that_is_placed_again_before_it_has_gone_need_not_be_loaded() -> None:
+def test_a_model_that_is_placed_again_before_it_has_gone_need_not_be_held_anew() -> None:
     world = World("m")
-    world.engine.place(1.0, ["n"])
-    world.engine.place(2.0, ["m", "n"])
-    assert world.actions() == [("announce",), ("load", "n"), ("announce",)]
-    assert world.engine.models["m"].state == READY
-    world.engine.loaded(3.0, "n", [])
+    assert world.place(1.0, "n") == [("announce",), ("hold", "n")]
+    assert world.place(2.0, "m", "n") == [("announce",)]
+    assert world.state("m") == READY
+    world.engine.held(3.0, "n", [], 0.0, 0.0)
     assert world.actions() == [("announce",)]
-    assert world.grant(3.1, 7) == [("start", 7)]
+    assert world.grant(3.1, 7) == [("infer", 7)]
 
 
-def test_a_load_waits_until_the_running_batch_and_the_waiting_one_are_done() -> None:
+def test_a_hold_waits_until_the_worker_has_no_batch() -> None:
     world = World("m")
-    world.grant(1.0, 7)
+    world.run(1.0, 7)
     world.tick(1.099)
     world.grant(1.0995, 8, seq=2)
-    world.engine.place(1.0996, ["m", "n"])
-    assert world.actions() == []
-    assert world.finish(1.1, 7) == [("start", 8)]
-    assert world.finish(1.2, 8) == [("load", "n")]
+    assert world.place(1.0996, "m", "n") == []
+    world.begin(1.1, 8)
+    assert world.finish(1.1, 7) == []
+    assert world.finish(1.2, 8) == [("hold", "n")]
 
 
-def test_a_waiting_batch_whose_model_is_taken_away_is_refused() -> None:
+def test_a_waiting_batch_whose_model_is_taken_away_is_taken_back() -> None:
     world = World("m", "n")
-    world.grant(1.0, 7)
+    world.run(1.0, 7)
     world.grant(1.0, 8, model="n")
-    world.engine.place(1.01, ["m"])
-    assert world.actions() == [("refuse", 8, "unknown_model"), ("announce",), ("unload", "n")]
+    assert world.place(1.01, "m") == [("drop", 8), ("announce",)]
+    assert world.finish(1.02, 8, "cancelled") == [("unload", 1, "n")]
+    assert world.acted(1.03, 1) == [("release", "n")]
     assert world.finish(1.1, 7) == [("pull", 2, 0.0)]
 
 
-def test_a_model_that_cannot_be_loaded_is_given_up_until_it_is_placed_anew() -> None:
+def test_a_model_that_cannot_be_held_is_given_up_until_it_is_placed_anew() -> None:
     world = World("m")
     engine = world.engine
-    engine.place(1.0, ["m", "n"])
-    engine.load_failed(2.0, "n", "no such file")
-    assert world.actions() == [("load", "n"), ("announce",)]
-    assert (engine.models["n"].state, engine.models["n"].detail) == (FAILED, "no such file")
-    engine.place(3.0, ["m", "n"])
-    assert world.actions() == []
-    engine.place(4.0, ["m"])
-    engine.place(5.0, ["m", "n"])
-    assert world.actions() == [("announce",), ("load", "n")]
+    assert world.place(1.0, "m", "n") == [("hold", "n")]
+    engine.hold_failed(2.0, "n", "no such file")
+    assert world.actions() == [("announce",)]
+    assert (world.state("n"), engine.models["n"].detail) == (FAILED, "no such file")
+    assert world.place(3.0, "m", "n") == []
+    assert world.place(4.0, "m") == [("announce",)]
+    assert world.place(5.0, "m", "n") == [("hold", "n")]
 
 
 def test_a_model_that_failed_is_tried_again_when_another_is_taken_away() -> None:
     world = World("m")
-    world.engine.place(1.0, ["m", "n"])
-    world.engine.load_failed(2.0, "n", "out of memory")
-    world.engine.place(3.0, ["n"])
-    assert world.actions() == [("load", "n"), ("announce",), ("announce",), ("load", "n")]
-    world.engine.load_failed(4.0, "n", "out of memory")
-    assert world.actions() == [("unload", "m"), ("load", "n")]
+    world.place(1.0, "m", "n")
+    world.engine.hold_failed(2.0, "n", "out of memory")
+    assert world.place(3.0, "n") == [("announce",), ("announce",), ("hold", "n")]
+    world.engine.hold_failed(4.0, "n", "out of memory")
+    assert world.actions() == [("unload", 1, "m"), ("hold", "n")]
 
 
 def test_a_device_whose_models_all_failed_does_not_pull() -> None:
     world = World()
     engine = world.engine
     engine.session(0.0, True)
-    engine.place(0.0, ["m"])
+    world.place(0.0, "m")
     engine.tick(0.0)
     engine.worker_started(0.0)
-    engine.load_failed(1.0, "m", "no")
-    assert world.actions() == [("start worker",), ("load", "m"), ("announce",)]
+    engine.hold_failed(1.0, "m", "no")
+    assert world.actions() == [("start worker",), ("hold", "m"), ("announce",)]
 
 
-def test_a_model_taken_away_while_it_loads_is_let_go_of_afterwards() -> None:
+def test_a_model_taken_away_while_it_is_being_held_is_let_go_of_afterwards() -> None:
     world = World("m")
-    world.engine.place(1.0, ["m", "n"])
-    world.engine.place(2.0, ["m"])
-    assert world.actions() == [("load", "n"), ("announce",)]
-    world.engine.loaded(3.0, "n", [])
-    assert world.actions() == [("unload", "n")]
+    world.place(1.0, "m", "n")
+    assert world.place(2.0, "m") == [("announce",)]
+    world.engine.held(3.0, "n", [], 0.0, 0.0)
+    assert world.actions() == [("unload", 1, "n")]
+    assert world.acted(3.1, 1) == [("release", "n")]
 
 
-def test_a_model_taken_away_and_placed_again_while_it_loads_is_loaded_once() -> None:
+def test_a_model_taken_away_and_placed_again_while_it_is_being_held_is_held_once() -> None:
     world = World("m")
-    world.engine.place(1.0, ["m", "n"])
-    world.engine.place(2.0, ["m"])
-    world.engine.place(2.5, ["m", "n"])
-    world.engine.loaded(3.0, "n", [])
-    assert world.actions() == [("load", "n"), ("announce",), ("announce",)]
-    assert world.engine.models["n"].state == READY
+    assert world.place(1.0, "m", "n") == [("hold", "n")]
+    assert world.place(2.0, "m") == [("announce",)]
+    assert world.place(2.5, "m", "n") == []
+    world.engine.held(3.0, "n", [], 0.0, 0.0)
+    assert world.actions() == [("announce",)]
+    assert world.state("n") == READY
+
+
+# ---- paging --------------------------------------------------------------------------------------
+
+
+def paged(*models: str) -> World:
+    """Holds ``models``, of which each takes 40 of 100 MB: the last two are resident."""
+    world = World(*models, budget=100.0, memory=40.0)
+    assert [model for model in models if world.state(model) == READY] == list(models[-2:])
+    return world
+
+
+def test_models_that_do_not_all_fit_are_held_one_after_the_other() -> None:
+    world = World(budget=100.0, memory=40.0)
+    engine = world.engine
+    world.place(0.0, "m", "n", "o")
+    engine.tick(0.0)
+    engine.worker_started(0.0)
+    assert world.actions() == [("start worker",), ("hold", "m")]
+    engine.held(1.0, "m", [], 0.0, 0.0)
+    assert world.actions() == [("announce",), ("hold", "n")]
+    engine.held(2.0, "n", [], 0.0, 0.0)
+    assert world.actions() == [("announce",), ("unload", 1, "m"), ("announce",)]
+    assert world.acted(2.1, 1) == [("hold", "o")]
+    engine.held(3.0, "o", [], 0.0, 0.0)
+    engine.session(3.0, True)
+    assert world.actions() == [("announce",), ("pull", 1, 0.0)]
+    assert [world.state(model) for model in "mno"] == [HELD, READY, READY]
+
+
+def test_room_for_a_new_model_is_made_by_unloading_the_least_recently_used() -> None:
+    world = paged("m", "n", "o")
+    world.run(1.0, 7, model="n")
+    world.finish(1.1, 7)
+    assert world.place(2.0, "m", "n", "o", "p") == [("unload", 2, "o"), ("announce",)]
+    assert world.acted(2.1, 2) == [("hold", "p")]
+
+
+def test_a_model_larger_than_the_budget_is_given_up() -> None:
+    world = paged("m", "n", "o")
+    world.engine.place(1.0, {"m": 40.0, "n": 40.0, "o": 40.0, "big": 101.0})
+    assert world.actions() == [("announce",)]
+    assert (world.state("big"), "has 100 MB" in world.engine.models["big"].detail) == (FAILED, True)
+    assert world.load(2.0, "big") == [("answer", 2, "unknown_model")]
+
+
+def test_a_model_that_is_found_to_be_larger_than_the_budget_is_let_go_of() -> None:
+    world = World("m", budget=100.0, memory=40.0)
+    world.engine.place(1.0, {"m": 40.0, "n": 0.0})
+    world.engine.held(2.0, "n", [], 0.0, 101.0)
+    assert world.actions() == [("hold", "n"), ("announce",), ("unload", 1, "n")]
+    assert world.acted(2.1, 1) == [("release", "n")]
+    assert (world.state("m"), world.state("n")) == (READY, FAILED)
+
+
+def test_a_model_that_takes_more_than_was_thought_makes_room_for_itself() -> None:
+    world = World("m", budget=100.0, memory=40.0)
+    world.engine.place(1.0, {"m": 40.0, "n": 10.0})
+    world.engine.held(2.0, "n", [], 0.0, 80.0)
+    assert world.actions() == [("hold", "n"), ("announce",), ("unload", 1, "m"), ("announce",)]
+    assert (world.state("m"), world.state("n")) == (HELD, READY)
+
+
+def test_loads_and_unloads_are_handed_over_at_once() -> None:
+    world = paged("m", "n", "o")
+    assert world.unload(1.0, "n") == [("unload", 2, "n")]
+    assert world.window == pytest.approx((1.0, 1.5))
+    assert world.load(1.0, "m") == [("load", 3, "m")]
+    assert (world.state("m"), world.state("n")) == (HELD, HELD)
+    assert world.acted(1.1, 2) == []
+    assert world.acted(1.2, 3) == [], "ACTED tells"
+    assert (world.state("m"), world.state("n")) == (READY, HELD)
+    assert world.grant(1.3, 7, model="m") == [("infer", 7)]
+
+
+def test_a_load_without_room_is_refused() -> None:
+    world = paged("m", "n", "o")
+    assert world.load(1.0, "m") == [("answer", 2, "busy")]
+    assert "80 of 100 MB are taken" in world.detail
+    world.unload(1.0, "n")
+    assert world.load(1.0, "m") == [("load", 4, "m")]
+    assert world.unload(1.0, "o") == [("unload", 5, "o")]
+    assert world.load(1.0, "n") == [("answer", 6, "busy")], "it is on its way out"
+
+
+def test_a_load_that_needs_an_unload_s_room_may_begin_no_later() -> None:
+    world = paged("m", "n", "o")
+    world.unload(1.0, "n", closes=0.2)
+    world.load(1.0, "m", closes=0.5)
+    assert world.window == pytest.approx((1.0, 1.2))
+    assert world.acted(1.2, 2, "too_late") == []
+    assert world.acted(1.2, 3, "too_late") == []
+    assert (world.state("m"), world.state("n")) == (HELD, READY)
+    assert world.engine.paging.models.present() == 80.0
+
+
+def test_a_load_does_not_overtake_what_was_asked_for_before() -> None:
+    world = paged("m", "n", "o")
+    world.engine.unload(1.0, "n", 1.0, 0.3, 0.5)
+    assert world.load(1.0, "m") == [("unload", 2, "n"), ("load", 3, "m")]
+    assert world.window == pytest.approx((1.3, 1.5))
+
+
+def test_a_model_in_use_is_not_unloaded() -> None:
+    world = paged("m", "n", "o")
+    world.run(1.0, 7, model="n")
+    assert world.unload(1.0, "n") == [("answer", 2, "busy")]
+    world.finish(1.1, 7)
+    assert world.unload(1.1, "n") == [("unload", 3, "n")]
+
+
+def test_a_batch_of_a_model_that_is_not_resident_is_refused() -> None:
+    world = paged("m", "n", "o")
+    assert world.grant(1.0, 7, model="m")[0] == ("refuse", 7, "not_loaded")
+    world.unload(1.0, "n")
+    assert world.grant(1.0, 8, model="n")[0] == ("refuse", 8, "not_loaded")
+    world.load(1.0, "m")
+    assert world.grant(1.0, 9, model="m")[0] == ("refuse", 9, "not_loaded")
+
+
+def test_what_is_where_it_is_to_be_is_answered_at_once() -> None:
+    world = paged("m", "n", "o")
+    assert world.load(1.0, "n") == [("answer", 2, "ok")]
+    assert world.unload(1.0, "m") == [("answer", 3, "ok")]
+
+
+@pytest.mark.parametrize(("model", "code"), [("stranger", "unknown_model"), ("m", "too_late")])
+def test_pages_that_cannot_be(model: str, code: str) -> None:
+    world = paged("m", "n", "o")
+    world.engine.load(9.0, model, 1.0, 0.0, 0.5, 0.01)
+    assert world.actions() == [("answer", 2, code)]
+
+
+def test_a_model_that_is_loading_is_not_loaded_twice() -> None:
+    world = World("m", budget=100.0, memory=40.0)
+    world.unload(1.0, "m")
+    world.acted(1.0, 1)
+    assert world.load(1.0, "m") == [("load", 2, "m")]
+    assert world.load(1.0, "m") == [("answer", 3, "busy")]
+    assert world.unload(1.0, "m") == [("answer", 4, "busy")]
+
+
+def test_a_load_that_fails_leaves_the_model_held() -> None:
+    world = World("m", budget=100.0, memory=40.0)
+    world.unload(1.0, "m")
+    world.acted(1.0, 1)
+    world.load(1.0, "m")
+    assert world.acted(1.1, 2, "out_of_memory") == []
+    assert world.state("m") == HELD
+    assert world.engine.paging.models.claimed() == 0.0
+
+
+def test_an_unload_that_fails_costs_the_worker() -> None:
+    world = World("m", budget=100.0, memory=40.0)
+    world.unload(1.0, "m")
+    assert world.acted(1.1, 1, "model_error") == [("kill worker",)]
+    assert world.load(1.1, "m") == [("answer", 2, "busy")]
+    assert (
+        world.engine.worker_died(1.2, "signal 9")
+        == "the model m could not be unloaded, so nobody knows what is free: why"
+    )
+
+
+def test_a_model_taken_away_while_it_is_loaded_goes_afterwards() -> None:
+    world = paged("m", "n", "o")
+    world.unload(1.0, "n")
+    world.acted(1.0, 2)
+    world.load(1.0, "m")
+    assert world.place(1.1, "n", "o") == [("announce",)]
+    assert world.acted(1.2, 3) == [("unload", 4, "m")]
+    assert world.acted(1.3, 4) == [("release", "m")]
 
 
 # ---- workers that hang or die --------------------------------------------------------------------
@@ -379,7 +600,7 @@ def test_a_model_taken_away_and_placed_again_while_it_loads_is_loaded_once() -> 
 
 def test_a_batch_that_hangs_has_its_worker_killed_and_is_answered() -> None:
     world = World("m")
-    world.grant(1.0, 7)
+    world.run(1.0, 7)
     world.tick(1.1)
     hang_at = 1.0 + max(HANG_FACTOR * 0.1, SLO) + HANG_GRACE
     assert world.tick(hang_at - 1e-6) == []
@@ -391,33 +612,111 @@ def test_a_batch_that_hangs_has_its_worker_killed_and_is_answered() -> None:
     assert "hung" in world.detail
 
 
-def test_nothing_is_started_on_a_worker_that_is_being_killed() -> None:
+def test_a_batch_that_never_begins_hangs() -> None:
     world = World("m")
-    world.grant(1.0, 7)
+    world.grant(1.0, 7, opens=0.5, closes=1e9)
+    hang_at = 1.5 + max(HANG_FACTOR * 0.1, SLO) + HANG_GRACE
+    assert world.engine.next_wake() == pytest.approx(hang_at)
+    assert world.tick(hang_at - 1e-6) == []
+    assert world.tick(hang_at + 1e-6) == [("kill worker",)]
+
+
+def test_inputs_that_hang_are_told_by_batches_that_never_begin() -> None:
+    world = World("m")
+    now = 1.0
+    for number in range(MAX_STUCK):
+        assert ("infer", number) in world.grant(now, number, seq=number + 1)
+        now += 1.0
+        ended = world.finish(now, number, "too_late")
+    assert ended == [("kill worker",)]
+    assert "inputs of the model m hung" in world.engine.worker_died(now, "")
+
+
+def test_batches_that_are_late_behind_others_tell_nothing() -> None:
+    world = World("m")
+    now = 1.0
+    for number in range(0, 20, 2):
+        world.run(now, number, seq=world.engine.pulls.seq)
+        world.grant(now, number + 1, closes=1.0)
+        assert ("kill worker",) not in world.finish(now + 1.0, number + 1, "too_late")
+        world.finish(now + 1.0, number)
+        now += 2.0
+
+
+def test_a_load_that_hangs_has_its_worker_killed() -> None:
+    world = World("m", budget=100.0, memory=40.0)
+    world.unload(1.0, "m")
+    world.acted(1.0, 1)
+    world.load(1.0, "m", closes=0.5, expected=0.2)
+    hang_at = 1.5 + HANG_FACTOR * 0.2 + LOAD_GRACE
+    assert world.engine.next_wake() == pytest.approx(hang_at)
+    assert world.tick(hang_at - 1e-6) == []
+    assert world.tick(hang_at + 1e-6) == [("kill worker",)]
+    assert world.engine.worker_died(hang_at + 1.0, "signal 9") == "loading the model m hung"
+    assert world.actions() == [("answer", 2, "worker_died"), ("announce",)]
+
+
+def test_nothing_is_handed_to_a_worker_that_is_being_killed() -> None:
+    world = World("m")
+    world.run(1.0, 7)
     world.tick(1.1)
     world.tick(10.0)
-    assert world.grant(10.0, 8, seq=2) == []
+    assert world.grant(10.0, 8, seq=2) == [("refuse", 8, "busy")]
     assert world.finish(10.0, 7) == []
-    assert world.engine.next_wake() == pytest.approx(10.5)
+    assert world.place(10.0, "m", "n") == []
+    assert world.engine.next_wake() == 1e18
     world.engine.worker_died(10.1, "signal 9")
-    assert world.actions() == [("refuse", 8, "unknown_model"), ("announce",)]
+    assert world.actions() == [("announce",)]
 
 
-def test_after_a_death_the_worker_is_started_again_and_loads_and_pulls() -> None:
+def test_after_a_death_the_worker_is_started_again_and_holds_and_pulls() -> None:
     world = World("m")
     engine = world.engine
-    world.grant(1.0, 7)
+    world.run(1.0, 7)
     engine.worker_died(1.05, "signal 11")
     assert world.actions() == [("refuse", 7, "worker_died"), ("announce",)]
     assert world.detail == "signal 11"
-    assert engine.models["m"].state == QUEUED
+    assert world.state("m") == QUEUED
     assert engine.next_wake() == pytest.approx(1.05 + BACK_OFF)
     assert world.tick(1.05 + BACK_OFF - 1e-6) == []
     assert world.tick(1.05 + BACK_OFF) == [("start worker",)]
     engine.worker_started(2.0)
-    engine.loaded(3.0, "m", [])
-    assert world.actions() == [("load", "m"), ("announce",), ("pull", 2, 0.0)]
-    assert engine.restarts == 1
+    engine.held(3.0, "m", [], 0.0, 0.0)
+    assert world.actions() == [("hold", "m"), ("announce",), ("pull", 2, 0.0)]
+    assert engine.health.deaths == 1
+
+
+def test_the_worker_died_of_what_had_begun() -> None:
+    world = World("m")
+    world.run(1.0, 7)
+    world.grant(1.0, 8)
+    world.engine.worker_died(1.05, "signal 11")
+    assert world.actions() == [("refuse", 7, "worker_died"), ("refuse", 8, "not_loaded"), ("announce",)]
+
+
+def test_or_of_an_input_where_nothing_had_begun() -> None:
+    world = World("m")
+    world.grant(1.0, 7)
+    world.engine.worker_died(1.05, "signal 11")
+    assert world.actions() == [("refuse", 7, "worker_died"), ("announce",)]
+
+
+def test_after_a_death_batches_are_handed_over_one_by_one_for_a_while() -> None:
+    world = World("m")
+    engine = world.engine
+    world.run(1.0, 0)
+    engine.worker_died(1.05, "signal 11")
+    engine.tick(2.0)
+    engine.worker_started(2.0)
+    engine.held(2.0, "m", [], 0.0, 0.0)
+    assert world.actions()[-1] == ("pull", 2, 0.0)
+    for number in range(CAREFUL):
+        now = 3.0 + number
+        world.run(now, number + 1, seq=number + 2)
+        assert world.tick(now + 0.1) == [], "none behind it"
+        assert world.finish(now + 0.1, number + 1) == [("pull", number + 3, 0.0)]
+    world.run(99.0, 99, seq=CAREFUL + 2)
+    assert world.tick(99.1) == [("pull", CAREFUL + 3, 0.0)]
 
 
 def test_deaths_in_a_row_back_off_and_a_finished_batch_ends_the_row() -> None:
@@ -430,10 +729,10 @@ def test_deaths_in_a_row_back_off_and_a_finished_batch_ends_the_row() -> None:
         now = engine.next_wake()
         engine.tick(now)
         engine.worker_started(now)
-        engine.loaded(now, "m", [])
+        engine.held(now, "m", [], 0.0, 0.0)
     assert pauses == pytest.approx([min(BACK_OFF * 2**number, MAX_BACK_OFF) for number in range(10)])
     world.actions()
-    world.grant(now, 1)
+    world.run(now, 1)
     world.finish(now, 1)
     engine.worker_died(now, "signal 11")
     assert engine.next_wake() - now == pytest.approx(BACK_OFF)
@@ -443,299 +742,107 @@ def test_a_grant_that_comes_after_the_death_is_answered() -> None:
     world = World("m")
     world.engine.worker_died(1.0, "signal 11")
     world.actions()
-    assert world.grant(1.01, 7) == [("refuse", 7, "unknown_model")]
+    assert world.grant(1.01, 7) == [("refuse", 7, "not_loaded")]
+    assert world.load(1.01, "m") == [("answer", 1, "busy")]
 
 
-def test_a_model_that_kills_its_worker_while_it_loads_is_given_up() -> None:
+def test_a_death_ends_every_load_and_unload() -> None:
+    world = paged("m", "n", "o")
+    world.unload(1.0, "n")
+    world.load(1.0, "m")
+    world.engine.worker_died(1.1, "signal 11")
+    assert world.actions() == [("answer", 2, "worker_died"), ("answer", 3, "worker_died"), ("announce",)]
+    assert {world.state(model) for model in "mno"} == {QUEUED}
+    assert world.engine.paging.models.present() == 0.0
+    assert not world.engine.acted(1.2, 3, "ok", "")
+
+
+def test_a_model_that_kills_its_worker_while_it_is_being_held_is_given_up() -> None:
     world = World("m")
     engine = world.engine
-    engine.place(1.0, ["m", "n"])
+    world.place(1.0, "m", "n")
     now = 1.0
     for _ in range(MAX_LOAD_DEATHS):
-        assert engine.models["n"].state == LOADING
+        assert world.state("n") == LOADING
         engine.worker_died(now, "out of memory")
         now = engine.next_wake()
         engine.tick(now)
         engine.worker_started(now)
-        engine.loaded(now, "m", [])
-    assert engine.models["n"].state == FAILED
+        engine.held(now, "m", [], 0.0, 0.0)
+    assert world.state("n") == FAILED
     assert "out of memory" in engine.models["n"].detail
-    assert engine.models["m"].state == READY
+    assert world.state("m") == READY
     world.actions()
-    assert world.grant(now, 7) == [("start", 7)]  # its first pull still holds
-    assert world.finish(now, 7) == [("pull", 2, 0.0)]
+    assert world.grant(now, 7) == [("infer", 7)]  # its first pull still holds
+
+
+def test_a_model_that_kills_its_worker_while_it_is_loaded_is_given_up() -> None:
+    world = World("m", "n", budget=100.0, memory=40.0)
+    engine = world.engine
+    now = 1.0
+    for _ in range(MAX_LOAD_DEATHS):
+        engine.unload(now, "m", now, 0.0, 1.0)
+        world.settle(now)
+        engine.load(now, "m", now, 0.0, 1.0, 0.01)
+        engine.worker_died(now, "signal 11")
+        now = engine.next_wake()
+        engine.tick(now)
+        world.actions()
+        engine.worker_started(now)
+        world.settle(now)
+    assert (world.state("m"), world.state("n")) == (FAILED, READY)
 
 
 # ---- shards that come and go ---------------------------------------------------------------------
 
 
-def test_a_lost_session_refuses_what_waits_and_finishes_what_runs() -> None:
+def test_a_lost_session_takes_back_what_waits_and_finishes_what_runs() -> None:
     world = World("m")
-    world.grant(1.0, 7)
+    world.run(1.0, 7)
     world.grant(1.0, 8)
     world.engine.session(1.01, False)
-    assert world.actions() == [("refuse", 8, "unknown_model")]
+    assert world.actions() == [("drop", 8)]
+    assert world.finish(1.02, 8, "cancelled") == []
     assert world.finish(1.1, 7) == []
-    assert world.engine.waiting is None
     world.engine.session(2.0, True)
     assert world.actions() == [("pull", 2, 0.0)]
 
 
 def test_another_session_is_pulled_from_behind_what_runs_for_the_one_before() -> None:
     world = World("m")
-    world.grant(1.0, 7, expected=1.0)
+    world.run(1.0, 7, expected=1.0)
     world.tick(2.0 - LEAD + 1e-9)
     world.grant(1.9985, 8, seq=2)
     world.engine.session(1.999, True)
-    assert world.actions() == [("refuse", 8, "unknown_model"), ("pull", 3, pytest.approx(0.001))]
-    assert world.grant(1.9995, 70, seq=3) == []
-    assert world.finish(2.0, 7) == [("start", 70)]
+    assert world.actions() == [("drop", 8), ("pull", 3, pytest.approx(0.001))]
+    assert world.grant(1.9995, 70, seq=3) == [("infer", 70)]
+    assert world.finish(1.9996, 8, "cancelled") == []
+    assert world.finish(2.0, 7) == []
+    world.begin(2.0, 70)
     assert world.finish(2.1, 70) == [("pull", 4, 0.0)]
 
 
-def test_the_end_of_a_batch_that_does_not_run_is_nothing() -> None:
+def test_a_batch_that_had_begun_before_it_could_be_taken_back_goes_on() -> None:
+    world = World("m")
+    world.grant(1.0, 7)
+    world.engine.session(1.01, False)
+    assert world.actions() == [("drop", 7)]
+    world.begin(1.02, 7, at=1.009)
+    assert world.engine.running is not None
+    assert world.finish(1.1, 7) == []
+    assert not world.engine.handed
+
+
+def test_the_end_of_a_batch_that_the_worker_does_not_have_is_nothing() -> None:
     world = World("m")
     assert world.finish(1.0, 99, known=False) == []
-    world.grant(1.0, 7)
+    world.run(1.0, 7)
     assert world.finish(1.0, 99, known=False) == []
     assert world.engine.running is not None
 
 
-# ---- everything, in any order --------------------------------------------------------------------
-
-MODELS = ["m", "n", "o"]
-
-
-class DeviceMachine(RuleBasedStateMachine):
-    """Shards and a worker, played by hypothesis. The worker does what real ones do: it is started, killed and told
-    things by actions only, and answers in its own time or dies."""
-
-    @initialize(placed=st.sets(st.sampled_from(MODELS), min_size=1))
-    def begin(self, placed: set[str]) -> None:
-        self.now = 100.0
-        self.engine = DeviceEngine()
-        self.worker = "none"
-        """none, starting, up or dying."""
-        self.loading = ""
-        self.held: set[str] = set()
-        """What the worker has loaded."""
-        self.just_loaded = ""
-        self.room_is_short = False
-        """It may let go of a model before what is to come is there."""
-        self.batch = 0
-        """What the worker runs."""
-        self.last_batch = 0
-        self.latest: dict[int, float] = {}
-        self.open: set[int] = set()
-        """Granted and not answered."""
-        self.wants: dict[int, str] = {}
-        """The model of each batch."""
-        self.seq = 0
-        self.owed = False
-        """A pull is unanswered."""
-        self.connected = False
-        self.place(placed)
-        self.session(True)
-        self.tick(0.0)
-        self.bring_up()
-
-    def bring_up(self) -> None:
-        while self.worker == "starting" or self.loading:
-            self.worker_speaks("good")
-
-    def act(self) -> None:
-        engine = self.engine
-        actions = engine.take_actions()
-        while actions:
-            for action in actions:
-                self._do(action)
-            actions = engine.take_actions()
-
-    def _do(self, action: Action) -> None:
-        if isinstance(action, SendPull):
-            assert self.connected
-            assert not self.owed
-            assert action.seq == self.seq + 1
-            assert action.free_in >= 0.0
-            assert self.worker == "up"
-            assert not self.loading
-            assert self.held
-            self.seq, self.owed = action.seq, True
-        elif isinstance(action, Start):
-            assert self.worker == "up"
-            assert not self.batch, "one batch at a time"
-            assert not self.loading
-            assert action.batch in self.open
-            assert self.wants[action.batch] in self.held
-            assert self.wants[action.batch] in self.engine.models, "nothing is started of what is to go"
-            assert self.now <= self.latest[action.batch], "nothing is started late"
-            self.batch = action.batch
-        elif isinstance(action, Refuse):
-            assert action.batch in self.open, "answered twice, or not granted"
-            assert action.batch != self.batch
-            assert action.detail
-            self.open.discard(action.batch)
-        elif isinstance(action, StartWorker):
-            assert self.worker == "none"
-            self.worker = "starting"
-        elif isinstance(action, KillWorker):
-            assert self.worker == "up"
-            self.worker = "dying"
-        elif isinstance(action, Load):
-            assert self.worker == "up"
-            assert not self.loading
-            assert not self.batch
-            assert action.model not in self.held
-            self.loading = action.model
-        elif isinstance(action, Unload):
-            assert self.worker in ("up", "dying")
-            assert action.model in self.held
-            assert action.model not in self.engine.models
-            assert self.room_is_short or action.model == self.just_loaded or not self.awaits_load()
-            self.held.discard(action.model)
-
-    def awaits_load(self) -> bool:
-        return any(model.state in (QUEUED, LOADING) for model in self.engine.models.values())
-
-    # ---- the shards ----------------------------------------------------------------------
-
-    @precondition(lambda self: self.owed)
-    @rule(
-        model=st.sampled_from([*MODELS, "m", "stranger"]),
-        age=st.sampled_from([0.0, 0.001, 0.001, 0.5, 30.0]),
-        opens=st.sampled_from([0.0, 0.0, 0.05]),
-        closes=st.sampled_from([0.001, 0.1, 1.0, 60.0]),
-        expected=st.sampled_from([0.0, 0.01, 0.2]),
-    )
-    def grant(self, model: str, age: float, opens: float, closes: float, expected: float) -> None:
-        self.owed = False
-        self._grant(self.seq, model, age, opens, closes, expected)
-
-    @precondition(lambda self: self.connected)
-    @rule(model=st.sampled_from(MODELS))
-    def grant_unasked(self, model: str) -> None:
-        """An old pull's."""
-        self._grant(self.seq - 1, model, 0.0, 0.0, 1.0, 0.1)
-
-    def _grant(self, seq: int, model: str, age: float, opens: float, closes: float, expected: float) -> None:
-        self.last_batch += 1
-        self.latest[self.last_batch] = self.now - age + closes
-        self.open.add(self.last_batch)
-        self.wants[self.last_batch] = model
-        self.engine.grant(self.now, self.last_batch, seq, model, self.now - age, opens, closes, expected, SLO)
-        self.act()
-
-    @rule(connected=st.sampled_from([True, True, False]))
-    def session(self, connected: bool) -> None:
-        """The device works for another shard, or its own is another one."""
-        self.connected = connected
-        self.owed = False
-        self.engine.session(self.now, connected)
-        self.act()
-        assert self.open <= {self.batch}, "what has not started is left to others"
-
-    # ---- the worker ----------------------------------------------------------------------
-
-    @precondition(lambda self: self.worker != "none")
-    @rule(how=st.sampled_from(["good", "good", "good", "bad", "dies"]))
-    def worker_speaks(self, how: str) -> None:
-        if how == "dies":
-            self._die()
-        elif self.worker == "starting":
-            self.worker = "up"
-            self.engine.worker_started(self.now)
-        elif self.batch:
-            batch, self.batch = self.batch, 0
-            assert self.engine.finished(self.now, batch)
-            self.open.remove(batch)
-            assert not self.engine.finished(self.now, batch)
-        elif self.loading:
-            model, self.loading = self.loading, ""
-            if how == "good":
-                self.held.add(model)
-                self.just_loaded = model
-                self.engine.loaded(self.now, model, [(1, 0.01)])
-            else:
-                self.room_is_short = True
-                self.engine.load_failed(self.now, model, "no")
-        self.act()
-        self.room_is_short, self.just_loaded = False, ""
-
-    def _die(self) -> None:
-        self.worker, self.loading = "none", ""
-        self.held.clear()
-        self.batch = 0
-        self.engine.worker_died(self.now, "signal 11")
-
-    @rule(placed=st.sets(st.sampled_from(MODELS)), unload_first=st.sampled_from([False, False, True]))
-    def place(self, placed: set[str], unload_first: bool = False) -> None:
-        self.room_is_short = unload_first
-        self.engine.place(self.now, sorted(placed), unload_first)
-        self.act()
-        self.room_is_short = False
-        assert set(self.engine.models) == placed
-
-    # ---- time ----------------------------------------------------------------------------
-
-    @rule(seconds=st.sampled_from([0.0, 0.001, 0.05, 0.3, 2.0, 40.0]))
-    def tick(self, seconds: float) -> None:
-        self.now += seconds
-        self.engine.tick(self.now)
-        self.act()
-
-    @rule(steps=st.integers(1, 4))
-    def tick_when_asked_for(self, steps: int) -> None:
-        for _ in range(steps):
-            wake = self.engine.next_wake()
-            if wake >= 1e18:
-                return
-            self.now = max(self.now, wake)
-            self.engine.tick(self.now)
-            self.act()
-            assert self.engine.next_wake() > self.now, "asks for what it has just been given"
-
-    # ---- what always holds ----------------------------------------------------------------
-
-    @invariant()
-    def at_most_one_runs_and_one_waits(self) -> None:
-        engine = self.engine
-        running = engine.running.batch if engine.running is not None else 0
-        waiting = engine.waiting.batch if engine.waiting is not None else 0
-        assert running == self.batch
-        assert self.open == {running, waiting} - {0}
-        if waiting:
-            assert self.worker in ("up", "dying")
-
-    @invariant()
-    def states_are_true(self) -> None:
-        for key, model in self.engine.models.items():
-            assert (model.state == READY) == (key in self.held)
-            assert model.state != LOADING or self.loading == key
-        assert self.engine.worker_up == (self.worker in ("up", "dying"))
-        assert self.held <= set(self.engine.models) | set(self.engine.leaving)
-        assert set(self.engine.leaving) == self.held - set(self.engine.models)
-        if self.worker == "up":
-            assert not self.engine.leaving or self.awaits_load(), "nothing is held for nothing"
-
-    def teardown(self) -> None:
-        """In the hands of a good worker and a shard, a device pulls again, and owes nobody an answer."""
-        if not hasattr(self, "engine"):
-            return
-        self.place({"m", "n"})
-        if not self.connected:
-            self.session(True)
-        for _ in range(40):
-            if self.worker == "dying":
-                self._die()
-                self.act()
-            elif self.worker == "starting" or self.batch or self.loading:
-                self.worker_speaks("good")
-            elif self.worker == "none" or self.engine.waiting is not None:
-                self.tick_when_asked_for(1)
-        assert not self.open
-        failed = [key for key, model in self.engine.models.items() if model.state == FAILED]
-        assert self.owed or len(failed) == 2
-
-
-DeviceMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
-TestDevice = DeviceMachine.TestCase
+def test_an_agent_that_stops_waits_for_what_the_worker_has() -> None:
+    world = World("m")
+    assert world.engine.drain_time() == 0.0
+    world.run(1.0, 7)
+    assert world.engine.drain_time() == SLO
