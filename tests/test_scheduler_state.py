@@ -20,9 +20,11 @@ from hypothesis.stateful import (
 from broker.engine.devices import Batch
 from broker.engine.fleet import HeldModel
 from broker.engine.limits import Limits
+from broker.engine.paging import Page
 from broker.engine.plan import FROM_REQUEST, Pipeline, StagePlan
 from broker.engine.policy import make_policy
 from broker.engine.request import GRANTED, QUEUED, Client, Request, Task
+from broker.engine.residency import LOADING, RESIDENT, UNLOADING
 from broker.engine.scheduler import Scheduler
 from broker.engine.stage import NEVER, Stage
 from broker.engine.upkeep import SWEEP
@@ -42,8 +44,16 @@ PROFILES: list[list[tuple[int, float]]] = [
     [(1, 0.050), (4, 0.060)],
 ]
 
-CODES = ["too_late", "model_error", "worker_died", "unknown_model"]
+CODES = [
+    "too_late", "model_error", "out_of_memory", "bad_input", "worker_died", "unavailable",
+    "unknown_model", "not_loaded", "busy", "cancelled",
+]  # fmt: skip
 """How a batch can end, beside ``ok``."""
+
+SIZE = 100.0
+"""MiB of each model, where memory is short."""
+ROOM = 2
+"""How many of its models such a device has room for."""
 
 SHAPES: dict[str, tuple[float, list[tuple[str, list[int], bool]]]] = {
     "chain": (1.0, [("a", [FROM_REQUEST], False), ("b", [0], False), ("c", [1], False)]),
@@ -73,10 +83,13 @@ def make_pipeline(name: str, version: int, policy: str) -> Pipeline:
 
 
 class SchedulerMachine(RuleBasedStateMachine):
-    """A shard's engine, two services and two agents of two devices each, all played by hypothesis."""
+    """A shard's engine, two services and two agents of two devices each, all played by hypothesis. Devices may have
+    memory for a few of their models only."""
 
     policies: tuple[str, ...] = tuple(POLICIES)
     """What pipelines may be scheduled by."""
+    pages = False
+    """Whether devices begin with memory for a few of their models."""
 
     @initialize(
         data=st.data(),
@@ -101,6 +114,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         """Granted and not answered, from the agents' side."""
         self.seen: set[int] = set()
         self.pulled: set[tuple[str, int]] = set()
+        self.told: list[Page] = []
+        """Told and not answered, from the agents' side."""
+        self.there: dict[tuple[str, int], set[str]] = {}
+        """What is in the memory of the devices that page."""
         self.agents: set[str] = set()
         self.versions: dict[str, int] = {}
         self.next_id = 0
@@ -108,7 +125,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.apply(name, 1, data.draw(st.sampled_from(self.policies)))
         for agent in ("a", "b"):
             for number in (0, 1):
-                self.report(agent, number, profiles[number], -1)
+                self.report(agent, number, profiles[number], -1, self.pages)
 
     # ---- services ------------------------------------------------------------------------
 
@@ -181,18 +198,19 @@ class SchedulerMachine(RuleBasedStateMachine):
         number=st.integers(0, 1),
         profile=st.integers(0, len(PROFILES) - 1),
         only=st.sampled_from([-1, -1, -1, 0, 1, 2, 3]),
+        pages=st.booleans(),
+        load=st.sampled_from([0.0, 0.03, 0.3]),
     )
-    def report(self, agent: str, number: int, profile: int, only: int) -> None:
-        """The device holds the stages of one pipeline, or of all."""
+    def report(self, agent: str, number: int, profile: int, only: int, pages: bool = False, load: float = 0.03) -> None:
+        """The device holds the stages of one pipeline, or of all; if it ``pages`` them, in its host's memory."""
         names = list(SHAPES) if only < 0 else [list(SHAPES)[only]]
-        models = [
-            HeldModel(f"{name}@{version}/{stage}", "", 100, PROFILES[profile])
-            for name in names
-            for version in (1, 2)
-            for stage, _, _ in SHAPES[name][1]
-        ]
+        keys = [f"{name}@{version}/{stage}" for name in names for version in (1, 2) for stage, _, _ in SHAPES[name][1]]
+        there = self.there.pop((agent, number), set()).intersection(keys) if pages else set(keys)
+        if pages:
+            self.there[agent, number] = there
+        models = [HeldModel(key, "", 100, PROFILES[profile], key in there, SIZE, load) for key in keys]
         self.agents.add(agent)
-        self.scheduler.report(agent, number, "cpu" if number else "gpu", models)
+        self.scheduler.report(agent, number, "cpu" if number else "gpu", models, SIZE * ROOM if pages else 0.0)
 
     @precondition(lambda self: self.agents)
     @rule(agent=st.sampled_from(["a", "b"]), number=st.integers(0, 1), free_in=st.sampled_from([0.0, 0.0, 0.02, 0.4]))
@@ -216,6 +234,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         """All devices pull, and answer what they got; ``ok`` when ``codes`` are used up."""
         for _ in range(steps):
             self._pull_all()
+            self._dispatch()
+            while self.told:
+                self._act(0, "ok")
             self._dispatch()
             self.now = min(self.scheduler.next_wake(), self.now + pace)
             for number in sorted(self.batches):
@@ -243,11 +264,42 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def _done(self, number: int, code: str, execution: float, results: list[Payload], fail: set[int]) -> None:
         batch = self.batches.pop(number)
+        if code in ("not_loaded", "unknown_model"):
+            self.there.get((batch.device.agent, batch.device.number), set()).discard(batch.stage.key)
         arguments: tuple[Any, ...] = (number, code, execution, results, dict.fromkeys(fail, "bad item"), "why")
         agent = batch.device.agent
         assert not self.scheduler.done(self.now, "stranger", *arguments)
         assert self.scheduler.done(self.now, agent, *arguments)
         assert not self.scheduler.done(self.now, agent, *arguments)
+
+    @precondition(lambda self: self.told)
+    @rule(
+        data=st.data(),
+        code=st.sampled_from(["ok", "ok", "ok", *CODES]),
+        seconds=st.sampled_from([0.0, 0.03, 1.0]),
+    )
+    def act(self, data: st.DataObject, code: str, seconds: float) -> None:
+        """A device ends the first of what it was told to load and unload."""
+        device = data.draw(st.sampled_from([page.device for page in self.told]))
+        self._act([page.device for page in self.told].index(device), code, seconds)
+        self._dispatch()
+
+    def _act(self, index: int, code: str, seconds: float = 0.03) -> None:
+        page = self.told.pop(index)
+        device = page.device
+        there = self.there.get((device.agent, device.number))
+        if there is not None and device.memory is not None and device.memory.models.get(page.model) is page.held:
+            if code == "ok" and page.load:
+                if len(there) < ROOM:
+                    there.add(page.model)
+                else:
+                    code = "busy"
+            elif code in ("ok", "not_loaded", "unknown_model"):
+                there.discard(page.model)
+        arguments: tuple[Any, ...] = (page.action, code, seconds, "why")
+        assert not self.scheduler.acted(self.now, "stranger", *arguments)
+        assert self.scheduler.acted(self.now, device.agent, *arguments)
+        assert not self.scheduler.acted(self.now, device.agent, *arguments)
 
     # ---- what seldom happens -------------------------------------------------------------
 
@@ -302,6 +354,11 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert self.scheduler.agent_lost(self.now, agent, "lost") == len(lost)
         for number in lost:
             self._not_done(self.batches.pop(number))
+        for page in self.told:
+            if page.device.agent == agent:
+                assert not self.scheduler.acted(self.now, agent, page.action, "ok", 0.03, "")
+        self.told = [page for page in self.told if page.device.agent != agent]
+        self.there = {slot: there for slot, there in self.there.items() if slot[0] != agent}
         self.agents.discard(agent)
         self.pulled = {slot for slot in self.pulled if slot[0] != agent}
 
@@ -337,13 +394,15 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.pulled.remove(slot)
             assert batch.closes >= self.now
             assert 1 <= len(batch.tasks) <= 4
-            assert batch.stage.key in {key for group in batch.stage.groups for key in group.tables}
+            self._may_run(batch)
             assert batch.expected >= 0.0
             for task in batch.tasks:
                 # Another branch of the request may have been dropped behind this one's grant.
                 assert task.request.outcome is None or task.request.ended_at == self.now
                 assert task.request.deadline > self.now or batch.stage.policy.runs_late
                 assert task.stage is batch.stage
+        for page in self.scheduler.take_pages():
+            self._is_told(page)
         for batch in self.scheduler.take_preempted():
             assert self.preemption
             assert batch.stage.policy.preempts
@@ -358,6 +417,32 @@ class SchedulerMachine(RuleBasedStateMachine):
             queued = len(stage.queue) + len(stage.behind)
             if stage.alone or (queued and (not stage.policy.runs_late or not stage.devices)):
                 assert stage.timer < NEVER, "somebody waits and nobody looks"
+
+    def _may_run(self, batch: Batch) -> None:
+        device, model = batch.device, batch.stage.key
+        if device.memory is None:
+            assert batch.stage.key in {key for group in batch.stage.groups for key in group.tables}
+            return
+        assert model in self.there[device.agent, device.number], "it is there, and not told to go"
+        assert all(page.model != model for page in self.told if page.device is device)
+        # It may be decided already that it is to go next.
+        assert device.memory.models[model].state in (RESIDENT, UNLOADING)
+
+    def _is_told(self, page: Page) -> None:
+        device = page.device
+        assert self.scheduler.fleet.devices[device.agent, device.number] is device
+        assert device.has_pulled
+        assert page.latest > self.now
+        if device.memory is None or device.memory.models.get(page.model) is not page.held:
+            pass  # taken off it since
+        elif page.load:
+            assert page.held is device.memory.loading
+            assert page.held.state == LOADING
+        else:
+            assert page.held.state == UNLOADING
+            held = [batch.stage.key for batch in self.batches.values() if batch.device is device]
+            assert page.model not in held, "what runs stays"
+        self.told.append(page)
 
     def _not_done(self, batch: Batch) -> None:
         """A batch was taken away from its agent: what that one answers yet changes nothing."""
@@ -428,6 +513,23 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert {device.agent for device in self.scheduler.fleet.devices.values()} <= self.agents
 
     @invariant()
+    def no_device_is_to_have_more_than_its_memory_takes(self) -> None:
+        for slot, device in self.scheduler.fleet.devices.items():
+            memory = device.memory
+            if memory is None:
+                continue
+            assert len(self.there[slot]) <= ROOM
+            there = [model for model in memory.models.values() if model.state in (RESIDENT, LOADING)]
+            assert memory.taken == pytest.approx(SIZE * len(there))
+            if memory.loading is None:  # else one that was to make room may have refused, and so will the load be
+                assert memory.taken <= memory.budget
+            assert set(memory.resident) == {model.key for model in there if model.state == RESIDENT}
+            assert device.group is not None
+            assert set(device.group.tables) == set(memory.resident) <= self.there[slot]
+        for stage in self.scheduler.stages.values():
+            assert not stage.cold() or stage.devices == 1 or self.scheduler.fleet.stale
+
+    @invariant()
     def one_batch_is_collected_for_a_device_at_most(self) -> None:
         devices = self.scheduler.fleet.devices
         for device in devices.values():
@@ -463,7 +565,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.now = wake
             self._dispatch()
         assert all(request.pipeline.policy.runs_late for request in self._live())
-        for _ in range(200):
+        for _ in range(2000):
             if not self._live():
                 break
             self.work(1, 0.02, 0, [])
@@ -489,6 +591,13 @@ def run(machine: type[SchedulerMachine], examples: int) -> None:
 
 def test_pipelines_of_any_policies_beside_one_another() -> None:
     run(SchedulerMachine, 300)
+
+
+def test_devices_that_page_their_models() -> None:
+    class WithLittleMemory(SchedulerMachine):
+        pages = True
+
+    run(WithLittleMemory, 150)
 
 
 @pytest.mark.parametrize("policy", POLICIES)
