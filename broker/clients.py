@@ -333,7 +333,7 @@ class Clients:
                 int(pipeline.slo * 1e6 + 0.5),
                 int((request.deadline - arrival) * 1e6 + 0.5),
                 int((request.ended_at - arrival) * 1e6 + 0.5),
-                outcome.value,
+                outcome,
                 1 if outcome is Outcome.OK else 0,
                 request.end_stage,
                 1 if request.cold else 0,
