@@ -31,8 +31,9 @@ test-source: $(VENV)/.dev
 # Away from the source, whose modules would be found before the compiled ones.
 # Nothing that is compiled takes part in these; they run with the source alone.
 SOURCE_ONLY := certificates cli_configuration cli_control cluster_planner cluster_planner_parts coordinator \
-  coordinator_parts election etcd_members executor_triton files fixed_plan layout membership placement records report \
-  spec_load spec_schema spec_validate store_contract store_etcd tuning_merge tuning_sketch tuning_tuner usercode
+  coordinator_parts election etcd_members executor_triton files fixed_plan gauges layout membership placement records report \
+  spec_load spec_schema spec_validate store_contract store_etcd telemetry telemetry_read tuning_merge tuning_sketch \
+  tuning_tuner usercode
 
 test-compiled: $(COMPILED)/.wheel
 	rm -rf build/compiled && mkdir -p build/compiled && cp -R tests docs README.md pyproject.toml build/compiled
