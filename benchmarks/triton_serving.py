@@ -1,6 +1,6 @@
 """Triton with its own dynamic batcher against Laxity driving the same Triton server with ready-made batches.
 
-One server process, one pair of models, two ways to serve the two-stage pipeline that they make within its SLO:
+One server process, the same two models twice, two ways to serve the two-stage pipeline that they make within its SLO:
 
 - Triton alone: each model has its dynamic batcher, with a queue policy that rejects what waited too long. The pipeline
   is an ensemble, or chained by the client, which then gives the second model what is left of the SLO as its timeout.
@@ -10,7 +10,8 @@ One server process, one pair of models, two ways to serve the two-stage pipeline
 
 A batch of b takes alpha*b + beta in both: the models sleep, which takes nothing of this machine's cores, as work on a
 GPU of its own would not. Arrivals are those of a bursty trace and come to both from the same open-loop generator, which
-counts a request as good that is answered within the SLO from when it was due. The trace lies in the folder ``traces``
+counts a request as good that is answered within the SLO from when it was due; the two take turns, so that whatever
+else this machine does hits both. The trace lies in the folder ``traces``
 of LAXITY_SHARED (../shared beside this project unless set); without it gaps are drawn from a gamma distribution.
 
     python benchmarks/triton_serving.py
@@ -55,11 +56,15 @@ SHARED = Path(os.environ.get("LAXITY_SHARED", Path(__file__).parents[2] / "share
 TRACE = SHARED / "traces" / "twitter_ipa_bursty_per_second.csv"
 BURST_FROM = 330.0
 """Where in the trace the first seed's part begins; each seed has the part after the last one's."""
+WARM_UP = 3.0
+"""Seconds that each system is loaded before it is measured."""
 SIZE = 256
 """Floats in a request, and in an answer."""
 MAX_BATCH = 16
 STAGES = {"detect": (2.0, 12.0), "classify": (2.3, 6.0)}
 """alpha and beta in milliseconds."""
+BATCHED = "batched_"
+"""Before the names of the models that Triton batches itself."""
 MODEL = """
 import json, time
 import numpy as np
@@ -147,7 +152,7 @@ class TritonClient:
 
     def submit(self, _pipeline: str, payload: Any, _slo: float | None) -> _Pending:
         pending = _Pending()
-        models = ["both"] if self._tuning.way == "ensemble" else list(STAGES)
+        models = ["both"] if self._tuning.way == "ensemble" else [BATCHED + name for name in STAGES]
         self._infer(models, payload[None], pending, time.monotonic() + self._slo)
         return pending
 
@@ -175,30 +180,33 @@ class TritonClient:
 def reserves(tuning: Tuning) -> dict[str, float]:
     """Seconds of each model's deadline that are kept for its own execution and those after it."""
     times = [(alpha * MAX_BATCH + beta) / 1e3 for alpha, beta in STAGES.values()]
-    return {name: tuning.reserve * sum(times[index:]) for index, name in enumerate(STAGES)}
+    kept = {BATCHED + name: tuning.reserve * sum(times[index:]) for index, name in enumerate(STAGES)}
+    return {"both": kept[BATCHED + next(iter(STAGES))], **kept}
 
 
-def set_up(server: TritonServer, tuning: Tuning | None, slo: float) -> None:
-    """Have the server serve the models with Triton's batcher, or (None) without one and unloaded, for Laxity."""
+def add_model(server: TritonServer, stage: str, prefix: str = "", batching: str = "") -> None:
+    """Put a stage's model into the server's repository."""
+    parameters = "".join(
+        f'parameters {{key: "{key}" value {{string_value: "{value}"}}}}\n'
+        for key, value in zip(("alpha", "beta"), STAGES[stage], strict=True)
+    )
+    server.add(prefix + stage, TENSORS.format(max_batch=MAX_BATCH, size=SIZE) + parameters + batching, MODEL)
+
+
+def set_up(server: TritonServer, tuning: Tuning, slo: float) -> None:
+    """Have the server serve the models with its own batcher."""
     from tritonclient.grpc import InferenceServerClient
 
-    tensors = TENSORS.format(max_batch=MAX_BATCH, size=SIZE)
-    kept = reserves(tuning) if tuning is not None else {}
+    kept = reserves(tuning)
     with InferenceServerClient(server.url) as client:
-        for name in ("both", *STAGES):
+        for name in kept:
             if client.is_model_ready(name):
                 client.unload_model(name)
-        for name, (alpha, beta) in STAGES.items():
-            parameters = "".join(
-                f'parameters {{key: "{key}" value {{string_value: "{value}"}}}}\n'
-                for key, value in (("alpha", alpha), ("beta", beta))
-            )
-            batching = "" if tuning is None else _batching(tuning, slo - kept[name])
-            server.add(name, tensors + parameters + batching, MODEL)
-            if tuning is not None:
-                client.load_model(name)
-        if tuning is not None and tuning.way == "ensemble":
-            _write_ensemble(server, tensors)
+        for stage in STAGES:
+            add_model(server, stage, BATCHED, _batching(tuning, slo - kept[BATCHED + stage]))
+            client.load_model(BATCHED + stage)
+        if tuning.way == "ensemble":
+            _write_ensemble(server)
             client.load_model("both")
 
 
@@ -216,13 +224,14 @@ def _batching(tuning: Tuning, queued: float) -> str:
 """
 
 
-def _write_ensemble(server: TritonServer, tensors: str) -> None:
+def _write_ensemble(server: TritonServer) -> None:
     steps, names = [], ["x", *list(STAGES)[:-1], "y"]
-    for name, given, gives in zip(STAGES, names[:-1], names[1:], strict=True):
+    for stage, given, gives in zip(STAGES, names[:-1], names[1:], strict=True):
         maps = f'input_map {{key: "x" value: "{given}"}} output_map {{key: "y" value: "{gives}"}}'
-        steps.append(f'{{model_name: "{name}" model_version: -1 {maps}}}')
+        steps.append(f'{{model_name: "{BATCHED + stage}" model_version: -1 {maps}}}')
     directory = server.repository / "both"
     (directory / "1").mkdir(parents=True, exist_ok=True)
+    tensors = TENSORS.format(max_batch=MAX_BATCH, size=SIZE)
     (directory / "config.pbtxt").write_text(
         f'platform: "ensemble"\n{tensors}ensemble_scheduling {{step [{", ".join(steps)}]}}\n'
     )
@@ -298,35 +307,30 @@ def measure(options: argparse.Namespace, directory: Path) -> dict[str, Any]:
     slo = options.slo_ms / 1e3
     (directory / "steps.py").write_text(SAMPLE)
     with TritonServer(directory / "triton") as server:
-        for name in STAGES:
-            server.add(name, "", "")
+        for stage in STAGES:
+            add_model(server, stage)
         server.start()
         text = SPEC.format(slo=options.slo_ms, max_batch=MAX_BATCH, url=server.url, **STAGES)
         (directory / "two.yaml").write_text(text)
         spec = load_spec(str(directory / "two.yaml"))
         capacity = 1.0 / max(planned_costs(spec).values())
         print("tuning Triton's batcher:", file=sys.stderr)
-        tune_rate = options.tune_at * capacity
-        tried = tune(server, slo, arrivals(options.tune_seconds, tune_rate, 1), options.tune_seconds)
-        points = list(itertools.product(options.loads, range(1, options.seeds + 1)))
-        drawn = {point: arrivals(options.seconds, point[0] * capacity, point[1]) for point in points}
-        results: dict[str, dict[float, list[Result]]] = {}
-        for system in ("triton", "laxity"):
-            results[system] = {load: [] for load in options.loads}
-
-        def serve(system: str, client: Any) -> None:
-            run(client, drawn[points[0]][drawn[points[0]] < 2.0], 2.0, slo)
-            for point in points:
-                results[system][point[0]].append(run(client, drawn[point], options.seconds, slo))
-                print(f"  {system} at {point[0]:g}: {results[system][point[0]][-1]}", file=sys.stderr)
-
+        drawn = arrivals(options.tune_seconds, options.tune_at * capacity, 1)
+        tried = tune(server, slo, drawn, options.tune_seconds)
         set_up(server, tried[0][0], slo)
         alone = TritonClient(server.url, tried[0][0], slo)
-        serve("triton", alone)
+        results: dict[str, dict[float, list[Result]]] = {"triton": {}, "laxity": {}}
+        with laxity(directory, spec) as ours:
+            clients = {"triton": alone, "laxity": ours}
+            for client in clients.values():
+                run(client, arrivals(WARM_UP, 0.7 * capacity, 1), WARM_UP, slo)
+            for load, seed in itertools.product(options.loads, range(1, options.seeds + 1)):
+                drawn = arrivals(options.seconds, load * capacity, seed)
+                for system, client in clients.items():
+                    result = run(client, drawn, options.seconds, slo)
+                    results[system].setdefault(load, []).append(result)
+                    print(f"  {system} at {load:g}: {result.goodput:.1f}/s of {result.offered:.1f}/s", file=sys.stderr)
         alone.close()
-        set_up(server, None, slo)
-        with laxity(directory, spec) as client:
-            serve("laxity", client)
     return {
         "slo_ms": options.slo_ms,
         "capacity_rps": capacity,
