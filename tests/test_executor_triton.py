@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,12 +17,14 @@ import numpy as np
 import pytest
 from triton_server import TritonServer, find_tritonserver
 
+from laxity.outcomes import Outcome
+from nodes.device import DeviceConfig
 from nodes.executors.base import Executor, Unavailable, run_batch
 from nodes.executors.build import build_executor
 from nodes.executors.errors import error_code
 from nodes.executors.triton import TritonModel
 from nodes.executors.triton_regions import MAX_REGIONS, PREFIX
-from pipelines.spec import PipelineSpec, StageSpec
+from pipelines.spec import PipelineSpec, Profile, StageSpec
 
 pytestmark = pytest.mark.skipif(find_tritonserver() is None, reason="there is no tritonserver (.ci/triton says why)")
 
@@ -374,3 +377,52 @@ def test_a_server_that_loads_its_models_itself(build: Callable[..., Executor], t
 def test_no_server(build: Callable[..., Executor], server: TritonServer, tmp_path: Path) -> None:
     with TritonServer(tmp_path) as never_started, pytest.raises(Unavailable, match=never_started.url):
         build(url=never_started.url).hold()
+
+
+def test_a_server_restarted_under_load(cluster: Any, server: TritonServer, in_use: None) -> None:
+    stage = StageSpec(
+        executor="triton",
+        model="double",
+        max_batch=8,
+        options={"url": server.url, "outputs": ["y"]},
+        profile=Profile(alpha_ms=0.1, beta_ms=1.0),
+    )
+    agent = cluster.serve(
+        PipelineSpec(name="p", slo=2.0, stages={"a": stage}, output="a"), devices=[DeviceConfig("cpu", "cpu", 1)]
+    )
+    client = cluster.client()
+    ended: Counter[Outcome] = Counter()
+    lock = threading.Lock()
+    stop = threading.Event()
+    submitted = 0
+
+    def note(future: Any) -> None:
+        with lock:
+            ended[future.reply(0).outcome] += 1
+
+    def load() -> None:
+        nonlocal submitted
+        while not stop.wait(0.005):
+            client.submit("p", np.ones(3, np.float32)).add_done_callback(note)
+            submitted += 1
+
+    def answered_again(more: int = 20) -> None:
+        before = ended[Outcome.OK]
+        cluster.eventually(lambda: ended[Outcome.OK] >= before + more, "requests are answered")
+
+    loading = threading.Thread(target=load)
+    loading.start()
+    try:
+        answered_again()
+        server.kill()
+        cluster.eventually(lambda: sum(ended.values()) > ended[Outcome.OK], "requests fail")
+        server.start()
+        answered_again()
+    finally:
+        stop.set()
+        loading.join()
+    cluster.settle()
+    cluster.eventually(lambda: sum(ended.values()) == submitted, "each request ends")
+    assert sum(ended.values()) == submitted, "once"
+    assert set(ended) <= {Outcome.OK, Outcome.UNAVAILABLE, Outcome.DROPPED, Outcome.EXPIRED}
+    assert [state.worker_restarts for state in agent.states] == [0], "and nothing of ours had to be restarted"
