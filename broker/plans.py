@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from broker.engine.cost import CostKey
 from broker.engine.plan import FROM_REQUEST, Pipeline, StagePlan
 from broker.engine.policy import make_policy
 from broker.engine.stage import Stage
 from pipelines.graph import Graph
 from pipelines.policies import parse_policy
-from pipelines.spec import REQUEST, PipelineSpec
+from pipelines.spec import REQUEST, PipelineSpec, StageSpec
 
 
 def build_pipeline(spec: PipelineSpec, policy: str = "") -> Pipeline:
@@ -27,7 +28,16 @@ def build_pipeline(spec: PipelineSpec, policy: str = "") -> Pipeline:
                 [(numbers[source], field) for source, field in stage.sources()],
                 stage.map,
                 stage.max_items,
+                _cost_key(stage),
             )
         )
     outputs = [(name, numbers[source], field) for name, (source, field) in spec.outputs().items()]
     return Pipeline(spec.name, spec.slo, stages, outputs, make_policy(policy_name, parameters))
+
+
+def _cost_key(stage: StageSpec) -> CostKey | None:
+    cost = stage.cost
+    if cost is None:
+        return None
+    source = list(stage.named_inputs()).index(cost.input) if cost.input else 0
+    return CostKey(source, cost.field, cost.axis, list(cost.buckets))

@@ -7,12 +7,13 @@ from pipelines.models import ModelNotFoundError, resolve_model_file
 from pipelines.problems import Problem, SpecError
 from pipelines.profile import LatencyProfile
 from pipelines.schema import json_schema
-from pipelines.spec import REQUEST, PipelineSpec, Profile, StageSpec
+from pipelines.spec import REQUEST, Cost, PipelineSpec, Profile, StageSpec
 from pipelines.usercode import UserCodeError, load_object
 from pipelines.validate import missing_files, validate
 
 __all__ = [
     "REQUEST",
+    "Cost",
     "Graph",
     "LatencyProfile",
     "ModelNotFoundError",

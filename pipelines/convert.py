@@ -10,14 +10,15 @@ from typing import Any, Literal, get_args, get_origin
 import msgspec
 
 from pipelines.duration import parse_duration
-from pipelines.fields import PIPELINE_FIELDS, PROFILE_FIELDS, STAGE_FIELDS, Field
+from pipelines.fields import COST_FIELDS, PIPELINE_FIELDS, PROFILE_FIELDS, STAGE_FIELDS, Field
 from pipelines.problems import Problem, SpecPath
-from pipelines.spec import Name, PipelineSpec, Profile, Reference, StageSpec
+from pipelines.spec import Cost, Name, PipelineSpec, Profile, Reference, StageSpec
 
 _FIELDS: dict[type[msgspec.Struct], dict[str, Field]] = {
     PipelineSpec: PIPELINE_FIELDS,
     StageSpec: STAGE_FIELDS,
     Profile: PROFILE_FIELDS,
+    Cost: COST_FIELDS,
 }
 
 
@@ -127,6 +128,8 @@ def _fields(
                 result.report(here, f"{name} is missing", _write(descriptions[name]))
         elif field.type == Profile | None and isinstance(value[name], dict):
             fields[name] = Profile(**_fields(result, Profile, value[name], here))
+        elif field.type == Cost | None and isinstance(value[name], dict):
+            fields[name] = Cost(**_fields(result, Cost, value[name], here))
         else:
             # A lone output is typed as any text in the struct, see there.
             kind_here = Reference if name == "output" and isinstance(value[name], str) else field.type

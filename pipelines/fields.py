@@ -85,6 +85,11 @@ STAGE_FIELDS = {
         "Execution latency where it is known beforehand; an emulated stage needs one.",
         "profile: {alpha_ms: 1.5, beta_ms: 4}",
     ),
+    "cost": Field(
+        "By which size of its inputs elements are put into batches, where the model's time depends on it: batches are "
+        "of one bucket, each predicted by itself.",
+        "cost: {axis: 1, buckets: [160, 320, 640]}",
+    ),
     "options": Field("The executor's own options.", "options: {threads: 1}"),
 }
 
@@ -100,4 +105,20 @@ PROFILE_FIELDS = {
         "Profiles on devices of a type, by type; the outer values hold on all other devices.",
         "by_type: {A100: {alpha_ms: 0.4, beta_ms: 2}}",
     ),
+}
+
+COST_FIELDS = {
+    "buckets": Field(
+        "The largest size in each bucket, ascending, 2 to 8 of them. What is larger than the last, or has no such "
+        "size, belongs to it; a profile is that of the last.",
+        "buckets: [160, 320, 640]",
+    ),
+    "axis": Field(
+        "Of an array: the axis whose length counts. Without it the length of bytes, of a text in UTF-8, or of a list.",
+        "axis: 1",
+    ),
+    "field": Field(
+        "Of an input (of an item of a map stage) that is a dict: the field that is meant.", "field: picture"
+    ),
+    "input": Field("Of several inputs: the one that is meant, by its name.", "input: crop"),
 }

@@ -7,8 +7,8 @@ from typing import Any
 import msgspec
 
 from pipelines.duration import DURATION_PATTERN
-from pipelines.fields import PIPELINE_FIELDS, PROFILE_FIELDS, STAGE_FIELDS
-from pipelines.spec import REQUEST, PipelineSpec
+from pipelines.fields import COST_FIELDS, PIPELINE_FIELDS, PROFILE_FIELDS, STAGE_FIELDS
+from pipelines.spec import MAX_BUCKETS, REQUEST, PipelineSpec
 
 
 def json_schema() -> dict[str, Any]:
@@ -17,7 +17,7 @@ def json_schema() -> dict[str, Any]:
     (_, components) = msgspec.json.schema_components([PipelineSpec])
     definitions: dict[str, Any] = components
     pipeline = definitions.pop("PipelineSpec")
-    stage, profile = definitions["StageSpec"], definitions["Profile"]
+    stage, profile, cost = definitions["StageSpec"], definitions["Profile"], definitions["Cost"]
     del pipeline["properties"]["root"], pipeline["properties"]["content"]  # are set when it is read and applied
     pipeline["properties"]["slo"] = {
         "anyOf": [{"type": "string", "pattern": DURATION_PATTERN}, {"type": "number", "exclusiveMinimum": 0}]
@@ -30,7 +30,10 @@ def json_schema() -> dict[str, Any]:
     stage["properties"]["inputs"]["default"] = [REQUEST]
     _require_by_executor(stage)
     profile["oneOf"] = [{"required": ["alpha_ms", "beta_ms"]}, {"required": ["latency_ms"]}]
-    for definition, fields in ((pipeline, PIPELINE_FIELDS), (stage, STAGE_FIELDS), (profile, PROFILE_FIELDS)):
+    cost["required"] = ["buckets"]
+    cost["properties"]["buckets"].update(minItems=2, maxItems=MAX_BUCKETS, uniqueItems=True)
+    described = ((pipeline, PIPELINE_FIELDS), (stage, STAGE_FIELDS), (profile, PROFILE_FIELDS), (cost, COST_FIELDS))
+    for definition, fields in described:
         definition["description"] = " ".join(definition["description"].split())
         for name, field in fields.items():
             definition["properties"][name]["description"] = field.description

@@ -16,6 +16,9 @@ from msgspec import Meta
 REQUEST = "request"
 """The name under which a stage's inputs refer to the request's own payload."""
 
+MAX_BUCKETS = 8
+"""The most sizes of inputs that a stage can tell apart."""
+
 Name = Annotated[
     str,
     Meta(
@@ -64,6 +67,21 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
         )
 
 
+class Cost(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
+    """How a model's time depends on the size of its inputs: elements of one batch are of one bucket, and each bucket is
+    predicted by itself. Sizes are read off an input's shape; nothing is decoded for it."""
+
+    buckets: list[Annotated[int, Meta(ge=1)]] = []
+    """The largest size in each bucket, ascending. What is larger than the last, or has no such size, belongs to it."""
+    axis: Annotated[int, Meta(ge=-16, le=15)] | None = None
+    """Of an array: the axis whose length counts. Without it the length of bytes, of a text in UTF-8, or of a list
+    counts."""
+    field: str = ""
+    """Of an input (of an item of a map stage) that is a dict: the field that is meant."""
+    input: str = ""
+    """Of several inputs: the one that is meant, by its name."""
+
+
 class StageSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
     """One stage: a model, what is done before and after it, and where its inputs come from."""
 
@@ -98,6 +116,9 @@ class StageSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     """Returns one example of the stage's input, for warm-up and profiling when the model is loaded."""
     profile: Profile | None = None
     """Execution latency, where it is known beforehand; an emulated stage needs one."""
+    cost: Cost | None = None
+    """By which size of its inputs elements are put into batches, where the model's time depends on it. The profile is
+    that of the largest bucket."""
     options: dict[str, Any] = {}
     """The executor's own options."""
 

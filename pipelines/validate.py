@@ -18,7 +18,7 @@ from pipelines.models import ModelNotFoundError, code_references, is_address, is
 from pipelines.policies import PolicyError, parse_policy
 from pipelines.problems import Problem, SpecPath
 from pipelines.profile import LatencyProfile
-from pipelines.spec import REQUEST, PipelineSpec, Profile, StageSpec, split_reference
+from pipelines.spec import MAX_BUCKETS, REQUEST, Cost, PipelineSpec, Profile, StageSpec, split_reference
 from pipelines.usercode import UserCodeError, check_reference
 
 _ADDRESS = re.compile(r"https?://(\[[0-9A-Fa-f:.]+\]|[^\s/?#@:\[\]]+)(:\d{1,5})?/[!-~]*")
@@ -221,6 +221,27 @@ def _stage(spec: PipelineSpec, name: str, bad: Collection[SpecPath]) -> Iterator
     if stage.profile is not None and profile_known:
         for field, message, advice in _profile(stage.profile):
             yield Problem((*path, "profile", *field), message, advice)
+    if stage.cost is not None and not any(known[:3] == (*path, "cost") for known in bad):
+        inputs = list(stage.named_inputs()) if (*path, "inputs") not in bad else [stage.cost.input]
+        for field, message, advice in _cost(stage.cost, inputs):
+            yield Problem((*path, "cost", *field), message, advice)
+
+
+def _cost(cost: Cost, inputs: list[str]) -> Iterator[tuple[tuple[str | int, ...], str, str]]:
+    """(path inside the cost, message, advice) of everything wrong with it."""
+    if not 2 <= len(cost.buckets) <= MAX_BUCKETS:
+        message = f"{len(cost.buckets)} buckets; a cost has 2 to {MAX_BUCKETS}"
+        yield ("buckets",) if cost.buckets else (), message, "write for instance `buckets: [160, 320, 640]`"
+    for index in range(1, len(cost.buckets)):
+        before, bound = cost.buckets[index - 1 : index + 1]
+        if bound <= before:
+            yield ("buckets", index), f"{bound} stands behind {before}", "write the buckets' largest sizes ascending"
+    if cost.input and cost.input not in inputs:
+        near = nearest(cost.input, inputs)
+        advice = f"write {near!r}" if near else f"use one of {', '.join(inputs)}"
+        yield ("input",), f"the stage has no input {cost.input!r}", advice
+    elif len(inputs) > 1 and not cost.input:
+        yield (), f"the stage has {len(inputs)} inputs", f"say which one is meant, as in `input: {inputs[0]}`"
 
 
 def _model(stage: StageSpec, path: SpecPath) -> Iterator[Problem]:
