@@ -237,7 +237,7 @@ class Device:
             engine.hold_failed(now, event.key, event.detail)
             self._hold_ended(now, event.code, event.detail)
         elif isinstance(event, Died):
-            why = engine.worker_died(now, event.why)
+            why = engine.worker_died(now, event.why, event.suspects)
             self._lost(now, why)
             log.warning("device %d: %s; its worker will be started again", self.number, why)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol, Union
 
+import msgspec
 import zmq
 
 from laxity.node import Node
@@ -18,6 +19,8 @@ class Died(Message, tag=20):
     """The worker process ended by itself, or was killed."""
 
     why: str
+    suspects: list[int] = msgspec.field(default_factory=list)
+    """The batches of which one may have killed it, where that is known."""
 
 
 Event = Union[wire.FromWorker, Died]  # noqa: UP007
@@ -145,9 +148,10 @@ class WorkerRunner:
         events: list[tuple[Event, list[Part]]] = [*process.recv()]
         if dead:
             why = f"worker process {process.pid}: {process.exit_description()}"
+            suspects = process.suspects()
             process.close(0.0)
             self._process = None
-            events.append((Died(why), []))
+            events.append((Died(why, suspects), []))
         return events
 
     def next_wake(self) -> float:

@@ -17,12 +17,14 @@ import sys
 import time
 from collections import deque
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import zmq
 
 from laxity.payload import Part
 from nodes import worker_protocol as wire
+from nodes.under_way import UnderWay
 from nodes.worker_actions import Actions
 from nodes.worker_lanes import CRASHED
 
@@ -79,14 +81,14 @@ class Outbox:
             pass
 
 
-def serve(address: str, device: str, parent: int) -> None:
+def serve(address: str, device: str, parent: int, under_way: UnderWay) -> None:
     """Talk to the agent at ``address`` until it says Stop or process ``parent`` is gone."""
     context = zmq.Context()
     socket = context.socket(zmq.PAIR)
     socket.setsockopt(zmq.LINGER, 0)
     socket.connect(address)
     outbox = Outbox(socket)
-    actions = Actions(device, outbox)
+    actions = Actions(device, outbox, under_way)
     outbox.put(wire.Started(os.getpid()))
     # zmq_poll counts in milliseconds, select in microseconds; windows open on the latter.
     readable = [socket.fileno(), outbox.fd]
@@ -121,6 +123,7 @@ def _receive(socket: zmq.Socket[Any], actions: Actions) -> bool:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="nodes.worker", description="The worker process of one device.")
     parser.add_argument("--connect", required=True, metavar="ADDRESS")
+    parser.add_argument("--under-way", type=Path, required=True, metavar="FILE", help="see nodes.under_way")
     parser.add_argument("--device", choices=("cpu", "cuda"), required=True)
     parser.add_argument("--parent", type=int, required=True, metavar="PID")
     options = parser.parse_args(arguments)
@@ -131,7 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=logging.WARNING, format=f"%(levelname)s worker {os.getpid()}: %(message)s")
     sys.setswitchinterval(SWITCH_INTERVAL)
     try:
-        serve(options.connect, options.device, options.parent)
+        serve(options.connect, options.device, options.parent, UnderWay(options.under_way))
     except BaseException:
         log.critical("the worker failed", exc_info=True)
         os._exit(CRASHED)  # the lanes' threads would keep the process, and nobody would hear of it

@@ -22,6 +22,7 @@ from laxity.protocol import Failure
 from nodes import worker_protocol as wire
 from nodes.engine.lanes import CopyIn, CopyOut, Execute, Lanes, Order, PageIn, PageOut, TooLate
 from nodes.executors.errors import describe_error, error_code
+from nodes.under_way import EXECUTION, INPUT, OUTPUT, UnderWay
 from nodes.worker_lanes import Job, LaneThread
 from nodes.worker_models import HeldModel, ModelHolder, Work
 
@@ -79,8 +80,9 @@ class _Batch:
 class Actions:
     """``device`` is 'cpu' or 'cuda'. Call ``handle`` and ``tick`` from one thread."""
 
-    def __init__(self, device: str, outbox: Outbox) -> None:
+    def __init__(self, device: str, outbox: Outbox, under_way: UnderWay) -> None:
         self._outbox = outbox
+        self._under_way = under_way
         self._holder = ModelHolder(device, self._run, outbox.put)
         self._lock = threading.Lock()
         """Around all that follows."""
@@ -248,10 +250,12 @@ class Actions:
     def _copy_in(self, batch: _Batch) -> Job | None:
         begun = time.perf_counter_ns()
         failure: _Failure | None = None
+        self._under_way.begin(INPUT, batch.number)
         try:
             batch.work = batch.model.inputs(batch.model.decode(batch.tasks, batch.frames))
         except BaseException as error:
             failure = self._failure(batch, error)
+        self._under_way.end(INPUT)
         batch.frames = ()
         batch.input_us = _us_since(begun)
         with self._lock:
@@ -273,6 +277,7 @@ class Actions:
         if at > batch.latest:
             failure = "too_late", ""
         else:
+            self._under_way.begin(EXECUTION, batch.number)
             self._outbox.put(wire.Executing(batch.number, at))
             begun = time.perf_counter_ns()
             try:
@@ -281,6 +286,7 @@ class Actions:
             except BaseException as error:
                 batch.execution_us = _us_since(begun)
                 failure = self._failure(batch, error)
+            self._under_way.end(EXECUTION)
         with self._lock:
             now = time.monotonic()
             if failure is not None:
@@ -297,11 +303,13 @@ class Actions:
         nodes: list[Node] = []
         parts: list[Part] = []
         failures: list[Failure] = []
+        self._under_way.begin(OUTPUT, batch.number)
         try:
             nodes, payloads, failures = batch.model.outputs(batch.work)
             parts = payload.pack(payloads)
         except BaseException as error:
             failure = self._failure(batch, error)
+        self._under_way.end(OUTPUT)
         batch.output_us = _us_since(begun)
         with self._lock:
             now = time.monotonic()

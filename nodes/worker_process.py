@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 
 import msgspec
 import zmq
@@ -16,6 +17,7 @@ import zmq
 from laxity.node import Node
 from laxity.payload import Part
 from nodes import worker_protocol as wire
+from nodes.under_way import UnderWay
 from pipelines.spec import PipelineSpec
 
 _THREADS = (
@@ -45,10 +47,12 @@ class WorkerProcess:
         self.socket.setsockopt(zmq.LINGER, 0)
         address = f"ipc://{self._directory}/agent"
         self.socket.bind(address)
+        lanes = Path(self._directory, "lanes")
+        self._under_way = UnderWay.create(lanes)
         environment = os.environ | dict.fromkeys(_THREADS, str(threads)) | {"CUDA_VISIBLE_DEVICES": number}
         # -P: the working directory must not shadow modules; a pipeline's own code comes last on the path.
         command = [sys.executable, "-P", "-m", "nodes.worker", "--connect", address]
-        command += ["--device", kind, "--parent", str(os.getpid())]
+        command += ["--under-way", str(lanes), "--device", kind, "--parent", str(os.getpid())]
         self._process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL)
         self.pid = self._process.pid
         self.sentinel = os.pidfd_open(self.pid)
@@ -106,6 +110,10 @@ class WorkerProcess:
             return f"exited with status {status}"
         return f"killed by signal {-status} ({signal.Signals(-status).name})"
 
+    def suspects(self) -> list[int]:
+        """Of a process that has died: the batches of which one may have killed it."""
+        return self._under_way.suspects()
+
     def stop(self) -> None:
         """Ask the worker to end after what it is doing. :meth:`close` ends it for good."""
         if self.started:
@@ -123,6 +131,7 @@ class WorkerProcess:
             self._process.kill()
             self._process.wait()
         os.close(self.sentinel)
+        self._under_way.close()
         self.socket.close()
         shutil.rmtree(self._directory, ignore_errors=True)
 

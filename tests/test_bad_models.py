@@ -32,6 +32,13 @@ def gate():
 def model(feeds):
     if "hold" in feeds:
         gate()
+    if "hold once" in feeds:
+        try:
+            open(os.path.join(HERE, "held"), "x").close()
+        except FileExistsError:
+            pass  # its answer was lost, and it runs again
+        else:
+            gate()
     if "die" in feeds:
         os._exit(9)
     if "raise" in feeds:
@@ -77,12 +84,12 @@ class Served:
 
     def gather(self, values):
         """Submit requests while a batch runs, so that they share batches; their replies."""
-        held = self.client.submit("user", "hold")
+        held = self.client.submit("user", "hold once")
         self.gate.entered()
         futures = [self.client.submit("user", value) for value in values]
         self.cluster.wait_for(lambda status: status.in_flight == 1 + len(values), "all are at the shard")
         self.gate.open()
-        assert held.result(30) == "hold"
+        assert held.result(30) == "hold once"
         return [future.reply(30) for future in futures]
 
     def check(self, **ended):

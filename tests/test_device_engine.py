@@ -694,6 +694,18 @@ def test_the_worker_died_of_what_had_begun() -> None:
     assert world.actions() == [("refuse", 7, "worker_died"), ("refuse", 8, "not_loaded"), ("announce",)]
 
 
+def test_or_of_whom_the_worker_had_in_hand_where_that_is_known() -> None:
+    world = World("m")
+    world.run(1.0, 7)
+    world.grant(1.0, 8)
+    world.engine.worker_died(1.05, "signal 11", [8])
+    assert world.actions() == [("refuse", 7, "not_loaded"), ("refuse", 8, "worker_died"), ("announce",)]
+    again = World("m")
+    again.run(1.0, 7)
+    again.engine.worker_died(1.05, "signal 11", [6])
+    assert again.actions() == [("refuse", 7, "worker_died"), ("announce",)]
+
+
 def test_or_of_an_input_where_nothing_had_begun() -> None:
     world = World("m")
     world.grant(1.0, 7)

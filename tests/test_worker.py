@@ -67,6 +67,11 @@ def exits(feeds):
 def dies(feeds):
     os._exit(4)
 
+def dies_of_13(feeds):
+    if 13 in feeds:
+        os._exit(4)
+    return feeds
+
 def environment(feeds):
     names = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
     return [{name: os.environ[name] for name in names}] * len(feeds)
@@ -614,7 +619,7 @@ def test_a_hanging_model_is_killed(agent: Agent) -> None:
     agent.process.kill()
     await_end(agent.process)
     assert agent.process.exit_description() == "killed by signal 9 (SIGKILL)"
-    assert agent.process.recv() == []
+    assert not any(isinstance(message, wire.Finished) for message, _ in agent.process.recv())
 
 
 def test_a_worker_that_dies_under_a_batch_wakes_its_owner(agent: Agent) -> None:
@@ -622,6 +627,22 @@ def test_a_worker_that_dies_under_a_batch_wakes_its_owner(agent: Agent) -> None:
     agent.send(1)
     await_end(agent.process)
     assert agent.process.exit_description() == "exited with status 4"
+    assert agent.process.suspects() == [1]
+
+
+def test_a_batch_whose_answers_are_fetched_is_not_suspected_of_another_s_crime(agent: Agent, gates: Gates) -> None:
+    agent.held(model="code:dies_of_13", before="code:gate_before", after="code:gate_after")
+    assert agent.process.suspects() == []
+    agent.send("after", batch=5)
+    gates.entered("after")
+    assert agent.process.suspects() == [5]
+    agent.send("before", batch=6)
+    gates.entered("before")
+    assert agent.process.suspects() == [6, 5]
+    gates.open("before")
+    agent.send(13, batch=7)
+    await_end(agent.process)
+    assert agent.process.suspects() == [7]
 
 
 def test_ctrl_c_is_left_to_the_agent(agent: Agent) -> None:

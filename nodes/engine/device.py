@@ -10,6 +10,7 @@ fetched. The device's models and its memory are :mod:`nodes.engine.paging`'s par
 ``take_actions`` and calls ``tick`` at ``next_wake``.
 """
 
+from collections.abc import Sequence
 from typing import Final
 
 from nodes.engine.actions import Action, Drop, Infer, KillWorker, Refuse, SendPull, StartWorker
@@ -209,22 +210,25 @@ class DeviceEngine:
         self._advance(now)
         return True
 
-    def worker_died(self, now: float, why: str) -> str:
-        """The worker process ended: what it ran is lost, what it held must be held again. Why it really was, where
-        it had to be killed."""
+    def worker_died(self, now: float, why: str, suspects: Sequence[int] = ()) -> str:
+        """The worker process ended: what it ran is lost, what it held must be held again. ``suspects`` are the
+        batches of which one may have killed it; where that is not known, it is those that had begun. Why it really
+        was, where it had to be killed."""
         if self._killed_for:
             why = self._killed_for
             self._killed_for = ""
         self.worker_up = False
         self._starting = False
         self.health.died(now, of_batches=bool(self.handed))
-        began = any(handed.began for handed in self.handed.values())
+        guilty = [batch for batch in suspects if batch in self.handed]
+        if not guilty:
+            guilty = [handed.batch for handed in self.handed.values() if handed.began] or list(self.handed)
         for handed in self.handed.values():
             handed.model.batches -= 1
-            if handed.began or not began:
+            if handed.batch in guilty:
                 self._refuse(handed.batch, "worker_died", why)
             else:
-                self._refuse(handed.batch, "not_loaded", "the worker died before the batch could begin")
+                self._refuse(handed.batch, "not_loaded", "the worker died under another batch")
         self.handed.clear()
         self.running = None
         self.waiting = None
