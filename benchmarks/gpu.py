@@ -12,14 +12,16 @@ small models on this host's CPU instead, all but what needs CUDA.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import multiprocessing
+import statistics
 import sys
 import tempfile
 import time
 from collections import Counter, deque
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import gpu_models
 import numpy as np
@@ -39,6 +41,11 @@ SLOS = (0.0100, 0.0150, 0.0225, 0.0338, 0.0506, 0.0759, 0.114, 0.171, 0.256, 0.3
 """Seconds: from 10 ms, each half as much again."""
 LANES = 0.25
 """Gigabytes per second of a lane of PCIe's first generation; from the third on the coding costs less."""
+
+
+WAYS = {"copies overlapped": 3, "one by one": 1}
+"""How many batches are under way."""
+TURNS = 8
 
 
 class Model(NamedTuple):
@@ -74,10 +81,6 @@ def write_spec(directory: Path, model: Model, name: str, **options: Any) -> Path
     return path
 
 
-def load(path: Path) -> PipelineSpec:
-    return load_spec(str(path))
-
-
 def latencies(device: DeviceConfig, spec: PipelineSpec, seconds: float) -> dict[str, Any]:
     """By batch size: milliseconds of execution and answers (median, p99), and of inputs (median)."""
     with DeviceMeter(device) as meter:
@@ -92,95 +95,106 @@ def latencies(device: DeviceConfig, spec: PipelineSpec, seconds: float) -> dict[
     }
 
 
-def throughput(device: DeviceConfig, spec: PipelineSpec, model: Model, ahead: int, seconds: float) -> dict[str, Any]:
-    """Full batches through a worker process, ``ahead`` at a time, as an agent has it run them."""
-    context: zmq.Context[Any] = zmq.Context()
-    process = WorkerProcess(context, device.kind, device.threads)
-    key, batch = spec.model_key("run"), model.max_batch
-    inputs = [payload.encode(getattr(gpu_models, model.sample)())] * batch
-    finished: deque[Any] = deque()
+class Feeder:
+    """Full batches of a stage through a worker process, as an agent has it run them."""
 
-    def wait(kind: str) -> Any:
-        while True:
-            for message, _ in process.recv():
-                if type(message).__name__ == "LoadFailed":
-                    raise RuntimeError(message.detail)
-                finished.append(message)
-            while finished:
-                message = finished.popleft()
-                if type(message).__name__ == kind:
-                    return message
-            if not process.alive():
-                raise RuntimeError(f"the worker {process.exit_description()}")
-            process.socket.poll(1000)
+    def __init__(self, device: DeviceConfig, spec: PipelineSpec, model: Model) -> None:
+        self._context: zmq.Context[Any] = zmq.Context()
+        self._process = WorkerProcess(self._context, device.kind, device.threads)
+        self._key, self._batch = spec.model_key("run"), model.max_batch
+        self._inputs = [payload.encode(getattr(gpu_models, model.sample)())] * model.max_batch
+        self._said: deque[Any] = deque()
+        self._numbers = itertools.count(1)
+        self._wait("Started")
+        self._process.send_hold(self._key, spec, "run", device.type, [(1, 0.0), (model.max_batch, 0.0)])
+        self._wait("Held")
 
-    try:
-        wait("Started")
-        process.send_hold(key, spec, "run", device.type, [(1, 0.0), (batch, 0.0)])
-        wait("Held")
-        numbers = iter(range(1, 1 << 40))
+    def __enter__(self) -> Self:
+        return self
 
-        def send() -> None:
-            now = time.monotonic()
-            tasks = [[each.node] for each in inputs]
-            process.send_infer(next(numbers), key, now, now + 60.0, tasks, payload.pack(inputs))
+    def __exit__(self, *_: object) -> None:
+        self._process.stop()
+        self._process.close(5.0)
+        self._context.destroy(linger=0)
 
+    def run(self, ahead: int, seconds: float) -> tuple[float, list[Any]]:
+        """Elements per second with ``ahead`` batches under way, and what the worker said of each batch."""
         for _ in range(ahead):
-            send()
-        until = time.monotonic() + 1.0
-        while time.monotonic() < until:  # until it runs evenly
-            wait("Finished")
-            send()
-        taken = []
+            self._send()
+        finished = []
+        self._wait("Finished")  # from one end of an execution to another
         begun = time.monotonic()
         while time.monotonic() < begun + seconds:
-            taken.append(wait("Finished"))
-            send()
+            self._send()
+            finished.append(self._wait("Finished"))
         took = time.monotonic() - begun
-        for _ in range(ahead):
-            wait("Finished")
-        process.stop()
-    finally:
-        process.close(5.0)
-        context.destroy(linger=0)
-    execution = np.array([one.execution_us for one in taken], float)
-    return {
-        "per_second": round(len(taken) * batch / took, 1),
-        "execution_ms": round(float(np.median(execution)) / 1e3, 3),
-        "input_ms": round(float(np.median([one.input_us for one in taken])) / 1e3, 3),
-        "output_ms": round(float(np.median([one.output_us for one in taken])) / 1e3, 3),
-        "executing": round(float(execution.sum()) / 1e6 / took, 4),
-        "execution_p9999_to_median": round(float(np.percentile(execution, 99.99) / np.median(execution)), 3),
-    }
+        for _ in range(ahead - 1):
+            self._wait("Finished")
+        return len(finished) * self._batch / took, finished
+
+    def _send(self) -> None:
+        now = time.monotonic()
+        tasks = [[each.node] for each in self._inputs]
+        frames = payload.pack(self._inputs)
+        self._process.send_infer(next(self._numbers), self._key, now, now + 60.0, tasks, frames)
+
+    def _wait(self, kind: str) -> Any:
+        while True:
+            self._said.extend(message for message, _ in self._process.recv())
+            while self._said:
+                message = self._said.popleft()
+                if type(message).__name__ == kind:
+                    return message
+                if type(message).__name__ == "LoadFailed":
+                    raise RuntimeError(message.detail)
+            if not self._process.alive():
+                raise RuntimeError(f"the worker {self._process.exit_description()}")
+            self._process.socket.poll(1000)
 
 
-def bare(model: Model, device: DeviceConfig, seconds: float) -> float:
-    """The bare loop, in a process of its own."""
-    options = model.options | {"threads": device.threads}
-    kind = device.kind.partition(":")[0]
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        loop = (model.factory, model.sample, options, kind, model.max_batch, seconds)
-        return pool.apply(gpu_models.bare_loop, loop)
+def throughput(device: DeviceConfig, spec: PipelineSpec, model: Model, seconds: float) -> dict[str, Any]:
+    """Elements per second of the model alone and through a worker, by turns: what else the host does, and how fast its
+    clocks run, is the same for all."""
+    loop = (
+        model.factory,
+        model.sample,
+        json.dumps(model.options | {"threads": device.threads}),
+        device.kind.partition(":")[0],
+        model.max_batch,
+    )
+    alone: list[float] = []
+    by_way: dict[str, list[tuple[float, list[Any]]]] = {way: [] for way in WAYS}
+    with Feeder(device, spec, model) as feeder, multiprocessing.get_context("spawn").Pool(1) as pool:
+        pool.apply(gpu_models.bare_loop, (*loop, 0.5))
+        for _ in range(TURNS):
+            alone.append(pool.apply(gpu_models.bare_loop, (*loop, seconds / TURNS)))
+            for way, ahead in WAYS.items():
+                by_way[way].append(feeder.run(ahead, seconds / TURNS))
+    found: dict[str, Any] = {"bare_per_second": round(statistics.median(alone), 1)}
+    for way, turns in by_way.items():
+        batches = [one for _, finished in turns for one in finished]
+        execution = np.array([one.execution_us for one in batches], float)
+        found[way] = {
+            "per_second": round(statistics.median(rate for rate, _ in turns), 1),
+            "of_bare": round(statistics.median(rate / bare for (rate, _), bare in zip(turns, alone, strict=True)), 4),
+            "executing": round(float(execution.sum()) / 1e6 / sum(len(f) * model.max_batch / r for r, f in turns), 4),
+            "execution_ms": round(float(np.median(execution)) / 1e3, 3),
+            "input_ms": round(statistics.median(one.input_us for one in batches) / 1e3, 3),
+            "output_ms": round(statistics.median(one.output_us for one in batches) / 1e3, 3),
+            "execution_p9999_to_median": round(float(np.percentile(execution, 99.99) / np.median(execution)), 3),
+        }
+    return found
 
 
 def one_model(model: Model, device: DeviceConfig, seconds: float) -> dict[str, Any]:
-    """All about one model on the device."""
+    """All about one model on the device, with graphs and without."""
     variants = {"graphs": True, "plain": False} if device.kind != "cpu" else {"plain": False}
     found: dict[str, Any] = {"latency": {}, "throughput": {}}
-    alone = [bare(model, device, seconds)]
     with tempfile.TemporaryDirectory(prefix="laxity-gpu-") as place:
         for variant, graphs in variants.items():
-            spec = load(write_spec(Path(place), model, variant, graphs=graphs))
+            spec = load_spec(str(write_spec(Path(place), model, variant, graphs=graphs)))
             found["latency"][variant] = latencies(device, spec, seconds)
-            found["throughput"][variant] = {
-                "copies overlapped": throughput(device, spec, model, 3, seconds),
-                "one by one": throughput(device, spec, model, 1, seconds),
-            }
-    alone.append(bare(model, device, seconds))  # before and after: the host or the GPU may change its clock
-    found["bare_per_second"] = round(sum(alone) / 2, 1)
-    for by_way in found["throughput"].values():
-        for each in by_way.values():
-            each["of_bare"] = round(each["per_second"] / found["bare_per_second"], 4)
+            found["throughput"][variant] = throughput(device, spec, model, 4 * seconds)
     return found
 
 
@@ -251,13 +265,16 @@ def copies_per_second() -> dict[str, Any]:
 
 def table(results: dict[str, Any]) -> None:
     for name, found in results["models"].items():
-        print(f"\n{name}: bare loop {found['bare_per_second']:,.0f} a second")
+        print(f"\n{name}")
         for variant, measured in found["latency"].items():
             print(f"  {variant}: loads in {measured['load_ms']:.1f} ms, {measured['memory_mb']:.0f} MB")
             print(f"  {'batch':>8}{'median ms':>12}{'p99 ms':>10}{'inputs ms':>12}")
             for batch, (median, p99, inputs) in measured["ms"].items():
                 print(f"  {batch:>8}{median:>12.3f}{p99:>10.3f}{inputs:>12.3f}")
-            for way, each in found["throughput"][variant].items():
+            flow = found["throughput"][variant]
+            print(f"  bare loop, plain: {flow['bare_per_second']:,.0f} a second")
+            for way in WAYS:
+                each = flow[way]
                 print(
                     f"  {way}: {each['per_second']:,.0f} a second, {each['of_bare']:.1%} of bare; executing "
                     f"{each['executing']:.1%} of the time; p99.99/median {each['execution_p9999_to_median']:.3f}"
@@ -291,7 +308,8 @@ def main() -> None:
     results: dict[str, Any] = {"device": device.type, "models": {}}
     for model in models:
         results["models"][model.name] = one_model(model, device, options.seconds)
-    rate = results["models"][models[0].name]["bare_per_second"] * options.load
+    flow = list(results["models"][models[0].name]["throughput"].values())[-1]
+    rate = flow["bare_per_second"] * options.load
     results["goodput"] = goodput(models[0], options.copies, rate, options.seconds, options.engine)
     if options.device == "cuda":
         results["bandwidth"] = copies_per_second()

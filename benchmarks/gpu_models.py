@@ -5,7 +5,10 @@ Weights are random: what matters here is the work.
 
 from __future__ import annotations
 
+import functools
+import json
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -124,13 +127,15 @@ def small_text() -> np.ndarray[Any, Any]:
     return text()[:64] % 5000
 
 
-def bare_loop(factory: str, sample: str, options: dict[str, Any], device: str, batch: int, seconds: float) -> float:
-    """Elements per second of the model alone, run again and again on inputs that lie on the device."""
-    torch.set_num_threads(int(options.get("threads", 1)))
-    layout = torch.channels_last if options.get("channels_last") else torch.contiguous_format
+@functools.cache
+def _on_device(factory: str, sample: str, options: str, device: str, batch: int) -> Callable[[], None]:
+    """One run of a model alone, on inputs that lie on the device; ``options`` in JSON."""
+    chosen = json.loads(options)
+    torch.set_num_threads(int(chosen["threads"]))
+    layout = torch.channels_last if chosen.get("channels_last") else torch.contiguous_format
     module = globals()[factory]().eval().to(device, memory_format=layout)
     inputs = torch.from_numpy(np.stack([globals()[sample]()] * batch)).to(device)
-    dtype = getattr(torch, options["autocast"]) if "autocast" in options else None
+    dtype = getattr(torch, chosen["autocast"]) if "autocast" in chosen else None
 
     def run() -> None:
         with torch.inference_mode(), torch.autocast(device, dtype, enabled=dtype is not None):
@@ -140,6 +145,12 @@ def bare_loop(factory: str, sample: str, options: dict[str, Any], device: str, b
 
     for _ in range(5):
         run()
+    return run
+
+
+def bare_loop(factory: str, sample: str, options: str, device: str, batch: int, seconds: float) -> float:
+    """Elements per second of the model alone, run again and again."""
+    run = _on_device(factory, sample, options, device, batch)
     done = 0
     begun = time.perf_counter()
     while time.perf_counter() < begun + seconds:
