@@ -31,12 +31,16 @@ class Decoded:
 
     def under(self, kind: type[R], prefix: str) -> dict[str, R]:
         """The records of a kind under a prefix."""
+        return {name_of(key): record for key, record in self.by_key(kind, prefix).items()}
+
+    def by_key(self, kind: type[R], prefix: str) -> dict[str, R]:
+        """:meth:`under`, by the whole keys."""
         found: dict[str, R] = {}
         for key, entry in self._entries.items():
             if key.startswith(prefix):
                 record = self._record(kind, key, entry)
                 if record is not None:
-                    found[name_of(key)] = record
+                    found[key] = record
         return found
 
     def names(self, prefix: str) -> set[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from typing import Final, Literal, TypeVar
+from urllib.parse import quote, unquote
 
 import msgspec
 
@@ -166,6 +167,18 @@ class CoordinatorRecord(msgspec.Struct, frozen=True):
     release: str = ""
 
 
+class ProfileRecord(msgspec.Struct, frozen=True):
+    """``profiles/<model>/<device type>``: what an agent found out about a model on devices of a type, for those who
+    hold it later and for planners. ``profile`` has (batch, seconds); ``load_seconds`` is what bringing it from host
+    memory onto the device takes, ``memory_mb`` what it takes there (0: not known). It stays until the leader takes it
+    away with the pipeline's version."""
+
+    profile: list[tuple[int, float]]
+    load_seconds: float
+    memory_mb: float
+    measured_at_host: str
+
+
 class TuningRecord(msgspec.Struct, frozen=True):
     """``tuning/<pipeline>``: what the leader found to be right for a pipeline's drop, merged over its shards.
 
@@ -198,6 +211,7 @@ class Paths:
         "nodes",
         "pipelines",
         "placements",
+        "profiles",
         "reports",
         "root",
         "serving",
@@ -217,6 +231,7 @@ class Paths:
         self.drains = self.root + "drains/"
         self.tuning = self.root + "tuning/"
         self.reports = self.root + "reports/"
+        self.profiles = self.root + "profiles/"
         self.coordinators = self.root + "coordinators/"
         self.metrics = self.root + "metrics/"
         self.leader = self.root + "leader"
@@ -250,6 +265,14 @@ class Paths:
 
     def report(self, shard: str) -> str:
         return self.reports + _checked(shard, "shard")
+
+    def profile(self, model: str, device_type: str) -> str:
+        return f"{self.profiles}{model.replace('/', '~')}/{quote(device_type, safe='')}"
+
+    def profiled(self, key: str) -> tuple[str, str]:
+        """The (model key, device type) of :meth:`profile`."""
+        model, _, device_type = key.removeprefix(self.profiles).partition("/")
+        return model.replace("~", "/"), unquote(device_type)
 
     def gauges(self, agent: str) -> str:
         return self.metrics + _checked(agent, "agent")

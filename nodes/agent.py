@@ -90,7 +90,7 @@ class VersionRefused(Exception):
 class Agent:
     """``run`` serves until ``stop``. Both hooks are called in the agent's thread: ``changed`` with the devices' states
     whenever one of them changed, ``measured`` with a model's key, the type of device and what was found out there
-    about a model of which nothing was known."""
+    about a model of which nothing was known, or something that does not hold any more."""
 
     def __init__(
         self,

@@ -16,6 +16,7 @@ from nodes.engine import actions
 from nodes.engine.device import DeviceEngine
 from nodes.engine.models import HELD, READY
 from nodes.measured import Known, Measured, memory_needed
+from nodes.remeasure import Remeasure
 from nodes.runner import Died, Event, Runner
 from nodes.telemetry import note
 from pipelines.spec import PipelineSpec
@@ -63,9 +64,9 @@ class Device:
     """``number`` is its index at the agent. Batches are known by numbers of its own to its engine and its runner: two
     shards may well use the same one; LOADs and UNLOADs are by the engine's.
 
-    ``known`` is what was found out about models, here and elsewhere: the device adds what it measures, and calls
-    ``measured`` then, with the model's key. ``changed`` is called when there is something new to be told to people or
-    to a shard.
+    ``known`` is what was found out about models, here and elsewhere: the device adds what it measures, when it holds a
+    model and while that serves, and calls ``measured`` then, with the model's key. ``changed`` is called when there is
+    something new to be told to people or to a shard.
     """
 
     def __init__(
@@ -89,6 +90,7 @@ class Device:
         """Seconds of all executions until now."""
         self._telemetry = telemetry
         self._known = known
+        self._remeasure = Remeasure()
         self._changed = changed
         self._measured = measured
         self._session: Session | None = None
@@ -139,6 +141,7 @@ class Device:
     def place(self, now: float, models: Models) -> None:
         """Hold exactly these models."""
         self._specs = models
+        self._remeasure.keep(set(models))
         played = self.config.type
         needed = {
             key: memory_needed(spec, stage, played, self._known.get((key, played)))
@@ -276,6 +279,26 @@ class Device:
         )
         granted.session.send(done, frames)
         self._ended(record, event.code, event.detail)
+        if event.code == "ok":
+            self._compare(now, record)
+
+    def _compare(self, now: float, record: ActionRecord) -> None:
+        """See whether what is known of a model still holds. One that takes as long as its inputs are large tells
+        nothing."""
+        at = (record.model, self.config.type)
+        known = self._known.get(at)
+        placed = self._specs.get(record.model)
+        if known is None or placed is None or placed[0].stages[placed[1]].cost is not None:
+            return
+        seconds = record.duration + record.output
+        news = self._remeasure.note(now, record.model, record.elements, seconds, known)
+        if news is not None:
+            log.info("device %d: %s takes another time than its profile says; it is written anew", self.number, at[0])
+            self._know(at, news)
+
+    def _know(self, at: tuple[str, str], measured: Measured) -> None:
+        self._known[at] = measured
+        self._measured(*at, measured)
 
     def _refuse(self, batch: int, code: str, detail: str) -> None:
         granted = self._granted.pop(batch)
@@ -299,10 +322,9 @@ class Device:
     def _held(self, now: float, event: wire.Held) -> None:
         self.engine.held(now, event.key, event.profile, event.load_seconds, event.memory_mb)
         self._hold_ended(now, "ok", "")
-        if (event.key, self.config.type) not in self._known:
-            measured = Measured(event.profile, event.load_seconds, event.memory_mb)
-            self._known[event.key, self.config.type] = measured
-            self._measured(event.key, self.config.type, measured)
+        at = (event.key, self.config.type)
+        if at not in self._known:
+            self._know(at, Measured(event.profile, event.load_seconds, event.memory_mb))
 
     def _hold_ended(self, now: float, code: str, detail: str) -> None:
         self.progress = ""

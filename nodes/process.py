@@ -33,6 +33,7 @@ from nodes.agent import Agent, AgentConfig, DeviceState, Placement, Work
 from nodes.engine.models import FAILED, READY
 from nodes.files import ModelFiles
 from nodes.gauges import GaugePublisher, Gauges, gpus_among
+from nodes.known_profiles import KnownProfiles
 from nodes.nvml import GpuReader
 from pipelines.spec import PipelineSpec
 
@@ -55,7 +56,7 @@ class ClusterView:
 
     def prefixes(self) -> Prefix:
         """Of the keys that it is about."""
-        return (self._paths.pipelines, self._paths.serving, self._paths.brokers, self._placement)
+        return (self._paths.pipelines, self._paths.serving, self._paths.brokers, self._paths.profiles, self._placement)
 
     def shards(self, entries: dict[str, Entry]) -> dict[str, str]:
         """Where agents find each shard that has a record."""
@@ -161,7 +162,9 @@ def run_agent_process(config: AgentConfig, store_url: str, cluster: str, stop: t
     try:
         membership = Membership(store, key)
         publisher = NodePublisher(membership)
-        agent = Agent(config, publisher.devices)
+        types = {device.type for device in config.devices if device.kind != "emulated"}
+        profiles = KnownProfiles(store, paths, socket.gethostname(), types)
+        agent = Agent(config, publisher.devices, profiles.measured)
         cache = FileCache(Path(config.cache) if config.cache else default_directory(), config.cache_bytes)
         emulated = [number for number, device in enumerate(config.devices) if device.kind == "emulated"]
         files = ModelFiles(cache, config.name, emulated)
@@ -178,6 +181,7 @@ def run_agent_process(config: AgentConfig, store_url: str, cluster: str, stop: t
                     if follower.poll(TURN):
                         shards = view.shards(follower.entries)
                         agent.follow(shards)
+                        agent.know(profiles.news(follower.entries))
                         placement = view.placement(follower.entries)
                         if placement is not None:
                             files.want(placement, view.files, shards.values())
@@ -186,6 +190,7 @@ def run_agent_process(config: AgentConfig, store_url: str, cluster: str, stop: t
                         agent.place(available)
                         placed = available
                     publisher.withheld(files.withheld())
+                    profiles.write()
                     membership.beat(time.monotonic())
                 # What runs may take a while to end: whoever places models need not wait for it.
                 membership.leave()

@@ -89,7 +89,7 @@ def spec_of(*profiles: Profile | None, executor: str = "emulated", slo: float = 
 def test_costs_are_those_of_the_type() -> None:
     fast = Profile(alpha_ms=1, beta_ms=0, load_ms=500)
     spec = spec_of(Profile(alpha_ms=10, beta_ms=0, load_ms=3000, memory_mb=70, by_type={"A100": fast}))
-    costs = Costs(2.0).of(spec, frozenset({"A100", "T4"}), {})
+    costs = Costs(2.0).of(spec, frozenset({"A100", "T4"}), {}, {})
     assert costs["s0", "A100"].rate == pytest.approx(1000.0)
     assert costs["s0", "T4"].rate == pytest.approx(100.0)
     assert (costs["s0", "A100"].load, costs["s0", "T4"].load) == (0.5, 3.0)
@@ -101,7 +101,7 @@ def test_what_was_measured_counts_unless_the_stage_is_emulated() -> None:
     measured = [(1, 0.001), (8, 0.008)]
     for executor, rate in (("emulated", 100.0), ("python", 1000.0)):
         spec = spec_of(stated, executor=executor)
-        costs = Costs(2.0).of(spec, frozenset({"gpu"}), {(spec.model_key("s0"), "gpu"): measured})
+        costs = Costs(2.0).of(spec, frozenset({"gpu"}), {(spec.model_key("s0"), "gpu"): measured}, {})
         assert costs["s0", "gpu"].rate == pytest.approx(rate)
         assert costs["s0", "gpu"].load == 2.0
 
@@ -109,16 +109,16 @@ def test_what_was_measured_counts_unless_the_stage_is_emulated() -> None:
 def test_a_type_that_no_request_could_use_in_time_is_not_used() -> None:
     slow = {"cpu": Profile(alpha_ms=300, beta_ms=0)}
     spec = spec_of(Profile(alpha_ms=150, beta_ms=0, by_type=slow), Profile(alpha_ms=150, beta_ms=0))
-    costs = Costs(2.0).of(spec, frozenset({"cpu", "gpu"}), {})
+    costs = Costs(2.0).of(spec, frozenset({"cpu", "gpu"}), {}, {})
     assert not costs["s0", "cpu"].usable
     assert costs["s0", "gpu"].usable
     assert costs["s1", "cpu"].usable
-    assert Costs(2.0).of(spec, frozenset({"cpu"}), {})["s0", "cpu"].usable, "better late than never"
+    assert Costs(2.0).of(spec, frozenset({"cpu"}), {}, {})["s0", "cpu"].usable, "better late than never"
 
 
 def test_the_parts_of_a_path_make_up_the_objective() -> None:
     spec = spec_of(Profile(alpha_ms=5, beta_ms=3), Profile(alpha_ms=1, beta_ms=1), slo=0.5)
-    costs = Costs(2.0).of(spec, frozenset({"gpu"}), {})
+    costs = Costs(2.0).of(spec, frozenset({"gpu"}), {}, {})
     assert costs["s0", "gpu"].part + costs["s1", "gpu"].part == pytest.approx(0.5)
 
 

@@ -156,7 +156,7 @@ class Leader:
             if self._problems.get(model) != why:
                 log.warning("%s: %s", model, why)
         self._problems = plan.problems
-        forgotten = self._forget(now, records, plan)
+        forgotten = [*self._forget(now, records, plan), *self._stale_profiles(records)]
         keys = {operation.key for operation in forgotten}
         operations = [write for write in changes(self._paths, records, plan) if write.key not in keys] + forgotten
         if operations:
@@ -176,6 +176,12 @@ class Leader:
             and node not in holding
         ]
         return [Delete(key) for node in gone for key in (self._paths.state(node), self._paths.placement(node))]
+
+    def _stale_profiles(self, records: Records) -> list[Operation]:
+        """Take away what was measured of versions that nobody wants, serves or holds any more."""
+        versions = records.versions()
+        stale = [at for at in records.profiles if at[0].rpartition("/")[0] not in versions]
+        return [Delete(self._paths.profile(model, kind)) for model, kind in stale]
 
     def _power(self, now: float, records: Records, plan: Plan) -> None:
         wanted: dict[str, bool] = {}

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from cluster.coordinator.presence import BARELY, Presence
 from cluster.decoded import Decoded
-from cluster.planner.view import ClusterView, DeviceId, DeviceView, NodeView, Placed, Served
+from cluster.planner.view import ClusterView, DeviceId, DeviceView, Footprint, NodeView, Placed, Served
 from cluster.records import (
     READY,
     BrokerRecord,
@@ -16,6 +16,7 @@ from cluster.records import (
     Paths,
     PipelineRecord,
     PlacementRecord,
+    ProfileRecord,
     ServingRecord,
     failure,
 )
@@ -37,6 +38,19 @@ class Records:
         self.placements = decoded.under(PlacementRecord, paths.placements)
         self.states = decoded.under(NodeStateRecord, paths.states)
         self.drains = decoded.under(DrainRecord, paths.drains)
+        self.profiles = {
+            paths.profiled(key): record for key, record in decoded.by_key(ProfileRecord, paths.profiles).items()
+        }
+        """By (model key, device type)."""
+
+    def versions(self) -> set[str]:
+        """Every 'pipeline@version' that is wanted, served or placed."""
+        found = {f"{name}@{record.version}" for name, record in self.pipelines.items()}
+        found.update(f"{name}@{record.version}" for name, record in self.serving.items())
+        for placement in self.placements.values():
+            for device in placement.devices.values():
+                found.update(model.rpartition("/")[0] for model in device.models)
+        return found
 
     def known_nodes(self) -> set[str]:
         """Every node that is there or has been."""
@@ -71,7 +85,8 @@ def view_of(
         pipelines={name: record.spec for name, record in records.pipelines.items()},
         serving={name: Served(record.spec, dict(record.shards)) for name, record in records.serving.items()},
         placement=_placement(records),
-        profiles=_profiles(reports),
+        profiles=_profiles(records, reports),
+        footprints={at: Footprint(record.load_seconds, record.memory_mb) for at, record in records.profiles.items()},
         in_flight=_in_flight(records, reports, present),
     )
 
@@ -112,14 +127,17 @@ def _placement(records: Records) -> dict[DeviceId, Placed]:
     }
 
 
-def _profiles(reports: Mapping[str, ReportRecord]) -> dict[tuple[str, str], list[tuple[int, float]]]:
-    return {
+def _profiles(records: Records, reports: Mapping[str, ReportRecord]) -> dict[tuple[str, str], list[tuple[int, float]]]:
+    """What shards measured of late, or else agents some time ago."""
+    profiles = {at: record.profile for at, record in records.profiles.items() if record.profile}
+    reported = {
         (stage.model, kind): measured
         for report in reports.values()
         for stage in report.stages
         for kind, measured in stage.latency.items()
         if measured
     }
+    return {**profiles, **reported}
 
 
 def _in_flight(

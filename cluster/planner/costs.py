@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from cluster.planner.view import Footprint
 from pipelines.capacity import planned_batch
 from pipelines.graph import Graph
 from pipelines.profile import LatencyProfile
@@ -14,6 +15,8 @@ UNKNOWN_RATE = 1e9
 
 Measured = Mapping[tuple[str, str], list[tuple[int, float]]]
 """(batch, seconds) by (model key, device type)."""
+Footprints = Mapping[tuple[str, str], Footprint]
+"""Likewise."""
 
 
 class StageCost:
@@ -56,7 +59,9 @@ class Costs:
 
     def __init__(self, load_seconds: float) -> None:
         self._load_seconds = load_seconds
-        self._known: dict[int, tuple[PipelineSpec, frozenset[str], object, dict[tuple[str, str], StageCost]]] = {}
+        self._known: dict[
+            int, tuple[PipelineSpec, frozenset[str], object, object, dict[tuple[str, str], StageCost]]
+        ] = {}
         self._versions: dict[int, tuple[PipelineSpec, str]] = {}
 
     def version(self, spec: PipelineSpec) -> str:
@@ -72,24 +77,25 @@ class Costs:
         self._known = {key: value for key, value in self._known.items() if key in ids}
         self._versions = {key: value for key, value in self._versions.items() if key in ids}
 
-    def of(self, spec: PipelineSpec, types: frozenset[str], measured: Measured) -> dict[tuple[str, str], StageCost]:
+    def of(
+        self, spec: PipelineSpec, types: frozenset[str], measured: Measured, footprints: Footprints
+    ) -> dict[tuple[str, str], StageCost]:
         """By (stage, device type)."""
-        own = {
-            (name, kind): points
-            for name in spec.stages
-            for kind in types
-            if (points := measured.get((f"{spec.name}@{self.version(spec)}/{name}", kind)))
-        }
+        version = f"{spec.name}@{self.version(spec)}"
+        pairs = [(name, kind) for name in spec.stages for kind in types]
+        own = {(name, kind): points for name, kind in pairs if (points := measured.get((f"{version}/{name}", kind)))}
+        prints = {(name, kind): found for name, kind in pairs if (found := footprints.get((f"{version}/{name}", kind)))}
         known = self._known.get(id(spec))
-        if known is not None and known[1] == types and known[2] == own:
-            return known[3]
-        costs = self._reckon(spec, types, own)
-        self._known[id(spec)] = (spec, types, own, costs)
+        if known is not None and known[1:4] == (types, own, prints):
+            return known[4]
+        costs = self._reckon(spec, types, own, prints)
+        self._known[id(spec)] = (spec, types, own, prints, costs)
         return costs
 
     def _reckon(
-        self, spec: PipelineSpec, types: frozenset[str], measured: Mapping[tuple[str, str], list[tuple[int, float]]]
+        self, spec: PipelineSpec, types: frozenset[str], measured: Measured, footprints: Footprints
     ) -> dict[tuple[str, str], StageCost]:
+        """``measured`` and ``footprints`` by (stage, device type)."""
         graph = Graph(spec)
         profiles = {kind: _profiles(spec, kind, measured) for kind in types}
         fastest = {
@@ -105,6 +111,7 @@ class Costs:
             longest = _through(graph, times)
             for name, stage in spec.stages.items():
                 stated = stage.profile.on(kind) if stage.profile is not None else None
+                found = footprints.get((name, kind), Footprint(self._load_seconds, 0.0))
                 share = times.get(name, 0.0) / longest[name] if longest[name] > 0.0 else 1.0
                 slower = table[name].latency(1) - fastest[name] if name in table else 0.0
                 costs[name, kind] = StageCost(
@@ -112,8 +119,8 @@ class Costs:
                     min(batch, stage.max_batch),
                     stage.max_batch,
                     spec.slo * share,
-                    self._load_seconds if stated is None or stated.load_ms is None else stated.load_ms / 1e3,
-                    0.0 if stated is None or stated.memory_mb is None else stated.memory_mb,
+                    found.load_seconds if stated is None or stated.load_ms is None else stated.load_ms / 1e3,
+                    found.memory_mb if stated is None or stated.memory_mb is None else stated.memory_mb,
                     through[name] + slower <= spec.slo,
                 )
         for name in spec.stages:

@@ -21,7 +21,7 @@ class Prices:
         self._tables: dict[int, dict[tuple[str, str], StageCost]] = {}
         self._by_key: dict[tuple[str, str], StageCost] = {}
         for spec in [*view.pipelines.values(), *(served.spec for served in view.serving.values())]:
-            table = self._tables[id(spec)] = costs.of(spec, self.types, view.profiles)
+            table = self._tables[id(spec)] = costs.of(spec, self.types, view.profiles, view.footprints)
             version = costs.version(spec)
             for (stage, kind), cost in table.items():
                 key = f"{spec.name}@{version}/{stage}"

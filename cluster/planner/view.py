@@ -49,12 +49,20 @@ class Served(msgspec.Struct, frozen=True):
     shards: dict[str, float]
 
 
+class Footprint(msgspec.Struct, frozen=True):
+    """What was found out about a model on devices of a type: the seconds that loading it takes, and megabytes (0: not
+    known)."""
+
+    load_seconds: float
+    memory_mb: float
+
+
 class ClusterView(msgspec.Struct, frozen=True):
     """Everything that a plan depends on besides the rates. ``pipelines`` are what people want served, ``serving`` what
     is served at present (another version during an upgrade, also of a pipeline that people deleted), ``placement``
     the present plan. ``profiles``: measured (batch, seconds) by (model key, device type); they count for more than what
-    a spec says, but for emulated stages. ``in_flight``: requests by ('pipeline@version', shard) that have
-    not ended."""
+    a spec says, but for emulated stages. ``footprints``, by the same, count where a spec says nothing. ``in_flight``:
+    requests by ('pipeline@version', shard) that have not ended."""
 
     nodes: dict[str, NodeView]
     shards: list[str]
@@ -62,6 +70,7 @@ class ClusterView(msgspec.Struct, frozen=True):
     serving: dict[str, Served]
     placement: dict[DeviceId, Placed]
     profiles: dict[tuple[str, str], list[tuple[int, float]]] = {}
+    footprints: dict[tuple[str, str], Footprint] = {}
     in_flight: dict[tuple[str, str], int] = {}
 
 
