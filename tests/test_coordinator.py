@@ -20,6 +20,7 @@ from cluster.records import (
     Paths,
     PipelineRecord,
     PlacementRecord,
+    ProfileRecord,
     ServingRecord,
     TuningRecord,
     decode,
@@ -246,6 +247,21 @@ def test_a_deleted_pipeline_is_taken_away(world):
     assert world.serving() == {}
     assert not any(device.models for device in world.placed().values())
     assert world.records(TuningRecord, PATHS.tuning) == {}
+
+
+def test_what_was_measured_goes_with_the_version_that_it_is_of(world):
+    spec, other = spec_of(), spec_of("500ms")
+    world.apply(spec)
+    world.run(3.0)
+    record = ProfileRecord([(1, 0.010)], 0.5, 100.0, "h")
+    for version in (spec, other):
+        world.store.put(PATHS.profile(version.model_key("a"), "A100"), encode(record))
+    world.run(3.0)
+    assert list(world.records(ProfileRecord, PATHS.profiles)) == [f"two@{spec.version}~a/A100"]
+    world.store.delete(PATHS.pipeline("two"))
+    world.run(60.0)
+    assert not world.placed()
+    assert not world.records(ProfileRecord, PATHS.profiles)
 
 
 def test_another_leads_within_one_ttl_and_a_second_and_the_old_one_can_write_nothing(world):
