@@ -134,7 +134,7 @@ class Paging:
                 self._fleet.gain(now, model)
                 model.failed(now)
         elif code == "ok":
-            model.took(seconds)
+            model.took(now, seconds)
             self._fleet.gain(now, model)
             if model.stage is not None:
                 for lane in model.stage.lanes:

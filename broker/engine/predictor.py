@@ -30,9 +30,9 @@ GAIN: Final = 0.95
 the largest of them: better, so that it is tried, but not by so much that its requests would miss their deadlines."""
 
 
-class _Samples:
-    """The latest measurements of one batch size: when, the seconds until the answers were there, and those of them
-    after execution."""
+class Samples:
+    """The latest measurements of one thing: when, how long it took, and what part of that came after execution.
+    ``upper`` is their 99th percentile; ``mean`` and ``output`` (of what came after) are means."""
 
     def __init__(self) -> None:
         self._at: list[float] = []
@@ -42,7 +42,7 @@ class _Samples:
         self.mean = 0.0
         self.output = 0.0
 
-    def add(self, now: float, took: float, after: float) -> None:
+    def add(self, now: float, took: float, after: float = 0.0) -> None:
         self._at.append(now)
         self._took.append(took)
         self._after.append(after)
@@ -109,7 +109,7 @@ class LatencyTable:
         self._input = Overhead(0.0, 0.0, MOST_INPUT)
         self._alone = self._upper[1]
         """The bound for a batch of 1, which is asked for most."""
-        self._seen: dict[int, _Samples] = {}
+        self._seen: dict[int, Samples] = {}
         self._stale_at = 1e18
         self._lanes: dict[str, LatencyTable] = {}
         self.version = 0
@@ -168,7 +168,7 @@ class LatencyTable:
             self._output = [0.0] * (self.max_batch + 1)
         samples = self._seen.get(batch)
         if samples is None:
-            samples = _Samples()
+            samples = Samples()
             self._seen[batch] = samples
         samples.add(now, execution + output, output)
         self._mean[batch] = samples.mean

@@ -6,7 +6,7 @@ that is being unloaded takes no more room here: a device carries out what it is 
 
 from typing import TYPE_CHECKING, Final
 
-from broker.engine.predictor import LatencyTable
+from broker.engine.predictor import LatencyTable, Samples
 
 if TYPE_CHECKING:
     from broker.engine.devices import Device
@@ -22,9 +22,6 @@ BACK_OFF: Final = 0.05
 MAX_BACK_OFF: Final = 30.0
 """What a device refused, or failed at, is asked of it again after BACK_OFF seconds, doubled each time up to
 MAX_BACK_OFF."""
-FORGETS: Final = 0.1
-"""By how much of the difference each shorter load lowers what a load is expected to take; a longer one raises it at
-once."""
 TICK: Final = 1e-9
 """Seconds by which moments that were computed in two ways may differ."""
 ROUNDING: Final = 1e-6
@@ -41,6 +38,7 @@ class PagedModel:
         self.device = device
         self.memory_mb = memory_mb
         self.load_seconds = load_seconds
+        self._loads = Samples()
         self.state = HELD
         self.stage: Stage | None = None
         """Where its requests wait, if this shard serves its pipeline."""
@@ -68,14 +66,12 @@ class PagedModel:
         begin = start - self.load_seconds
         return begin if begin >= self.retry_at - TICK else 0.0
 
-    def took(self, seconds: float) -> None:
+    def took(self, now: float, seconds: float) -> None:
         """It was loaded in so many seconds."""
         self._failures = 0
         self.retry_at = 0.0
-        if seconds > self.load_seconds:
-            self.load_seconds = seconds
-        else:
-            self.load_seconds += FORGETS * (seconds - self.load_seconds)
+        self._loads.add(now, seconds)
+        self.load_seconds = self._loads.upper
 
     def failed(self, now: float) -> None:
         """It could not be loaded, or not be unloaded."""
