@@ -236,13 +236,13 @@ DONE_CODES: Final = (
     "busy",
     "cancelled",
 )
-"""How a batch, a LOAD or an UNLOAD ends. It ran: ``ok``; ``model_error``: the model raised, or returned the wrong number
-of outputs; ``out_of_memory``: the device's memory did not suffice for it; ``bad_input``: the frames are no inputs of this
-stage. It was lost: ``worker_died``: the process that ran it died or had to be killed; ``unavailable``: the server behind
-the executor was away. It never began, which is no attempt, but for ``too_late``: ``too_late``: its window had closed;
-``unknown_model``: the device is not to run this model; ``not_loaded``: the model is not in the device's memory;
-``busy``: something else is in the way (another batch waits, the model is in use or being loaded, no room);
-``cancelled``: the device works for another shard by now."""
+"""How a batch, a LOAD or an UNLOAD ends. It ran: ``ok``; ``model_error``: the model raised, or returned the wrong
+number of outputs; ``out_of_memory``: the device's memory did not suffice for it; ``bad_input``: the frames are no
+inputs of this stage. It was lost: ``worker_died``: the process that ran it died or had to be killed; ``unavailable``:
+the server behind the executor was away. It never began, which is no attempt, but for ``too_late``: ``too_late``: its
+window had closed; ``unknown_model``: the device is not to run this model; ``not_loaded``: the model is not in the
+device's memory; ``busy``: something else is in the way (another batch waits, the model is in use or being loaded, no
+room); ``cancelled``: the device works for another shard by now."""
 
 
 class Acted(Message, tag=16):
