@@ -84,6 +84,12 @@ class Faults:
     def load(self, choose: Any = None) -> Load:
         return Load(self._cluster.addresses(), choose or always("steady"), self._rate, self._seed)
 
+    def clean_up(self) -> None:
+        """Delete what was applied for a fault."""
+        for pipeline in self._cluster.status()["pipelines"]:
+            if pipeline["name"] != "steady":
+                self._cluster("pipeline", "delete", pipeline["name"], "--yes")
+
     def worker(self) -> tuple[Load, str]:
         """the worker is killed in the middle of a batch"""
         load = self.load()
@@ -112,7 +118,6 @@ class Faults:
         self._cluster("pipeline", "apply", str(self._directory / "greedy.yaml"))
         load = self.load(always("greedy"))
         load.sleep_until(BEFORE + 12)
-        self._cluster("pipeline", "delete", "greedy", "--yes")
         return load, "each batch runs again in halves"
 
     def broken(self) -> tuple[Load, str]:
@@ -125,7 +130,6 @@ class Faults:
         except subprocess.CalledProcessError as error:
             said = f"apply said so and ended with {error.returncode}"
         load.sleep_until(BEFORE + 12)
-        self._cluster("pipeline", "delete", "broken", "--yes")
         return load, said
 
 
@@ -156,6 +160,7 @@ def main() -> None:
             print(f"{fault.__doc__} ...", file=sys.stderr)
             load, note = fault()
             submitted, sent = load.stop()
+            faults.clean_up()
             counts: Counter[str] = outcomes(sent)
             results.append(
                 {

@@ -104,13 +104,20 @@ class Failures:
     """Which models cannot be loaded for good: those that failed and were ready nowhere within :data:`PATIENCE`."""
 
     def __init__(self) -> None:
-        self._since: dict[str, float] = {}
+        self._failed: dict[str, tuple[float, ModelLoading]] = {}
+        """Since when, and how it failed last."""
 
     def lasting(self, now: float, models: list[ModelLoading]) -> ModelLoading | None:
-        """The first of those, if there is one; ``now`` is monotonic, in seconds."""
+        """The first of those, if there is one; ``now`` is monotonic, in seconds. One that no device is to hold any more
+        has nothing left to wait for."""
         for model in models:
-            if model.ready or (model.failed is None and model.model not in self._since):
-                self._since.pop(model.model, None)
-            elif now >= self._since.setdefault(model.model, now) + PATIENCE and model.failed is not None:
-                return model
+            if model.ready:
+                self._failed.pop(model.model, None)
+                continue
+            since, last = self._failed.get(model.model, (now, model))
+            if model.failed is not None:
+                last = model
+                self._failed[model.model] = (since, model)
+            if last.failed is not None and now >= since + PATIENCE and (model.failed is not None or not model.devices):
+                return last
         return None

@@ -348,6 +348,16 @@ def test_a_failure_lasts_unless_another_device_becomes_ready() -> None:
     assert failures.lasting(2 * PATIENCE + 3, model(0, "why")) is not None
 
 
+def test_a_failure_lasts_where_no_other_device_is_to_try() -> None:
+    failures = Failures()
+    assert failures.lasting(0.0, [ModelLoading("m", 0, 1, "", "why")]) is None
+    assert failures.lasting(1.0, [ModelLoading("m", 0, 0, "", None)]) is None
+    lasting = failures.lasting(PATIENCE, [ModelLoading("m", 0, 0, "", None)])
+    assert lasting is not None
+    assert lasting.failed == "why"
+    assert failures.lasting(PATIENCE + 1, [ModelLoading("other", 0, 0, "", None)]) is None
+
+
 def test_somebody_elses_version_ends_the_waiting(cluster: Fake) -> None:
     other = msgspec.structs.replace(load_spec("echo"), slo=7.0)
     replaced = watched(cluster, PATHS.pipeline("echo"), lambda: cluster.want(other))
