@@ -6,7 +6,9 @@ One server process, the same two models twice, two ways to serve the two-stage p
   is an ensemble, or chained by the client, which then gives the second model what is left of the SLO as its timeout.
   Which of the two, the batcher's delay and preferred size, and how much of the SLO may be spent in queues are tried out
   first, in the same run, and the best is taken.
-- Laxity: a cluster whose two devices each hold one model, by the ``triton`` executor.
+- Laxity: a cluster whose devices each hold one of the two models, by the ``triton`` executor.
+
+Each model has ``--gpus`` instances, which in Laxity's case are as many devices.
 
 A batch of b takes alpha*b + beta in both: the models sleep, which takes nothing of this machine's cores, as work on a
 GPU of its own would not. Arrivals are those of a bursty trace and come to both from the same open-loop generator, which
@@ -15,7 +17,7 @@ else this machine does hits both. The trace lies in the folder ``traces``
 of LAXITY_SHARED (../shared beside this project unless set); without it gaps are drawn from a gamma distribution.
 
     python benchmarks/triton_serving.py
-    python benchmarks/triton_serving.py --loads 0.9 --seeds 1 --seconds 10 --json
+    python benchmarks/triton_serving.py --gpus 1 --loads 0.9 --seeds 1 --seconds 10 --json
 """
 
 from __future__ import annotations
@@ -61,7 +63,7 @@ WARM_UP = 3.0
 SIZE = 256
 """Floats in a request, and in an answer."""
 MAX_BATCH = 16
-STAGES = {"detect": (2.0, 12.0), "classify": (2.3, 6.0)}
+STAGES = {"detect": (4.0, 24.0), "classify": (4.6, 12.0)}
 """alpha and beta in milliseconds."""
 BATCHED = "batched_"
 """Before the names of the models that Triton batches itself."""
@@ -85,6 +87,7 @@ class TritonPythonModel:
 """
 TENSORS = """
 max_batch_size: {max_batch}
+{instances}
 input [{{name: "x" data_type: TYPE_FP32 dims: [{size}]}}]
 output [{{name: "y" data_type: TYPE_FP32 dims: [{size}]}}]
 """
@@ -184,16 +187,18 @@ def reserves(tuning: Tuning) -> dict[str, float]:
     return {"both": kept[BATCHED + next(iter(STAGES))], **kept}
 
 
-def add_model(server: TritonServer, stage: str, prefix: str = "", batching: str = "") -> None:
+def add_model(server: TritonServer, stage: str, gpus: int, prefix: str = "", batching: str = "") -> None:
     """Put a stage's model into the server's repository."""
+    instances = f"instance_group [{{count: {gpus} kind: KIND_CPU}}]"
+    tensors = TENSORS.format(max_batch=MAX_BATCH, size=SIZE, instances=instances)
     parameters = "".join(
         f'parameters {{key: "{key}" value {{string_value: "{value}"}}}}\n'
         for key, value in zip(("alpha", "beta"), STAGES[stage], strict=True)
     )
-    server.add(prefix + stage, TENSORS.format(max_batch=MAX_BATCH, size=SIZE) + parameters + batching, MODEL)
+    server.add(prefix + stage, tensors + parameters + batching, MODEL)
 
 
-def set_up(server: TritonServer, tuning: Tuning, slo: float) -> None:
+def set_up(server: TritonServer, tuning: Tuning, slo: float, gpus: int) -> None:
     """Have the server serve the models with its own batcher."""
     from tritonclient.grpc import InferenceServerClient
 
@@ -203,7 +208,7 @@ def set_up(server: TritonServer, tuning: Tuning, slo: float) -> None:
             if client.is_model_ready(name):
                 client.unload_model(name)
         for stage in STAGES:
-            add_model(server, stage, BATCHED, _batching(tuning, slo - kept[BATCHED + stage]))
+            add_model(server, stage, gpus, BATCHED, _batching(tuning, slo - kept[BATCHED + stage]))
             client.load_model(BATCHED + stage)
         if tuning.way == "ensemble":
             _write_ensemble(server)
@@ -231,16 +236,19 @@ def _write_ensemble(server: TritonServer) -> None:
         steps.append(f'{{model_name: "{BATCHED + stage}" model_version: -1 {maps}}}')
     directory = server.repository / "both"
     (directory / "1").mkdir(parents=True, exist_ok=True)
-    tensors = TENSORS.format(max_batch=MAX_BATCH, size=SIZE)
+    tensors = TENSORS.format(max_batch=MAX_BATCH, size=SIZE, instances="")
     (directory / "config.pbtxt").write_text(
         f'platform: "ensemble"\n{tensors}ensemble_scheduling {{step [{", ".join(steps)}]}}\n'
     )
 
 
 @contextmanager
-def laxity(directory: Path, spec: PipelineSpec) -> Iterator[Client]:
-    """A cluster with one device for each stage, as ``laxity up`` runs it, and a client of it."""
-    layouts = [AgentLayout(f"agent-{name}", "cpu", {0: [spec.model_key(name)]}) for name in spec.stages]
+def laxity(directory: Path, spec: PipelineSpec, gpus: int) -> Iterator[Client]:
+    """A cluster with so many devices for each stage, as ``laxity up`` runs it, and a client of it."""
+    layouts = [
+        AgentLayout(f"agent-{stage}-{number}", "cpu", {0: [spec.model_key(stage)]})
+        for stage, number in itertools.product(spec.stages, range(gpus))
+    ]
     run = RunDirectory("bench", directory / "run")
     with LocalCluster(run, None, lambda: False, partial(print, file=sys.stderr)) as cluster:
         cluster.start(Setup(specs=[spec], layouts=layouts), lambda _: None)
@@ -272,13 +280,13 @@ def run(client: Any, times: Floats, seconds: float, slo: float) -> Result:
     )
 
 
-def tune(server: TritonServer, slo: float, times: Floats, seconds: float) -> list[tuple[Tuning, Result]]:
+def tune(server: TritonServer, slo: float, gpus: int, times: Floats, seconds: float) -> list[tuple[Tuning, Result]]:
     """All that was tried, best first: the way and the time for queues, then the batcher's delay and preferred size."""
     tried: dict[Tuning, Result] = {}
 
     def attempt(tuning: Tuning) -> None:
         if tuning not in tried:
-            set_up(server, tuning, slo)
+            set_up(server, tuning, slo, gpus)
             client = TritonClient(server.url, tuning, slo)
             run(client, times[times < 1.0], 1.0, slo)
             tried[tuning] = run(client, times, seconds, slo)
@@ -308,19 +316,19 @@ def measure(options: argparse.Namespace, directory: Path) -> dict[str, Any]:
     (directory / "steps.py").write_text(SAMPLE)
     with TritonServer(directory / "triton") as server:
         for stage in STAGES:
-            add_model(server, stage)
+            add_model(server, stage, options.gpus)
         server.start()
         text = SPEC.format(slo=options.slo_ms, max_batch=MAX_BATCH, url=server.url, **STAGES)
         (directory / "two.yaml").write_text(text)
         spec = load_spec(str(directory / "two.yaml"))
-        capacity = 1.0 / max(planned_costs(spec).values())
+        capacity = options.gpus / max(planned_costs(spec).values())
         print("tuning Triton's batcher:", file=sys.stderr)
         drawn = arrivals(options.tune_seconds, options.tune_at * capacity, 1)
-        tried = tune(server, slo, drawn, options.tune_seconds)
-        set_up(server, tried[0][0], slo)
+        tried = tune(server, slo, options.gpus, drawn, options.tune_seconds)
+        set_up(server, tried[0][0], slo, options.gpus)
         alone = TritonClient(server.url, tried[0][0], slo)
         results: dict[str, dict[float, list[Result]]] = {"triton": {}, "laxity": {}}
-        with laxity(directory, spec) as ours:
+        with laxity(directory, spec, options.gpus) as ours:
             clients = {"triton": alone, "laxity": ours}
             for client in clients.values():
                 run(client, arrivals(WARM_UP, 0.7 * capacity, 1), WARM_UP, slo)
@@ -333,6 +341,7 @@ def measure(options: argparse.Namespace, directory: Path) -> dict[str, Any]:
         alone.close()
     return {
         "slo_ms": options.slo_ms,
+        "gpus": options.gpus,
         "capacity_rps": capacity,
         "arrivals": TRACE.name if TRACE.is_file() else "gamma:3",
         "seconds": options.seconds,
@@ -352,7 +361,8 @@ def measure(options: argparse.Namespace, directory: Path) -> dict[str, Any]:
 
 def show(found: dict[str, Any]) -> None:
     print(
-        f"two stages, SLO {found['slo_ms']:g} ms, capacity {found['capacity_rps']:.0f}/s, {found['arrivals']}, "
+        f"two stages on {found['gpus']} GPUs each, SLO {found['slo_ms']:g} ms, "
+        f"capacity {found['capacity_rps']:.0f}/s, {found['arrivals']}, "
         f"medians of {found['seeds']} runs of {found['seconds']:g} s"
     )
     first, *_, last = found["tried"]
@@ -377,7 +387,8 @@ def show(found: dict[str, Any]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--slo-ms", type=float, default=150.0)
+    parser.add_argument("--gpus", type=int, default=2, help="instances of each model, and devices (default 2)")
+    parser.add_argument("--slo-ms", type=float, default=300.0)
     parser.add_argument(
         "--loads", type=lambda text: [float(part) for part in text.split(",")], default="0.7,0.9,1.1,1.5"
     )
