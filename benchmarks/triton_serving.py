@@ -6,7 +6,8 @@ One server process, the same two models twice, two ways to serve the two-stage p
   is an ensemble, or chained by the client, which then gives the second model what is left of the SLO as its timeout.
   Which of the two, the batcher's delay and preferred size, and how much of the SLO may be spent in queues are tried out
   first, in the same run, and the best is taken.
-- Laxity: a cluster whose devices each hold one of the two models, by the ``triton`` executor.
+- Laxity: a cluster whose devices each hold one of the two models, by the ``triton`` executor. It is told alpha and beta
+  in the pipeline's file, as those who tune Triton's timeouts know them.
 
 Each model has ``--gpus`` instances, which in Laxity's case are as many devices.
 
@@ -95,13 +96,12 @@ SPEC = """
 name: two
 slo: {slo}ms
 stages:
-  detect: {{executor: triton, model: detect, max_batch: {max_batch}, sample: "steps:sample", options: {{url: "{url}"}},
+  detect: {{executor: triton, model: detect, max_batch: {max_batch}, options: {{url: "{url}"}},
     profile: {{alpha_ms: {detect[0]}, beta_ms: {detect[1]}}}}}
-  classify: {{executor: triton, model: classify, max_batch: {max_batch}, sample: "steps:sample", inputs: [detect],
+  classify: {{executor: triton, model: classify, max_batch: {max_batch}, inputs: [detect],
     options: {{url: "{url}"}}, profile: {{alpha_ms: {classify[0]}, beta_ms: {classify[1]}}}}}
 output: classify
 """
-SAMPLE = f"import numpy as np\ndef sample():\n    return np.zeros({SIZE}, np.float32)\n"
 
 
 class Tuning(NamedTuple):
@@ -313,7 +313,6 @@ def medians(results: Sequence[Result]) -> Result:
 
 def measure(options: argparse.Namespace, directory: Path) -> dict[str, Any]:
     slo = options.slo_ms / 1e3
-    (directory / "steps.py").write_text(SAMPLE)
     with TritonServer(directory / "triton") as server:
         for stage in STAGES:
             add_model(server, stage, options.gpus)
