@@ -21,6 +21,7 @@ from laxity.payload import Part
 from laxity.protocol import Failure
 from nodes import worker_protocol as wire
 from nodes.engine.lanes import CopyIn, CopyOut, Execute, Lanes, Order, PageIn, PageOut, TooLate
+from nodes.executors.base import Unavailable
 from nodes.executors.errors import describe_error, error_code
 from nodes.under_way import EXECUTION, INPUT, OUTPUT, UnderWay
 from nodes.worker_lanes import Job, LaneThread
@@ -324,7 +325,9 @@ class Actions:
 
     def _failure(self, batch: _Batch, error: BaseException) -> _Failure:
         # The error itself is not kept: by way of its frames it holds what the batch had in memory.
-        log.warning("a batch of %d of %s failed", len(batch.tasks), batch.model.key, exc_info=error)
+        # Of a server that is away its executor tells once.
+        if not isinstance(error, Unavailable):
+            log.warning("a batch of %d of %s failed", len(batch.tasks), batch.model.key, exc_info=error)
         return error_code(error), describe_error(error, f"model of {batch.model.key}")
 
     def _page(self, message: wire.Load | wire.Unload) -> Job | None:

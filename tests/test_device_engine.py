@@ -632,6 +632,17 @@ def test_inputs_that_hang_are_told_by_batches_that_never_begin() -> None:
     assert "inputs of the model m hung" in world.engine.worker_died(now, "")
 
 
+def test_inputs_that_fail_do_not_hang() -> None:
+    world = World("m")
+    now = 1.0
+    for number in range(3 * MAX_STUCK):
+        world.grant(now, number, seq=number + 1)
+        now += 1.0
+        assert ("kill worker",) not in world.finish(
+            now, number, "unavailable" if number % MAX_STUCK == 0 else "too_late"
+        )
+
+
 def test_batches_that_are_late_behind_others_tell_nothing() -> None:
     world = World("m")
     now = 1.0

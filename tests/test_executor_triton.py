@@ -19,7 +19,7 @@ from triton_server import TritonServer, find_tritonserver
 
 from laxity.outcomes import Outcome
 from nodes.device import DeviceConfig
-from nodes.executors.base import Executor, Unavailable, run_batch
+from nodes.executors.base import Executor, MissingExtra, Unavailable, run_batch
 from nodes.executors.build import build_executor
 from nodes.executors.errors import error_code
 from nodes.executors.triton import TritonModel
@@ -237,6 +237,12 @@ def test_models_that_are_not_there_or_do_not_load(build: Callable[..., Executor]
         loaded(build(version=7))
 
 
+def test_without_its_package(build: Callable[..., Executor], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tritonclient", None)
+    with pytest.raises(MissingExtra, match=re.escape("'tritonclient[grpc]': pip install 'laxity[triton]'")):
+        build().hold()
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -379,7 +385,8 @@ def test_no_server(build: Callable[..., Executor], server: TritonServer, tmp_pat
         build(url=never_started.url).hold()
 
 
-def test_a_server_restarted_under_load(cluster: Any, server: TritonServer, in_use: None) -> None:
+@pytest.mark.parametrize("slo", [0.15, 2.0])
+def test_a_server_restarted_under_load(cluster: Any, server: TritonServer, in_use: None, slo: float) -> None:
     stage = StageSpec(
         executor="triton",
         model="double",
@@ -388,7 +395,7 @@ def test_a_server_restarted_under_load(cluster: Any, server: TritonServer, in_us
         profile=Profile(alpha_ms=0.1, beta_ms=1.0),
     )
     agent = cluster.serve(
-        PipelineSpec(name="p", slo=2.0, stages={"a": stage}, output="a"), devices=[DeviceConfig("cpu", "cpu", 1)]
+        PipelineSpec(name="p", slo=slo, stages={"a": stage}, output="a"), devices=[DeviceConfig("cpu", "cpu", 1)]
     )
     client = cluster.client()
     ended: Counter[Outcome] = Counter()

@@ -191,7 +191,9 @@ class DeviceEngine:
             self.pulls.took_in(input_time)
             self.health.ran()
             handed.model.deaths = 0
-        elif code == "too_late":
+        elif code != "too_late":
+            self.health.began()  # it came to an end, if a bad one: its inputs do not hang
+        else:
             self._note_late(now)
             free = self.running is None and not self.paging.pages
             if free and self.health.could_not_begin(now, handed.patience()):

@@ -19,9 +19,10 @@ log = logging.getLogger(__name__)
 
 CALL_SECONDS = 5.0
 LOAD_SECONDS = 600.0
-PATIENCE_SECONDS = 0.25
+PATIENCE_SECONDS = 0.02
 """How long a batch waits for a server that is away. Failing at once, this device would always be free, and draw the
-requests away from those that work."""
+requests away from those that work; waiting for long, its batches' windows would close, and its agent take its inputs
+for hanging."""
 _RETRY_SECONDS = (0.05, 1.0)
 _OUT_OF_MEMORY = ("out of memory", "bad_alloc", "failed to allocate", "unable to allocate", "cuda_error_out_of_memory")
 _NOT_EXPLICIT = "explicit model load / unload is not allowed"
