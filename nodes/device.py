@@ -128,7 +128,7 @@ class Device:
         """How busy and how full it is."""
         models = self.engine.paging.models
         budget = self.config.memory_mb
-        return DeviceLoad(self.number, self._executed, len(models.on_device), models.present(), budget)
+        return DeviceLoad(self.number, self._executed, len(models.on_device), self.engine.paging.taken(), budget)
 
     def owes(self, session: Session) -> bool:
         """Whether it has a batch, a LOAD or an UNLOAD of this session to answer."""
@@ -250,7 +250,7 @@ class Device:
         """An action has ended: its record is complete."""
         record.code = code
         record.detail = detail
-        record.memory_mb = self.engine.paging.models.present()
+        record.memory_mb = self.engine.paging.taken()
         if record.kind == "INFER":
             self._executed += record.duration
         if self._telemetry is not None:

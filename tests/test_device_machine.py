@@ -414,6 +414,7 @@ class DeviceMachine(RuleBasedStateMachine):
         models = self.engine.paging.models
         # An UNLOAD that came too late is heard of before the LOAD that came too late with it.
         assert (models.fits(models.claimed()) and models.fits(models.present())) or self.engine.paging.pages
+        assert models.fits(self.engine.paging.taken())
         for key, model in models.wanted.items():
             assert (key in models.queued) == (model.state == "queued")
             assert (key in models.serving) == (model.state in (READY, HELD))

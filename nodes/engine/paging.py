@@ -128,6 +128,16 @@ class Paging:
             model.deaths = 0
         return page
 
+    def taken(self) -> float:
+        """Megabytes of the device's memory that are taken now, at most: LOADs behind another action have not begun."""
+        taken = self.models.present()
+        first = True
+        for page in self.pages.values():
+            if page.loads and not first:
+                taken -= page.model.memory
+            first = False
+        return taken
+
     # ---- what is to be held ----------------------------------------------------------------
 
     def place(self, memory: dict[str, float]) -> None:
