@@ -40,4 +40,4 @@ def _cost_key(stage: StageSpec) -> CostKey | None:
     if cost is None:
         return None
     source = list(stage.named_inputs()).index(cost.input) if cost.input else 0
-    return CostKey(source, cost.field, cost.axis, list(cost.buckets))
+    return CostKey(source, cost.field, cost.axis, list(cost.buckets), cost.profiled or 0)

@@ -110,7 +110,7 @@ PROFILE_FIELDS = {
 COST_FIELDS = {
     "buckets": Field(
         "The largest size in each bucket, ascending, 2 to 8 of them. What is larger than the last, or has no such "
-        "size, belongs to it; a profile is that of the last.",
+        "size, belongs to it.",
         "buckets: [160, 320, 640]",
     ),
     "axis": Field(
@@ -119,6 +119,9 @@ COST_FIELDS = {
     ),
     "field": Field(
         "Of an input (of an item of a map stage) that is a dict: the field that is meant.", "field: picture"
+    ),
+    "profiled": Field(
+        "The size that the profile and the sample are of; the largest bucket's where it is not said.", "profiled: 320"
     ),
     "input": Field("Of several inputs: the one that is meant, by its name.", "input: crop"),
 }

@@ -80,6 +80,8 @@ class Cost(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     """Of an input (of an item of a map stage) that is a dict: the field that is meant."""
     input: str = ""
     """Of several inputs: the one that is meant, by its name."""
+    profiled: Annotated[int, Meta(ge=1)] | None = None
+    """The size that the profile and the sample are of; the largest bucket's where it is not said."""
 
 
 class StageSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
@@ -117,8 +119,7 @@ class StageSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     profile: Profile | None = None
     """Execution latency, where it is known beforehand; an emulated stage needs one."""
     cost: Cost | None = None
-    """By which size of its inputs elements are put into batches, where the model's time depends on it. The profile is
-    that of the largest bucket."""
+    """By which size of its inputs elements are put into batches, where the model's time depends on it."""
     options: dict[str, Any] = {}
     """The executor's own options."""
 

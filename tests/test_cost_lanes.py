@@ -179,6 +179,7 @@ def test_larger_inputs_never_go_to_a_lane_for_smaller_ones(bounds: list[int], si
         ("{buckets: [3]}", "1 buckets"),
         ("{buckets: [1, 2, 3, 4, 5, 6, 7, 8, 9]}", "9 buckets"),
         ("{buckets: [1, 3, 3]}", "cost.buckets[2]: 3 stands behind 3; write the buckets' largest sizes ascending"),
+        ("{buckets: [1, 3], profiled: 0}", "stages.read.cost.profiled"),
         ("{buckets: [0, 3]}", "stages.read.cost.buckets"),
         ("{buckets: [1, 3], axis: 99}", "stages.read.cost.axis"),
         ("{buckets: [1, 3], axes: 1}", "unknown field 'axes'; write 'axis'"),
@@ -254,6 +255,16 @@ def test_each_bucket_has_predictions_of_its_own() -> None:
     assert tables[2].upper(1) == pytest.approx(0.016)
     assert [number for number in range(3) if world.lane(number).batch_size > 0.0] == [0]
     assert world.lane(0).rate > world.lane(2).rate == 0.0
+
+
+def test_a_profile_can_be_of_a_size_in_between() -> None:
+    world = World(spec(SPEC.replace("400]", "400], profiled: 100")))
+    world.run(until=0.1)
+    group = world.lane(0).groups[0]
+    tables = [group.tables[world.lane(number).key] for number in range(3)]
+    assert [table.upper(1) for table in tables] == pytest.approx([0.016, 0.032, 0.064])
+    assert [table.upper(8) for table in tables] == pytest.approx([0.072, 0.144, 0.288])
+    assert [table.drift() for table in tables] == [0.0] * 3
 
 
 def test_a_report_is_of_the_whole_stage() -> None:

@@ -10,10 +10,13 @@ class CostKey:
     """Which of a stage's queues (lanes, stage.py) an input belongs to: one for each of the ascending ``bounds``, which
     are the largest sizes that belong there; what is larger, or has no such size, goes to the last. The size is that of
     ``axis`` of an array, or without an axis the length of bytes, of a text in UTF-8, or of a list; of the stage's input
-    number ``source``, or of that dict's ``field``."""
+    number ``source``, or of that dict's ``field``. ``profiled`` is the size that the model's profile is of; 0 for the
+    largest bound."""
 
-    def __init__(self, source: int, field: str, axis: int | None, bounds: list[int]) -> None:
+    def __init__(self, source: int, field: str, axis: int | None, bounds: list[int], profiled: int = 0) -> None:
         self.bounds = bounds
+        self.scale = bounds[-1] / profiled if profiled else 1.0
+        """What the largest bound is of the size that the profile is of."""
         self._source = source
         self._field = field
         self._axis = axis

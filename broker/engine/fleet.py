@@ -150,7 +150,7 @@ class Fleet:
         return held
 
     def _attach(self, stage: Stage, held: PagedModel) -> None:
-        held.table.extend(stage.max_batch)
+        held.table.extend(stage.max_batch, stage.scale)
         held.stage = stage
         stage.paged.append(held)
         for lane in stage.lanes:
@@ -282,7 +282,7 @@ class Fleet:
                 used.add(id(table))
                 served = stages.get(model)
                 if served is not None:
-                    table.extend(served.max_batch)
+                    table.extend(served.max_batch, served.scale)
                     served.groups.append(group)
                     served.devices += len(group.members)
                     for lane in served.lanes:
@@ -293,7 +293,7 @@ class Fleet:
                     used.add(id(held.table))
                     held.stage = stages.get(held.key)
                     if held.stage is not None:
-                        held.table.extend(held.stage.max_batch)
+                        held.table.extend(held.stage.max_batch, held.stage.scale)
                         held.stage.paged.append(held)
                         if not held.stage.devices:
                             held.stage.devices = 1

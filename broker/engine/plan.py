@@ -42,7 +42,7 @@ class StagePlan:
         """The lane with the most work, for which batches are planned (planner.py)."""
         self.cost = cost
         if cost is not None:
-            stage.split(cost.parts())
+            stage.split(cost.parts(), cost.scale)
         self.sources = sources
         self.is_map = is_map
         self.takes_request = not is_map and cost is None and sources == [(FROM_REQUEST, "")]

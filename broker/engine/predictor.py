@@ -101,6 +101,7 @@ class LatencyTable:
     def __init__(self, max_batch: int, profile: list[tuple[int, float]]) -> None:
         self.max_batch = max_batch
         self._points = profile
+        self._scale = 1.0
         self._profile: list[float] = _table(profile, max_batch)
         self._upper: list[float] = list(self._profile)
         self._mean: list[float] = list(self._profile)
@@ -115,10 +116,15 @@ class LatencyTable:
         self.version = 0
         """Counts the changes of the bounds."""
 
-    def extend(self, max_batch: int) -> None:
-        """Predict batches up to ``max_batch`` from now on, if the table ends below it."""
-        if max_batch > self.max_batch:
-            self.max_batch = max_batch
+    def extend(self, max_batch: int, scale: float = 1.0) -> None:
+        """Predict batches up to ``max_batch`` from now on, if the table ends below it, by ``scale`` times the profile
+        that it was made of."""
+        if max_batch > self.max_batch or scale != self._scale:
+            self._points = [(batch, seconds * scale / self._scale) for batch, seconds in self._points]
+            self._scale = scale
+            if max_batch > self.max_batch:
+                self.max_batch = max_batch
+            max_batch = self.max_batch
             self._profile = _table(self._points, max_batch)
             self._upper = list(self._profile)
             self._mean = list(self._profile)

@@ -40,6 +40,8 @@ class Stage:
         """The last of them."""
         self.part = 1.0
         """What its inputs' largest size is of that of the last."""
+        self.scale = 1.0
+        """How many times as long as its profile says a model takes for the largest inputs."""
         self.variant = variant
         self.max_batch = max_batch
         self.max_queue = max_queue
@@ -111,8 +113,10 @@ class Stage:
         self.arrivals = 0
         """Elements arrived since ``rate`` was last brought up to date."""
 
-    def split(self, parts: list[float]) -> None:
-        """Have a lane for each of ``parts``, ascending, of which this one is the last."""
+    def split(self, parts: list[float], scale: float) -> None:
+        """Have a lane for each of ``parts``, ascending, of which this one is the last and takes ``scale`` times what
+        the profile says."""
+        self.scale = scale
         self.lanes = []
         for number, part in enumerate(parts[:-1]):
             lane = Stage(f"{self.key}#{number}", self.variant, self.max_batch, self.max_queue)
