@@ -39,8 +39,8 @@ def test_sizes_are_powers_of_two_and_the_largest(largest: int, sizes: list[int])
     assert batch_sizes(largest) == sizes
 
 
-def test_the_warm_up_does_not_count_and_the_worst_repeat_does() -> None:
-    bench = Bench(lambda size, nth: {1: 0.5, 4: 0.02}.get(nth, 0.01) * size)
+def test_the_warm_up_does_not_count_nor_a_single_outlier_but_the_worst_repeat_besides_does() -> None:
+    bench = Bench(lambda size, nth: {1: 0.5, 3: 0.09, 4: 0.02}.get(nth, 0.01) * size)
     assert bench.measure(2, longest=9.0) == [(1, pytest.approx(0.02)), (2, pytest.approx(0.04))]
     assert bench.announced == [1, 2]
 
