@@ -294,6 +294,8 @@ class SchedulerMachine(RuleBasedStateMachine):
                     there.add(page.model)
                 else:
                     code = "busy"
+            elif not page.load and page.model not in there:
+                code = "not_loaded"
             elif code in ("ok", "not_loaded", "unknown_model"):
                 there.discard(page.model)
         arguments: tuple[Any, ...] = (page.action, code, seconds, "why")

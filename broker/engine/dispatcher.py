@@ -11,7 +11,7 @@ from broker.engine.paging import Paging
 from broker.engine.policy import FORCED
 from broker.engine.predictor import LatencyTable
 from broker.engine.request import GRANTED, QUEUED, Task
-from broker.engine.residency import HELD
+from broker.engine.residency import HELD, RESIDENT, UNLOADING
 from broker.engine.stage import NEVER, Stage
 from broker.engine.timers import Timers
 from broker.engine.window import closes_at
@@ -355,8 +355,12 @@ class Dispatcher:
     def lose_model(self, device: Device, key: str) -> None:
         """A device that pages its models says that it does not have this one in its memory."""
         memory = device.memory
-        model = memory.resident.get(key) if memory is not None else None
-        if model is not None:
+        model = memory.models.get(key) if memory is not None else None
+        if model is None:
+            return
+        if model.state == UNLOADING:
+            model.state = HELD
+        elif model.state == RESIDENT:
             if device.collects_for is not None and device.collects_for.model == key:
                 self.uncollect(device)
             self._fleet.lose(model, HELD)

@@ -99,6 +99,8 @@ class Paging:
     def forget(self, stage: Stage) -> None:
         """A stage is served no more."""
         self._wanted.pop(stage.key, None)
+        if not self._wanted:
+            self.next_look = NEVER
 
     def forget_device(self, device: Device) -> None:
         """A device is gone: it answers nothing any more."""
@@ -130,7 +132,7 @@ class Paging:
         if not page.load:
             if code == "ok" or code == "not_loaded" or code == "unknown_model":
                 memory.leave(model, HELD)
-            else:
+            elif model.state == UNLOADING:
                 self._fleet.gain(now, model)
                 model.failed(now)
         elif code == "ok":
@@ -281,13 +283,13 @@ class Paging:
                 if model.device.memory is not None and model.device.memory.loading is model:
                     model.device.memory.loading = None
                 for victim in order.victims:
-                    if _known(victim):
+                    if _known(victim) and victim.state == UNLOADING:
                         self._fleet.gain(now, victim)
             elif any(_runs(victim) for victim in order.victims):
                 waiting.append(order)
             else:
                 for victim in order.victims:
-                    if _known(victim):
+                    if _known(victim) and victim.state == UNLOADING:
                         self._tell(victim, False, now + WINDOW)
                 self._tell(model, True, now + WINDOW)
         self._orders = waiting
