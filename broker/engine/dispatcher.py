@@ -73,8 +73,7 @@ class Dispatcher:
                     self.leave_pending(now, stage)
                     self._consider(now, stage, True)
         grants = self._grants
-        if grants:
-            self._grants = []
+        self._grants = []
         return grants
 
     def next_wake(self) -> float:
