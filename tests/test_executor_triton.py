@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from nodes.executors.build import build_executor
 from nodes.executors.errors import error_code
 from nodes.executors.triton import TritonModel
 from nodes.executors.triton_regions import MAX_REGIONS, PREFIX
+from nodes.executors.triton_server import ModelServer
 from pipelines.spec import PipelineSpec, Profile, StageSpec
 
 pytestmark = pytest.mark.skipif(find_tritonserver() is None, reason="there is no tritonserver (.ci/triton says why)")
@@ -433,3 +435,100 @@ def test_a_server_restarted_under_load(cluster: Any, server: TritonServer, in_us
     assert sum(ended.values()) == submitted, "once"
     assert set(ended) <= {Outcome.OK, Outcome.UNAVAILABLE, Outcome.DROPPED, Outcome.EXPIRED}
     assert [state.worker_restarts for state in agent.states] == [0], "and nothing of ours had to be restarted"
+
+
+class SlowServer:
+    """A server at the seam of its gRPC client: loading takes until it is let go on, and everything it is asked for is
+    noted."""
+
+    def __init__(self) -> None:
+        self.loads = threading.Event()
+        self.go_on = threading.Event()
+        self.closed = threading.Event()
+        self.resident = True
+        self.away = False
+        self.unloaded = threading.Event()
+
+    def infer(self, *_: Any, **__: Any) -> None:
+        self.resident = False
+        raise Unavailable("it has started anew")
+
+    def is_server_live(self) -> bool:
+        return True
+
+    def is_model_ready(self, *_: Any) -> bool:
+        return self.resident
+
+    def load_model(self, *_: Any, **__: Any) -> None:
+        self.loads.set()
+        self.go_on.wait()
+        self.resident = True
+
+    def unload_model(self, *_: Any) -> None:
+        self.resident = False
+        if self.go_on.is_set():
+            self.unloaded.set()
+
+    def get_model_repository_index(self) -> Any:
+        if self.away:
+            raise Unavailable("it has just ended")
+        return SimpleNamespace(models=[])
+
+    def close(self) -> None:
+        self.closed.set()
+
+
+@pytest.fixture
+def slow() -> Iterator[tuple[ModelServer, SlowServer]]:
+    """A model that is loaded at a :class:`SlowServer`."""
+    model, server = ModelServer("localhost:1", "m", "", lambda: None), SlowServer()
+    model.client.close()
+    model.client = server
+    model.load()
+    yield model, server
+    server.go_on.set()
+    model.close()
+    assert server.closed.wait(10)
+
+
+def lose(model: ModelServer, server: SlowServer) -> None:
+    """The server is found to have forgotten the model, and is loading it again."""
+    with pytest.raises(Unavailable):
+        model.infer([], [], 1.0)
+    assert server.loads.wait(10)
+
+
+def test_a_model_unloaded_while_it_is_brought_back_stays_unloaded(slow: tuple[ModelServer, SlowServer]) -> None:
+    model, server = slow
+    lose(model, server)
+    model.unload()
+    server.go_on.set()
+    assert server.unloaded.wait(10)
+    assert not server.resident
+
+
+def test_a_model_loaded_again_while_it_is_brought_back_stays_loaded(slow: tuple[ModelServer, SlowServer]) -> None:
+    model, server = slow
+    lose(model, server)
+    model.unload()
+    server.go_on.set()
+    model.load()
+    model.close()
+    assert server.closed.wait(10)
+    assert server.resident
+
+
+def test_closing_does_not_wait_for_a_model_that_is_brought_back(slow: tuple[ModelServer, SlowServer]) -> None:
+    model, server = slow
+    lose(model, server)
+    model.close()
+    assert not server.closed.is_set(), "its answer is still awaited"
+    server.go_on.set()
+    assert server.closed.wait(10)
+
+
+def test_a_server_that_goes_away_while_it_unloads_holds_nothing(slow: tuple[ModelServer, SlowServer]) -> None:
+    model, server = slow
+    server.away = True
+    model.unload()
+    assert not server.resident

@@ -70,7 +70,8 @@ class ModelServer:
         self._available = threading.Event()
         self._available.set()
         self._lock = threading.Lock()
-        self._recovering: threading.Thread | None = None
+        self._residence = threading.Lock()
+        """Held while it is decided whether the model is to be loaded, and while it is unloaded."""
         self._closed = threading.Event()
         self._why = ""
         self._reload = False
@@ -91,20 +92,23 @@ class ModelServer:
 
     def load(self) -> None:
         """Have the server load the model, unless it is ready (another worker's, or all are loaded at its start)."""
-        self._use.begin()
-        self._wanted = True
+        with self._residence:
+            self._use.begin()
+            self._wanted = True
         try:
             self._load()
             self._restore()
         except BaseException:
-            self._wanted = False
-            self._use.end(None)
+            with self._residence:
+                self._wanted = False
+                self._use.end(None)
             raise
 
     def unload(self) -> None:
         """Have the server unload the model, unless others use it; return when its memory is free."""
-        self._wanted = False
-        self._use.end(self._unload)
+        with self._residence:
+            self._wanted = False
+            self._use.end(self._unload)
 
     def infer(self, inputs: list[Any], outputs: list[Any], timeout: float) -> Any:
         """Run a batch. Raises :class:`Unavailable`, MemoryError, or :class:`TritonError` with Triton's own message."""
@@ -128,9 +132,14 @@ class ModelServer:
             raise Unavailable(self._why)
 
     def close(self) -> None:
-        self._closed.set()
-        if self._recovering is not None:
-            self._recovering.join()
+        """Let go of the connection; where the server is being brought back, as soon as its answer to that is there."""
+        with self._lock:
+            self._closed.set()
+            recovering = not self._available.is_set()
+        if not recovering:
+            self._disconnect()
+
+    def _disconnect(self) -> None:
         self._use.end(None)
         self.client.close()
 
@@ -169,7 +178,10 @@ class ModelServer:
         return True
 
     def _unloading(self) -> bool:
-        index = self.client.get_model_repository_index().models
+        try:
+            index = self.client.get_model_repository_index().models
+        except Unavailable:  # a server that is away holds nothing
+            return False
         return any(each.name == self._model and each.state in ("READY", "UNLOADING") for each in index)
 
     def _lost(self, why: str) -> None:
@@ -178,8 +190,7 @@ class ModelServer:
             if self._available.is_set() and not self._closed.is_set():
                 self._available.clear()
                 log.warning("%s: %s", self._model, why)
-                self._recovering = threading.Thread(target=self._recover, name="triton-recovery", daemon=True)
-                self._recovering.start()
+                threading.Thread(target=self._recover, name="triton-recovery", daemon=True).start()
 
     def _recover(self) -> None:
         begun = time.monotonic()
@@ -188,17 +199,30 @@ class ModelServer:
             try:
                 if self.client.is_server_live():
                     if self._wanted:
-                        self._load()
-                        self._restore()
+                        self._load_again()
+                    log.warning("%s is back at %s after %.2f s", self._model, self.url, time.monotonic() - begun)
                     break
                 self._why = f"the Triton server at {self.url} is not live"
             except Exception as error:
                 self._why = str(error)
             self._closed.wait(pause)
             pause = min(2 * pause, longest)
-        log.warning("%s is back at %s after %.2f s", self._model, self.url, time.monotonic() - begun)
         with self._lock:
             self._available.set()
+            closed = self._closed.is_set()
+        if closed:
+            self._disconnect()
+
+    def _load_again(self) -> None:
+        try:
+            self._load()
+        finally:
+            with self._residence:
+                if not self._wanted:  # it was to be unloaded meanwhile
+                    self._use.begin()
+                    self._use.end(self._unload)
+        if not self._closed.is_set():
+            self._restore()
 
     def _translated(self, error: Any, allow_missing: bool) -> Exception:
         """Triton's error as ours. A model or region that it does not know was there before: then it has restarted."""
