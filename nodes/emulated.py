@@ -5,30 +5,44 @@ They live inside the agent, dozens of them in one process, and are what a cluste
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Callable
 from heapq import heappop, heappush
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
 
 from laxity.node import Node, PayloadError
 from laxity.payload import Part, Payload, Unpacker, as_dict, as_list, pack
 from nodes import worker_protocol as wire
 from nodes.engine.lanes import Execute, Lanes, PageIn, PageOut, TooLate
+from nodes.executors.errors import describe_error
+from nodes.executors.options import read_options
 from nodes.runner import Died, Event
 from pipelines.graph import Graph
 from pipelines.profile import LatencyProfile
 from pipelines.spec import PipelineSpec
 
-ITEMS = 4
-"""How many items an emulated stage answers where a map stage wants a list (option ``items``)."""
+log = logging.getLogger("laxity.node")
+
+
+class EmulatedOptions(msgspec.Struct, frozen=True):
+    """The ``options`` of an emulated stage."""
+
+    jitter: Annotated[float, Meta(ge=0.0, le=10.0)] = 0.0
+    """Standard deviation of the logarithm of the execution time; the times of one far above are no numbers any more."""
+    items: Annotated[int, Meta(ge=0, le=100_000)] = 4
+    """How many items the stage answers where a map stage wants a list."""
+    memory_mb_per_item: Annotated[float, Meta(ge=0.0, le=1e9)] = 0.0
+    """What a batch takes of the device's memory for each element while it runs."""
 
 
 class EmulatedModel:
     """One stage as the emulation plays it on a device of a type: how long loading and a batch take, how much memory it
-    holds (0: not known), and what shape its answers have.
-
-    Options: ``jitter`` (standard deviation of the logarithm of the execution time, 0 by default), ``items``, and
-    ``memory_mb_per_item``: what a batch takes of the device's memory for each element while it runs (0).
+    holds (0: not known), and what shape its answers have. The options of a stage of another executor are not for it.
+    ValueError where there is nothing to emulate.
     """
 
     def __init__(self, spec: PipelineSpec, stage: str, device_type: str = "") -> None:
@@ -41,9 +55,11 @@ class EmulatedModel:
         self.profile = LatencyProfile.from_spec(stated)
         self.load_seconds = (stated.load_ms or 0.0) / 1e3
         self.memory_mb = stated.memory_mb or 0.0
-        self.jitter = float(stage_spec.options.get("jitter", 0.0))
-        self.memory_mb_per_item = float(stage_spec.options.get("memory_mb_per_item", 0.0))
-        self._items = int(stage_spec.options.get("items", ITEMS))
+        given = stage_spec.options if stage_spec.executor == "emulated" else {}
+        options = read_options("emulated", given, EmulatedOptions)
+        self.jitter = options.jitter
+        self.memory_mb_per_item = options.memory_mb_per_item
+        self._items = options.items
         graph = Graph(spec)
         self._fields = sorted(graph.fields_used(stage))
         self._lists = graph.list_fields(stage)
@@ -119,8 +135,11 @@ class EmulatedRunner:
         self._play(now)
         try:
             model = EmulatedModel(spec, stage, self._type)
-        except (KeyError, ValueError) as error:
-            self._say(wire.LoadFailed(key, str(error)))
+        except Exception as error:
+            said = isinstance(error, ValueError)
+            if not said:
+                log.warning("emulating %s failed", key, exc_info=error)
+            self._say(wire.LoadFailed(key, str(error) if said else describe_error(error, f"emulating {key}")))
             return
         full = self._no_room(key, model)
         if full:

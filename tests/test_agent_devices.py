@@ -176,3 +176,48 @@ def test_a_model_that_is_larger_than_its_device_is_given_up(cluster, typed):
     (states,) = agent.hold(typed)
     assert states.models[typed.model_key("huge")] == "ready"
     assert "takes 600 MB, and this device has 550 MB" in states.models[typed.model_key("large")]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "{items: [1]}",
+        "{items: -1}",
+        "{items: 100001}",
+        "{jitter: [0.1]}",
+        "{jitter: -0.1}",
+        "{jitter: .inf}",
+        "{jitter: .nan}",
+        "{jitter: 1000}",
+        "{memory_mb_per_item: -1}",
+        "{memory_mb_per_item: .inf}",
+        "{jitters: 0.1}",
+    ],
+)
+def test_options_that_mean_nothing_fail_their_model_and_not_the_agent(cluster, options):
+    """A model that can be emulated beside it is, so the agent goes on."""
+    stage = f"executor: emulated, profile: {{alpha_ms: 1, beta_ms: 1}}, options: {options}"
+    text = "name: p\nslo: 100ms\noutput: good\nstages:\n  bad: {%s}\n  good: {%s, inputs: [bad]}\n"
+    spec = parse_spec(text % (stage, stage.partition(", options")[0]), file="p.yaml", root="")
+    agent = cluster.lone_agent([DeviceConfig("emulated", "T4")])
+    bad, good = spec.model_key("bad"), spec.model_key("good")
+    agent.agent.place({0: Work("s0", {bad: (spec, "bad"), good: (spec, "good")})})
+    agent.wait_for(lambda states: states[0].models.get(good) == "ready")
+    states = agent.wait_for(lambda states: states[0].models[bad].startswith("failed: "))
+    assert "option" in states[0].models[bad]
+
+
+def test_the_options_of_another_executor_are_not_the_emulations():
+    spec = parse_spec(
+        """
+name: p
+slo: 1s
+output: s
+stages:
+  s: {executor: triton, model: m, profile: {alpha_ms: 1, beta_ms: 1}, options: {items: "of its own"}}
+""",
+        file="p.yaml",
+        root="",
+    )
+    runner = EmulatedRunner("T4", 0.0, seed=0)
+    assert [type(event) for event in hold(runner, 0.0, spec, "s")] == [wire.Held]
