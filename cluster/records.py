@@ -7,6 +7,7 @@ themselves under a lease, so that a record vanishes with the process it speaks o
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Final, Literal, TypeVar
 from urllib.parse import quote, unquote
@@ -14,6 +15,7 @@ from urllib.parse import quote, unquote
 import msgspec
 
 from pipelines.files import FileRecord as FileRecord
+from pipelines.profile import LatencyProfile
 from pipelines.spec import PipelineSpec
 
 QUEUED: Final = "queued"
@@ -177,6 +179,15 @@ class ProfileRecord(msgspec.Struct, frozen=True):
     load_seconds: float
     memory_mb: float
     measured_at_host: str
+
+    def __post_init__(self) -> None:
+        """ValueError for numbers that are no measurement: whoever reads them would reckon with them."""
+        if self.profile:
+            LatencyProfile(self.profile)
+        for name in ("load_seconds", "memory_mb"):
+            found = getattr(self, name)
+            if not (math.isfinite(found) and found >= 0.0):
+                raise ValueError(f"{name} is {found}; give a number of 0 or more")
 
 
 class TuningRecord(msgspec.Struct, frozen=True):

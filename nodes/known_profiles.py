@@ -26,15 +26,21 @@ class KnownProfiles:
         self._types = frozenset(types)
         self._decoded = Decoded()
         self._lock = threading.Lock()
-        self._unwritten: dict[tuple[str, str], Measured] = {}
+        self._unwritten: dict[tuple[str, str], ProfileRecord] = {}
         self._told: dict[tuple[str, str], ProfileRecord] = {}
         self._away = False
 
     def measured(self, model: str, device_type: str, measured: Measured) -> None:
         """A device found out something about a model; :meth:`write` puts it into the store. From any thread."""
-        if device_type in self._types:
-            with self._lock:
-                self._unwritten[model, device_type] = measured
+        if device_type not in self._types:
+            return
+        try:
+            record = ProfileRecord(measured.profile, measured.load_seconds, measured.memory_mb, self._host)
+        except ValueError as error:
+            log.warning("what was measured of %s on %s is not kept: %s", model, device_type, error)
+            return
+        with self._lock:
+            self._unwritten[model, device_type] = record
 
     def write(self) -> None:
         """Write what was found out. While the store is away it is kept, and tried again with the next call."""
@@ -43,9 +49,7 @@ class KnownProfiles:
             self._unwritten = {}
         try:
             for at in list(unwritten):
-                measured = unwritten[at]
-                record = ProfileRecord(measured.profile, measured.load_seconds, measured.memory_mb, self._host)
-                self._store.put(self._paths.profile(*at), encode(record))
+                self._store.put(self._paths.profile(*at), encode(unwritten[at]))
                 del unwritten[at]
         except StoreError as error:
             with self._lock:
@@ -57,7 +61,8 @@ class KnownProfiles:
             self._away = False
 
     def news(self, entries: Mapping[str, Entry]) -> Known:
-        """What the store says that it did not say before."""
+        """What the store says that it did not say before. Records with numbers that no measurement gives are left out
+        (see :class:`~cluster.records.ProfileRecord`), and said once."""
         self._decoded.update(entries)
         present = {
             at: record

@@ -135,6 +135,47 @@ def test_what_cannot_be_written_is_written_later(tmp_path: Path, store: Store) -
     assert list(entries(store)) == [PATHS.profile(MODEL, "cpu")]
 
 
+BAD_RECORDS = [
+    '{"profile": [[0, 0.1]], "load_seconds": 0.1, "memory_mb": 1.0, "measured_at_host": "h"}',
+    '{"profile": [[1, -0.1]], "load_seconds": 0.1, "memory_mb": 1.0, "measured_at_host": "h"}',
+    '{"profile": [[1, null]], "load_seconds": 0.1, "memory_mb": 1.0, "measured_at_host": "h"}',
+    '{"profile": [[1, 0.1]], "load_seconds": -0.1, "memory_mb": 1.0, "measured_at_host": "h"}',
+    '{"profile": [[1, 0.1]], "load_seconds": 0.1, "memory_mb": -1.0, "measured_at_host": "h"}',
+]
+
+
+@pytest.mark.parametrize("value", BAD_RECORDS)
+def test_a_record_without_sense_is_left_out_and_said_once(
+    store: Store, value: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    key = PATHS.profile(MODEL, "cpu")
+    found = {key: Entry(key, value.encode(), 1, 1)}
+    profiles = KnownProfiles(store, PATHS, "h", {"cpu"})
+    assert profiles.news(found) == {}
+    assert profiles.news(found) == {}
+    assert [key in record.message for record in caplog.records] == [True]
+    decoded = Decoded()
+    decoded.update(found)
+    presence = Presence(5.0, 0.0)
+    view = view_of(0.0, Records(PATHS, decoded), {}, presence, presence, 0.0)
+    assert (view.profiles, view.footprints) == ({}, {})
+    good = {key: Entry(key, encode(ProfileRecord([(1, 0.1)], 0.1, 1.0, "h")), 1, 2)}
+    assert profiles.news(good) == {(MODEL, "cpu"): Measured([(1, 0.1)], 0.1, 1.0)}
+
+
+@pytest.mark.parametrize(
+    "measured",
+    [Measured([(1, 0.1)], 0.5, float("nan")), Measured([(1, float("inf"))], 0.5, 1.0), Measured([(0, 0.1)], 0.5, 1.0)],
+)
+def test_a_measurement_without_sense_is_not_written(store: Store, measured: Measured) -> None:
+    """A model states its own memory, which may be anything."""
+    profiles = KnownProfiles(store, PATHS, "h", {"cpu"})
+    profiles.measured(MODEL, "cpu", measured)
+    profiles.measured("q@1/s", "cpu", MEASURED)
+    profiles.write()
+    assert list(entries(store)) == [PATHS.profile("q@1/s", "cpu")]
+
+
 # ---- while they serve --------------------------------------------------------------------
 
 
