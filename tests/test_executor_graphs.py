@@ -82,11 +82,15 @@ def test_inputs_go_by_name() -> None:
     assert bucketed.input_bytes() == 2 * 8 * 2 * 4
 
 
-def test_outputs_outlive_the_next_run() -> None:
-    bucketed = graphs(lambda x: x * 2, HostRecorder())
-    first = bucketed.run(torch.ones(2, 1))
-    bucketed.run(torch.zeros(2, 1))
-    assert first.tolist() == [[2], [2]]
+@pytest.mark.parametrize("mode", ["auto", False])
+def test_outputs_outlive_the_next_run(mode: Mode) -> None:
+    kept = torch.zeros(8, 1)
+    bucketed = graphs(lambda x: kept[: len(x)].copy_(x * 2), HostRecorder(), mode=mode)
+    for width in (1, 2):  # as captured, and plainly
+        kept = torch.zeros(8, width)
+        first = bucketed.run(torch.ones(2, width))
+        bucketed.run(torch.zeros(2, width))
+        assert first.tolist() == [[2] * width] * 2
 
 
 def test_other_shapes_run_plainly_and_this_is_said_once(caplog: pytest.LogCaptureFixture) -> None:

@@ -20,6 +20,7 @@ from nodes.executors.steps import split, stack
 from pipelines.spec import PipelineSpec
 
 CODE = """
+import collections
 import weakref
 
 import numpy as np
@@ -93,6 +94,22 @@ class Pages:
     def __call__(self, feeds):
         return [[self.word, *self.said]] * len(feeds)
 
+class Keeps:
+    # Answers in memory that it keeps.
+    def __init__(self):
+        row = np.zeros(2)
+        self.raw = bytearray(8)
+        self.objects = np.array([None, {"row": row}], object)
+        self.kept = [Row(row, "a"), collections.OrderedDict(row=[row]), self.objects, self.raw, memoryview(self.raw)]
+        self.row = row
+    def __call__(self, feeds):
+        self.row += 1
+        self.raw[0] += 1
+        self.objects[0] = self.raw[0]
+        return self.kept
+
+Row = collections.namedtuple("Row", "row name")
+
 constant = 3
 """
 
@@ -153,6 +170,18 @@ def test_errors_are_told_apart_also_by_what_caused_them(error: BaseException, co
 
 def test_an_output_may_be_a_tuple(tmp_path: Path) -> None:
     assert run_batch(build(tmp_path, model="code:tuples"), [1, 2, 3]) == [(1, -1), (2, -2), (3, -3)]
+
+
+def test_outputs_outlive_the_next_run_whatever_holds_them(tmp_path: Path) -> None:
+    executor = build(tmp_path, model="code:Keeps")
+    first = run_batch(executor, [0] * 5)
+    run_batch(executor, [0] * 5)
+    pair, named, objects, raw, view = first
+    assert (pair.row.tolist(), pair.name) == ([1, 1], "a")
+    assert type(named).__name__ == "OrderedDict"
+    assert named["row"][0].tolist() == [1, 1]
+    assert objects[0] == raw[0] == bytes(view)[0] == 1
+    assert objects[1]["row"].tolist() == [1, 1]
 
 
 def test_options_for_a_function_are_refused(tmp_path: Path) -> None:

@@ -151,6 +151,43 @@ class Paged:
     def __call__(self, feeds):
         return [[self.loads, self.here]] * len(feeds)
 
+class Buffer:
+    # Answers in its own memory, which it uses anew.
+    def __init__(self, wraps):
+        import numpy
+        self.out = numpy.zeros(4)
+        self.one = [self.out]
+        self.wraps = wraps
+
+    def __call__(self, feeds):
+        self.out[:] = len(feeds[0])
+        if feeds == ["model+"]:
+            gate("model")
+        if self.wraps == "rows":
+            return self.out[:1, None]
+        return self.one if self.wraps == "kept" else [{"a": (self.out, self.one)}]
+
+def torch_buffer():
+    import torch
+
+    class Module(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("out", torch.zeros(4, 2))
+
+        def forward(self, x):
+            self.out[:] = x
+            if x[0, 0] == 6:
+                gate("model")
+            return {"out": self.out[:1]}
+
+    return Module()
+
+def late(output, kept):
+    if kept[0] in ("a", 5):
+        gate("after")
+    return repr(output)
+
 def sample():
     return 21
 
@@ -226,6 +263,12 @@ class Agent:
         finished, _ = self.expect(wire.Finished)
         assert finished.batch == batch
         return finished
+
+    def answer(self, batch: int) -> Any:
+        """The answer of a batch of one."""
+        finished, frames = self.expect(wire.Finished)
+        assert (finished.batch, finished.code, finished.failures) == (batch, "ok", [])
+        return payload.decode(Unpacker(frames).take(finished.results[0]))
 
     def infer(self, *tasks: Any, key: str = "k") -> tuple[wire.Finished, list[Any]]:
         """How the batch ended, and the answers decoded."""
@@ -404,6 +447,35 @@ def test_three_batches_are_under_way_in_three_lanes(agent: Agent, gates: Gates) 
     assert ended[0].output_us > ended[0].execution_us
     assert ended[2].input_us > 0
     assert agent.infer("next")[1] == ["next"]
+
+
+@pytest.mark.parametrize(
+    ("model", "first", "second"),
+    [
+        *(
+            ({"model": "code:Buffer", "options": {"wraps": wraps}}, "after", "model+")
+            for wraps in ("rows", "kept", "deep")
+        ),
+        ({"executor": "torch", "model": "code:torch_buffer"}, np.full(2, 5.0), np.full(2, 6.0)),
+    ],
+    ids=["rows", "kept", "deep", "torch"],
+)
+def test_a_model_may_answer_in_memory_that_it_uses_anew(
+    agent: Agent, gates: Gates, model: dict[str, Any], first: Any, second: Any
+) -> None:
+    if "executor" in model:
+        pytest.importorskip("torch", reason="torch is not installed: pip install 'laxity[torch]'")
+    agent.held(after="code:late", **model)
+    agent.send(first, batch=1)
+    gates.entered("after")
+    agent.send(second, batch=2)
+    gates.entered("model")
+    gates.open("after")
+    answers = [agent.answer(1)]
+    gates.open("model")
+    answers.append(agent.answer(2))
+    assert ["5." in answers[0], "6." in answers[0]] == [True, False]
+    assert ["5." in answers[1], "6." in answers[1]] == [False, True]
 
 
 def test_nothing_begins_outside_its_window(agent: Agent, gates: Gates) -> None:

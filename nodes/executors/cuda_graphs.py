@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, Protocol
 
-from nodes.executors.torch_modules import map_tensors
+from nodes.executors.torch_modules import cloned, map_tensors
 
 log = logging.getLogger(__name__)
 
@@ -85,10 +85,10 @@ class BucketGraphs:
             self.capture(thorough=True)
         size = _rows(feeds)
         if not self._graphs:
-            return self._call(feeds)
+            return cloned(self._torch, self._call(feeds))
         if _shapes(feeds) != self._shapes or size > self._sizes[-1]:
             self._say_once(f"{self._name}: elements unlike the first ones run without a CUDA graph")
-            return self._call(feeds)
+            return cloned(self._torch, self._call(feeds))
         graph = self._graphs[self._sizes[bisect.bisect_left(self._sizes, size)]]
         with self._torch.inference_mode():
             for static, tensor in zip(_tensors(graph.inputs), _tensors(feeds), strict=True):

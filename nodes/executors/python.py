@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import weakref
 from collections.abc import Callable
@@ -22,6 +23,8 @@ class PythonModel:
     A class with the methods ``load`` and ``unload`` is instantiated once, and these are called whenever the model is
     paged in and out. Any other class is instantiated whenever it is paged in, and its instance forgotten when it is
     paged out. ``memory_mb``, a number or a method of the instance, says what it holds of the device's memory.
+
+    Arrays and bytes that it returns, also in lists, tuples and dicts, are copied: it may use its memory anew.
     """
 
     def __init__(self, reference: str, root: str, options: dict[str, Any]) -> None:
@@ -82,9 +85,9 @@ class PythonModel:
         outputs = self._call(uploaded)
         # The outputs of one element may themselves be tuples, so a tuple is taken for the list it stands for.
         if isinstance(outputs, tuple):
-            return list(outputs)
+            outputs = list(outputs)
         if isinstance(outputs, (list, np.ndarray)):
-            return outputs
+            return _own(outputs)
         raise ValueError(
             f"{self._reference} returned a {type(outputs).__name__}: "
             "return a list (or an array) with one output for each element of the batch"
@@ -95,6 +98,32 @@ class PythonModel:
 
     def _pages_itself(self) -> bool:
         return not inspect.isclass(self._loaded) and hasattr(self._loaded, "load") and hasattr(self._loaded, "unload")
+
+
+def _own(output: Any) -> Any:
+    """An output in memory that the model cannot write to: it may use its own anew for the next batch, which executes
+    while this one's answers are taken apart."""
+    own: Any
+    if isinstance(output, np.ndarray) and output.dtype == object and output.ndim:
+        own = output.copy()
+        own.flat = [_own(each) for each in output.flat]
+        return own
+    if isinstance(output, (np.ndarray, np.void, bytearray)):
+        return output.copy()
+    if isinstance(output, memoryview):
+        return bytes(output)
+    if isinstance(output, tuple):
+        own = tuple(_own(each) for each in output)
+        return type(output)._make(own) if hasattr(output, "_make") else own
+    if isinstance(output, list):
+        own = copy.copy(output)
+        own[:] = [_own(each) for each in output]
+        return own
+    if isinstance(output, dict):
+        own = copy.copy(output)
+        own.update((name, _own(each)) for name, each in output.items())
+        return own
+    return output
 
 
 def _reference(model: Any) -> Callable[[], Any]:

@@ -55,7 +55,8 @@ class Model(Protocol):
         ...
 
     def run(self, uploaded: Any) -> Any:
-        """Run it, and return when the device has finished: what ``download`` takes."""
+        """Run it, and return when the device has finished: what ``download`` takes, in memory that no later run
+        writes to."""
         ...
 
     def download(self, outputs: Any) -> Any:

@@ -15,7 +15,7 @@ from nodes.executors.arrays import as_arrays
 from nodes.executors.base import MissingExtra
 from nodes.executors.options import device_threads, read_options
 from nodes.executors.torch_cuda import CudaModule, set_up_allocator
-from nodes.executors.torch_modules import Weights, forward, to_arrays
+from nodes.executors.torch_modules import Weights, cloned, forward, to_arrays
 from pipelines.usercode import load_object
 
 log = logging.getLogger(__name__)
@@ -169,7 +169,7 @@ class _HostModule:
         # The number is each thread's own; models of one worker may differ in it.
         if self._torch.get_num_threads() != self._threads:
             self._torch.set_num_threads(self._threads)
-        return self._call(uploaded)
+        return cloned(self._torch, self._call(uploaded))
 
     def download(self, outputs: Any) -> Any:
         return to_arrays(self._torch, outputs)

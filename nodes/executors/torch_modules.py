@@ -32,6 +32,13 @@ def map_tensors(torch: Any, nested: Any, change: Callable[[Any], Any]) -> Any:
     raise ValueError(f"the module returned a {type(nested).__name__}; return a tensor, or a tuple or dict of tensors")
 
 
+def cloned(torch: Any, nested: Any) -> Any:
+    """What a module returned, in memory of its own: a module may return a buffer (or its input), and write to it anew
+    when the next batch executes, while this one's answers are still read."""
+    with torch.inference_mode():
+        return map_tensors(torch, nested, lambda tensor: tensor.clone())
+
+
 def to_arrays(torch: Any, nested: Any) -> Any:
     """Tensors in host memory as arrays of the same memory; bfloat16, which numpy does not know, as float32."""
 
