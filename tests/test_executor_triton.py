@@ -268,7 +268,35 @@ def test_a_batch_that_takes_too_long(build: Callable[..., Executor]) -> None:
     assert answered(executor), "once the server has done with it"
 
 
-def test_a_batch_that_is_let_go_of_gives_its_memory_back(build: Callable[..., Executor]) -> None:
+def test_memory_of_batches_that_took_too_long_is_removed_once_the_server_has_done_with_it(
+    build: Callable[..., Executor],
+) -> None:
+    before = regions()
+    executor = loaded(build(timeout=0.2))
+    with pytest.raises(Unavailable, match="did not answer in time"):
+        run_batch(executor, rows(669))
+    (retired,) = regions() - before
+    while retired in regions():
+        try:
+            run_batch(executor, rows(2))
+        except Unavailable:
+            pass
+    assert answered(executor)
+
+
+def test_batches_that_the_server_refuses_give_their_memory_back(build: Callable[..., Executor]) -> None:
+    before = regions()
+    executor = loaded(build("paged", max_batch=1))
+    executor.unload()
+    for _ in range(2 * MAX_REGIONS):
+        with pytest.raises(Unavailable, match="paged"):
+            run_batch(executor, [np.ones(2)])
+    assert len(regions() - before) == 1
+
+
+def test_a_batch_that_is_let_go_of_gives_its_memory_back(
+    build: Callable[..., Executor], caplog: pytest.LogCaptureFixture
+) -> None:
     before = regions()
     executor = loaded(build())
     for _ in range(2 * MAX_REGIONS):
@@ -276,6 +304,9 @@ def test_a_batch_that_is_let_go_of_gives_its_memory_back(build: Callable[..., Ex
     assert len(regions() - before) == 1
     waiting = [executor.inputs(rows(value)) for value in range(MAX_REGIONS + 2)]
     assert len(regions() - before) == MAX_REGIONS
+    assert [record.getMessage()[:9] for record in caplog.records if "over the network" in record.message] == [
+        "8 regions"
+    ]
     for value, prepared in enumerate(waiting):
         executor.execute(prepared)
         assert executor.outputs(prepared)[0]["y"].tolist() == [2.0 * value] * 3

@@ -10,9 +10,8 @@ import logging
 import os
 from typing import Any
 
-from nodes.executors.base import Unavailable
 from nodes.executors.triton_regions import CudaRegion, Region, RegionPool, SystemRegion, sweep
-from nodes.executors.triton_server import ModelServer, TritonError
+from nodes.executors.triton_server import ModelServer, TritonError, Unanswered
 from nodes.executors.triton_tensors import Array, Signature, Tensor
 
 log = logging.getLogger(__name__)
@@ -115,7 +114,7 @@ class TritonModel:
     def run(self, uploaded: _Batch) -> _Batch:
         try:
             uploaded.result = self._connected().infer(uploaded.inputs, uploaded.requested, self._timeout)
-        except Unavailable:
+        except Unanswered:
             uploaded.retire()
             raise
         return uploaded
@@ -138,7 +137,7 @@ class TritonModel:
 
     def _shared(self, server: ModelServer) -> RegionPool | None:
         make = _cuda_region if self._shared_memory == "cuda" else SystemRegion
-        pool = RegionPool(make, server.client)
+        pool = RegionPool(make, server.client, self._timeout)
         try:
             region = pool.take(1)  # whether the server can open it shows whether it is on this host
             if region is not None:

@@ -11,6 +11,8 @@ import logging
 import mmap
 import os
 import secrets
+import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -19,6 +21,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from nodes.executors.base import Unavailable
 from nodes.executors.triton_server import TritonError
 from nodes.executors.triton_tensors import Array
 
@@ -128,19 +131,30 @@ class CudaRegion:
 class RegionPool:
     """The regions of one model, each for one batch at a time, from its upload until its outputs are fetched.
 
-    ``make`` makes a region of a size. All are registered with the server that ``client`` talks to.
+    ``make`` makes a region of a size. All are registered with the server that ``client`` talks to. One that is retired
+    is removed after ``linger`` seconds, if that server does not use it any more.
     """
 
-    def __init__(self, make: Callable[[int], Region], client: Any) -> None:
+    def __init__(self, make: Callable[[int], Region], client: Any, linger: float) -> None:
         self._make = make
         self._client = client
         self._all: list[Region] = []
         self._free: deque[Region] = deque()
-        self._retired: list[Region] = []
+        self._linger = linger
+        self._retired: deque[tuple[float, Region]] = deque()
+        """With the time from which on each is to be removed, the next one first."""
+        self._lock = threading.Lock()
+        """Held by whoever talks to the server about them."""
+        self._exhausted = False
 
     def take(self, size: int) -> Region | None:
         """A registered region of at least ``size`` bytes; None where there is no room for one more. Whoever takes it
-        gives it back."""
+        gives it back, or retires it."""
+        with self._lock:
+            self._drop_retired()
+            return self._take(size)
+
+    def _take(self, size: int) -> Region | None:
         for _ in range(len(self._free)):
             region = self._free.popleft()
             if region.size >= size:
@@ -149,6 +163,14 @@ class RegionPool:
         if self._free:  # all too small: a larger one takes the place of one of them
             self._drop(self._free.popleft())
         if len(self._all) >= MAX_REGIONS:
+            if not self._exhausted:
+                self._exhausted = True
+                log.warning(
+                    "%d regions of shared memory are in use, %d of them by batches that the Triton server did not "
+                    "answer: while there are that many, tensors go over the network",
+                    len(self._all),
+                    len(self._retired),
+                )
             return None
         try:
             region = self._make(max(_SMALLEST, 1 << (size - 1).bit_length()))
@@ -170,23 +192,41 @@ class RegionPool:
 
     def retire(self, region: Region) -> None:
         """Instead of giving it back: nobody knows whether the server still works on it."""
-        self._retired.append(region)
+        self._retired.append((time.monotonic() + self._linger, region))
 
     def register_all(self) -> None:
         """Tell the server of those that it does not know: all, where it has started anew."""
-        lost = [region for region in list(self._all) if not region.known(self._client)]
-        for region in lost:
-            region.register(self._client)
-            if region in self._retired:  # that server worked on it which is no more
-                self._retired.remove(region)
-                self._free.append(region)
+        with self._lock:
+            lost = [region for region in self._all if not region.known(self._client)]
+            for region in lost:
+                region.register(self._client)
+            for entry in list(self._retired):
+                if entry[1] in lost:  # that server worked on it which is no more
+                    self._retired.remove(entry)
+                    self._free.append(entry[1])
 
     def close(self) -> None:
         """Unregister and remove all of them."""
-        for region in list(self._all):
-            self._drop(region)
-        self._free.clear()
-        self._retired.clear()
+        with self._lock:
+            for region in list(self._all):
+                self._drop(region)
+            self._free.clear()
+            self._retired.clear()
+
+    def _drop_retired(self) -> None:
+        now = time.monotonic()
+        while self._retired and self._retired[0][0] <= now:
+            _, region = self._retired.popleft()
+            try:
+                region.unregister(self._client)
+            except TritonError as error:  # it still works on it
+                log.info("the shared memory %s is kept: %s", region.name, error)
+                self.retire(region)
+                return
+            except Unavailable as error:
+                log.info("the shared memory %s could not be unregistered: %s", region.name, error)
+            self._all.remove(region)
+            region.close()
 
     def _drop(self, region: Region) -> None:
         self._all.remove(region)

@@ -26,12 +26,18 @@ for hanging."""
 _RETRY_SECONDS = (0.05, 1.0)
 _OUT_OF_MEMORY = ("out of memory", "bad_alloc", "failed to allocate", "unable to allocate", "cuda_error_out_of_memory")
 _NOT_EXPLICIT = "explicit model load / unload is not allowed"
+_ANSWERED = ("[request id:", "Request for unknown model")
+"""How the server's own messages begin; those of a connection that is lost have the same status."""
 _STUB_DIED = "is not healthy"
 """Of a Python model whose own process has ended: until it is loaded anew, the server takes a second to say so."""
 
 
 class TritonError(RuntimeError):
     """What the server said of a request, in its own words."""
+
+
+class Unanswered(Unavailable):
+    """The server may still work on what it was asked for, or not: nobody knows."""
 
 
 class ModelServer:
@@ -111,7 +117,7 @@ class ModelServer:
             self._use.end(self._unload)
 
     def infer(self, inputs: list[Any], outputs: list[Any], timeout: float) -> Any:
-        """Run a batch. Raises :class:`Unavailable`, MemoryError, or :class:`TritonError` with Triton's own message."""
+        """Run a batch. Raises :class:`Unavailable` (:class:`Unanswered` where it may still run), MemoryError, or :class:`TritonError` with Triton's own message."""
         self.wait()
         try:
             return self.client.infer(
@@ -227,10 +233,12 @@ class ModelServer:
     def _translated(self, error: Any, allow_missing: bool) -> Exception:
         """Triton's error as ours. A model or region that it does not know was there before: then it has restarted."""
         status, message = str(error.status()).rpartition(".")[2], str(error.message()).strip()
-        if status in ("UNAVAILABLE", "CANCELLED") or (status == "NOT_FOUND" and not allow_missing):
-            return Unavailable(f"the Triton server at {self.url}: {message}")
         if status == "DEADLINE_EXCEEDED":
-            return Unavailable(f"the Triton server at {self.url} did not answer in time")
+            return Unanswered(f"the Triton server at {self.url} did not answer in time")
+        if (status == "UNAVAILABLE" and not message.startswith(_ANSWERED)) or status == "CANCELLED":
+            return Unanswered(f"the Triton server at {self.url}: {message}")
+        if status == "UNAVAILABLE" or (status == "NOT_FOUND" and not allow_missing):
+            return Unavailable(f"the Triton server at {self.url}: {message}")
         if any(text in message.lower() for text in _OUT_OF_MEMORY):
             return MemoryError(f"the Triton server at {self.url}: {message}")
         return TritonError(message)
