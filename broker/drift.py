@@ -6,11 +6,10 @@ from collections.abc import Iterable
 from typing import Final
 
 from broker.engine.report import StageFigures
+from pipelines.profile import DRIFTED
 
-DRIFTED: Final = 0.2
-"""The part of a profile by which measurements may be off before it is worth a word."""
 BACK: Final = 0.15
-"""The part by which they may still be off when it is over."""
+"""The part of a profile by which measurements may still be off when a drift is over."""
 LASTING: Final = 10
 """Reports in a row that have to agree: a noisy neighbour of a few seconds is no drift."""
 

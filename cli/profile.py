@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import socket
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -113,9 +115,9 @@ def profile(
     batches at the median latency make.
 
     The profile has each batch size's 99th percentile (of up to 100 runs: the worst), under `by_type` for each type of
-    device that was measured, and beside it what holds on all others: the first one's. Planner, emulation and `laxity
-    simulate` read it; it is printed to be pasted, or put into a copy of the SPEC with --write, where all else stays as
-    it is, comments too. Stages that are emulated state their profile already.
+    device that was measured, and beside it what holds on all others: what SPEC states of them, or the first one's.
+    Planner, emulation and `laxity simulate` read it; it is printed to be pasted, or put into a copy of SPEC (or SPEC
+    itself) with --write, where all else stays as it is, comments too. Emulated stages state their profile already.
 
     Exit status: 0 measured, 1 a stage could not be measured, 2 wrong use, 130 interrupted by Ctrl-C.
 
@@ -134,6 +136,8 @@ def profile(
     text = read_text(source)
     spec = parse_spec(text, file=str(source), root=str(source.resolve().parent))
     if write is not None:
+        if write.exists() and not write.samefile(source):
+            raise click.UsageError(f"{write} exists already; name a new file, or {source} itself")
         _check_place(spec, write)
     chosen = _chosen(spec, stages, batches)
     measured: list[StageTimes] = []
@@ -166,19 +170,23 @@ def profile(
         print_measured(measured)
     for failure in failures:
         click.echo(f"Error: {failure}", err=True)
-    if write is not None and profiles:
+    changed = write is not None and write.exists() and read_text(source) != text
+    if write is not None and profiles and not changed:
         _write(write, _with_profiles(text, profiles, spec, write))
     elif profiles and not as_json:
         for stage, found in profiles.items():
             click.echo(f"\n{stage}:\n{profile_block(found)}")
+    if changed:
+        failures.append(f"{source} was changed while it was measured, and is left as it is; paste the profiles into it")
+        click.echo(f"Error: {failures[-1]}", err=True)
     if html is not None and measured:
         _write(html, render(spec, measured, socket.gethostname(), shlex.join(["laxity", *sys.argv[1:]])))
     sys.exit(1 if failures else 0)
 
 
 def measured_profile(stated: Profile | None, measured: Sequence[StageTimes]) -> Profile:
-    """A stage's profile with what was measured of it on some types of devices; what it states of others stays, and so
-    does a type's memory where nobody could measure it."""
+    """A stage's profile with what was measured of it on some types of devices. What it states of others stays, and a
+    type's memory where nobody could measure it; where nothing is stated of all others, what the first type showed."""
     own: dict[str, Profile] = {}
     for times in measured:
         memory_mb = round(times.memory_mb, 1) or None
@@ -190,7 +198,9 @@ def measured_profile(stated: Profile | None, measured: Sequence[StageTimes]) -> 
             memory_mb=memory_mb,
         )
     by_type = {**(stated.by_type if stated is not None else {}), **own}
-    return msgspec.structs.replace(own[measured[0].device_type], by_type=by_type)
+    states_others = stated is not None and (stated.alpha_ms is not None or stated.latency_ms is not None)
+    outer = stated if stated is not None and states_others else own[measured[0].device_type]
+    return msgspec.structs.replace(outer, by_type=by_type)
 
 
 def _rising(seconds: Mapping[int, float]) -> dict[int, float]:
@@ -262,11 +272,30 @@ def _with_profiles(text: str, profiles: Mapping[str, Profile], spec: PipelineSpe
 
 
 def _write(file: Path, text: str) -> None:
+    """Replace a file as a whole: where that fails, what it was is still there."""
+    target = file.resolve()
     try:
-        file.write_text(text, encoding="utf-8")
+        with tempfile.NamedTemporaryFile(
+            "w", encoding="utf-8", dir=target.parent, prefix=f".{target.name}.", delete=False
+        ) as new:
+            try:
+                new.write(text)
+                new.flush()
+                os.fsync(new.fileno())
+                os.chmod(new.name, target.stat().st_mode & 0o7777 if target.exists() else 0o666 & ~_umask())
+                os.replace(new.name, target)
+            except BaseException:
+                os.unlink(new.name)
+                raise
     except OSError as error:
         raise click.ClickException(f"{file} cannot be written: {error.strerror}") from error
     click.echo(f"Wrote {file}", err=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def _as_json(spec: PipelineSpec, measured: Sequence[StageTimes], profiles: Mapping[str, Profile]) -> dict[str, Any]:

@@ -11,9 +11,6 @@ from cluster.store import open_store
 from cluster.store.base import Entry
 from cluster.tuning.report import ReportRecord
 
-DRIFTED = 0.2
-"""The part of a profile by which measurements may be off before people are told."""
-
 
 class Snapshot(Records):
     """The records of a cluster by name; those that cannot be read are left out."""

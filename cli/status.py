@@ -23,9 +23,10 @@ from cli.options import (
 )
 from cli.pipeline_table import describe_pipelines, pipeline_table
 from cli.rollout import missing_services
-from cli.snapshot import DRIFTED, Snapshot, look
+from cli.snapshot import Snapshot, look
 from cli.store_health import MemberHealth, store_health
 from cluster.records import LOADING, QUEUED, READY, failure
+from pipelines.profile import DRIFTED
 
 
 @click.command()

@@ -7,12 +7,10 @@ from collections import deque
 from typing import Final
 
 from nodes.measured import Measured
-from pipelines.profile import LatencyProfile
+from pipelines.profile import DRIFTED, LatencyProfile
 
 BATCHES: Final = 50
-"""Batches that have to tell."""
-DRIFTED: Final = 0.2
-"""The part of a profile by which they have to be off."""
+"""Batches that have to tell of a drift."""
 PAUSE: Final = 600.0
 """Seconds for which a model's profile then stays as it is: hosts of one type that are not alike would else change it to
 and fro."""

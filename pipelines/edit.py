@@ -46,7 +46,8 @@ def with_profiles(text: str, profiles: Mapping[str, Profile], *, file: str, root
         name: msgspec.structs.replace(stage, profile=profiles.get(name, stage.profile))
         for name, stage in spec.stages.items()
     }
-    assert parse_spec(edited, file=file, root=root).stages == meant
+    if parse_spec(edited, file=file, root=root).stages != meant:
+        raise CannotEdit(f"{file} is written in a way that this cannot edit: write the profiles into it by hand")
     return edited
 
 

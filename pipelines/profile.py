@@ -5,8 +5,12 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Iterable
+from typing import Final
 
 from pipelines.spec import Profile
+
+DRIFTED: Final = 0.2
+"""The part of a profile by which measurements may be off before it is taken not to hold any more."""
 
 
 class LatencyProfile:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from click.testing import CliRunner, Result
 
@@ -16,6 +17,7 @@ from pipelines.fit import fit_line
 from pipelines.load import load_spec
 
 CODE = """
+import pathlib
 import time
 
 def double(feeds):
@@ -27,6 +29,11 @@ def pair():
 
 def text():
     return "a text"
+
+def edits():
+    file = pathlib.Path(__file__).parent / "mine.yaml"
+    file.write_text(file.read_text() + "# one thing more\\n")
+    return pair()
 
 def fail(feeds):
     raise ValueError("this model is broken")
@@ -196,4 +203,33 @@ def test_profiles_keep_what_other_types_take_and_only_rise() -> None:
     for device_type, (latency_ms, memory_mb) in own.items():
         assert found.by_type[device_type] == Profile(latency_ms=latency_ms, load_ms=500, memory_mb=memory_mb)
     assert stated.by_type["T4"] == found.by_type["T4"]
+    assert msgspec.structs.replace(found, by_type=stated.by_type) == stated
+    found = measured_profile(None, [times("A100", {1: 0.004, 2: 0.003, 4: 0.006}, 300)])
     assert (found.latency_ms, found.memory_mb) == own["A100"]
+
+
+def test_a_file_that_is_edited_meanwhile_is_left_as_it_is(make: Callable[[str], str]) -> None:
+    file = make(SPEC.replace("measured_code:pair", "measured_code:edits"))
+    result = profile(file, "--batches", "1", "--write", file)
+    assert result.exit_code == 1
+    assert "was changed while it was measured" in result.stderr
+    assert "latency_ms" in result.stdout
+    assert "# one thing more" in Path(file).read_text()
+    assert "latency_ms" not in Path(file).read_text()
+
+
+def test_no_other_file_is_overwritten(make: Callable[[str], str], tmp_path: Path) -> None:
+    other = tmp_path / "other.yaml"
+    other.write_text("precious")
+    result = profile(make(SPEC), "--write", str(other))
+    assert result.exit_code == 2
+    assert "exists already" in result.stderr
+    assert other.read_text() == "precious"
+
+
+def test_a_written_file_keeps_its_mode(make: Callable[[str], str]) -> None:
+    file = Path(make(SPEC))
+    file.chmod(0o640)
+    assert profile(str(file), "--batches", "1", "--write", str(file)).exit_code == 0
+    assert file.stat().st_mode & 0o777 == 0o640
+    assert sorted(path.name for path in file.parent.iterdir() if path.name.startswith(".")) == []
