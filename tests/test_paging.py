@@ -774,6 +774,19 @@ def test_a_withdrawn_device_is_told_nothing_more() -> None:
 # ---- pipelines that nobody asks for --------------------------------------------------------------
 
 
+@pytest.mark.parametrize("code", ["unknown_model", "not_loaded"])
+def test_what_a_withdrawn_device_says_of_its_models_is_of_no_interest(code: str) -> None:
+    world = World("a")
+    world.device("a", names="ab")
+    request = world.submit(0.0, "a")
+    batch = world.grant(0.0)
+    world.scheduler.withdraw("a", 0)
+    world.device("", agent="b", names="ab")
+    world.done(0.01, batch, code)
+    assert world.pages(0.01) == ["+a"]
+    assert request.outcome is None
+
+
 def test_nothing_is_due_for_what_nobody_waits_for() -> None:
     world = World("ab")
     world.device("a")

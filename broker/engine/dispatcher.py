@@ -355,7 +355,7 @@ class Dispatcher:
         """A device that pages its models says that it does not have this one in its memory."""
         memory = device.memory
         model = memory.models.get(key) if memory is not None else None
-        if model is None:
+        if model is None or device.group is None:
             return
         if model.state == UNLOADING:
             model.state = HELD
