@@ -25,10 +25,10 @@ from pipelines.usercode import UserCodeError, load_object
 
 log = logging.getLogger(__name__)
 
-RELOAD_FROM = 0.001
 RELOAD_UP_TO = 2.0
-"""Loading that took so many seconds is measured a second time: the first one often pays for a library's or a device's
-own start, and such a model would look far too slow to be paged in."""
+"""Loading that took so many seconds is measured a second time, after a first batch: the first one often pays for a
+library's or a device's own start, and such a model would look far too slow to be paged in; and what loading does may
+depend on what has run, as with CUDA graphs."""
 
 
 class Work:
@@ -164,8 +164,15 @@ class ModelHolder:
             model.executor.hold()
             settle(thorough=self._released)
             self._released = False
-            load_seconds = self._load(model)
-            profile = self._profile(message, model, spec)
+            load_seconds = self._timed_load(model)
+            run = self._sample_run(model, spec)
+            if run is not None:
+                run(1)
+            if load_seconds < RELOAD_UP_TO:
+                model.loaded = False
+                model.executor.unload()
+                load_seconds = self._timed_load(model)
+            profile = self._profile(message, stage, spec, run)
             held = wire.Held(key, profile, time.perf_counter() - begun, load_seconds, model.executor.memory_mb())
             return model, held
         except BaseException as error:
@@ -175,16 +182,8 @@ class ModelHolder:
             detail = str(error) if said else describe_error(error, f"loading {key}")
             failed = wire.LoadFailed(key, detail, error_code(error))
         if model is not None:
-            model.release()
+            self.release(model)
         return None, failed
-
-    def _load(self, model: HeldModel) -> float:
-        seconds = self._timed_load(model)
-        if RELOAD_FROM < seconds < RELOAD_UP_TO:
-            model.loaded = False
-            model.executor.unload()
-            seconds = self._timed_load(model)
-        return seconds
 
     def _timed_load(self, model: HeldModel) -> float:
         begun = time.perf_counter()
@@ -192,11 +191,11 @@ class ModelHolder:
         model.loaded = True
         return time.perf_counter() - begun
 
-    def _profile(self, message: wire.Hold, model: HeldModel, spec: PipelineSpec) -> list[tuple[int, float]]:
+    def _sample_run(self, model: HeldModel, spec: PipelineSpec) -> Callable[[int], float] | None:
+        """Runs a batch of so many samples, and returns the seconds; None where the stage has no sample."""
         stage = model.stage
-        known = message.profile
         if stage.sample is None:
-            return known or stated_profile(stage, message.device_type)
+            return None
         # By way of the wire's form, so that the stage's code meets what it will meet when it serves.
         sample = payload.decode(payload.encode(load_object(stage.sample, spec.root)()))
 
@@ -212,6 +211,14 @@ class ModelHolder:
                 raise ValueError(f"the sample of {stage.sample} fails: {failures[0].detail}")
             return seconds
 
+        return run
+
+    def _profile(
+        self, message: wire.Hold, stage: StageSpec, spec: PipelineSpec, run: Callable[[int], float] | None
+    ) -> list[tuple[int, float]]:
+        known = message.profile
+        if run is None:
+            return known or stated_profile(stage, message.device_type)
         if known:
             for size in warm_up_sizes(known):
                 self._say(wire.Progress(message.key, f"warming up batch {size}"))

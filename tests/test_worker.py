@@ -30,6 +30,7 @@ import os
 import signal
 import sys
 import time
+import weakref
 
 def double(feeds):
     return [feed * 2 for feed in feeds]
@@ -142,7 +143,7 @@ class Paged:
     def load(self):
         self.loads += 1
         self.here = True
-        if self.fails and self.loads == 2:
+        if self.fails and self.loads == 3:
             raise MemoryError(self.fails)
 
     def unload(self):
@@ -187,6 +188,42 @@ def late(output, kept):
     if kept[0] in ("a", 5):
         gate("after")
     return repr(output)
+
+class Captures:
+    # Once a batch has run, loading does more than before.
+    def __init__(self):
+        self.ran = False
+
+    def load(self):
+        if self.ran:
+            time.sleep(0.1)
+
+    def unload(self):
+        pass
+
+    def __call__(self, feeds):
+        self.ran = True
+        return feeds
+
+class Knot:
+    # Refers to itself, pages itself, and cannot run.
+    made = []
+
+    def __init__(self):
+        self.call = self.__call__
+        self.made.append(weakref.ref(self))
+
+    def load(self):
+        pass
+
+    def unload(self):
+        pass
+
+    def __call__(self, feeds):
+        raise RuntimeError("cannot run")
+
+def knots(feeds):
+    return [[knot() is not None for knot in Knot.made]] * len(feeds)
 
 def sample():
     return 21
@@ -507,8 +544,10 @@ def test_a_batch_is_taken_back_unless_it_executes(agent: Agent, gates: Gates) ->
     gates.entered("before")
     for batch in (1, 2, 77):
         agent.process.send_drop(batch)
-    assert agent.finished(2).code == "cancelled"
+    cancelled = agent.finished(2)
+    assert (cancelled.code, cancelled.copying) == ("cancelled", True)
     gates.open("before")
+    assert agent.expect(wire.CopiedIn)[0].batch == 2, "what it left behind is out of the way"
     gates.open("model")
     assert agent.finished(1).code == "ok"
     assert agent.infer("next")[1] == ["next"]
@@ -519,7 +558,7 @@ def test_a_model_is_paged_out_and_in(agent: Agent) -> None:
     held = agent.held(model="code:Paged")
     assert held.memory_mb == 7.5
     assert held.load_seconds >= 0
-    assert agent.infer(0)[1] == [[1, True]]
+    assert agent.infer(0)[1] == [[2, True]]
     assert agent.unload().code == "ok"
     refused, _ = agent.infer(0)
     assert (refused.code, refused.detail) == ("not_loaded", "k is in host memory alone")
@@ -528,11 +567,24 @@ def test_a_model_is_paged_out_and_in(agent: Agent) -> None:
     assert loaded.code == "ok"
     assert loaded.took_us >= 0
     assert agent.load().code == "ok"
-    assert agent.infer(0)[1] == [[2, True]]
+    assert agent.infer(0)[1] == [[3, True]]
     agent.process.send_release("k")
     assert agent.load().code == "unknown_model"
     assert agent.unload().code == "unknown_model"
     assert agent.infer(0)[0].code == "unknown_model"
+
+
+def test_the_measured_load_is_that_of_a_model_that_has_run(agent: Agent) -> None:
+    for known in ([], [(1, 0.001)]):
+        assert agent.held(known, model="code:Captures", sample="code:sample").load_seconds >= 0.1
+
+
+def test_models_that_could_not_be_held_leave_nothing(agent: Agent) -> None:
+    for _ in range(2):
+        agent.hold(model="code:Knot", sample="code:sample")
+        assert "cannot run" in agent.expect(wire.LoadFailed)[0].detail
+    agent.held(model="code:knots")
+    assert agent.infer(0)[1] == [[False, False]]
 
 
 def test_a_load_that_fails_leaves_the_model_in_host_memory(agent: Agent) -> None:
@@ -543,7 +595,7 @@ def test_a_load_that_fails_leaves_the_model_in_host_memory(agent: Agent) -> None
     assert "paging k: MemoryError: device is full" in failed.detail
     assert agent.infer(0)[0].code == "not_loaded"
     assert agent.load().code == "ok"
-    assert agent.infer(0)[1] == [[3, True]]
+    assert agent.infer(0)[1] == [[4, True]]
 
 
 def test_a_model_in_use_is_not_paged_out(gates: Gates, agent: Agent) -> None:
