@@ -250,14 +250,15 @@ def test_without_its_package(build: Callable[..., Executor], monkeypatch: pytest
     [
         ({"batch": 3}, "has no option 'batch'"),
         ({"url": "http://localhost:8000"}, "must be HOST:PORT"),
-        ({"shared_memory": "yes"}, "one of auto, system, cuda, none"),
+        ({"shared_memory": "yes"}, "option 'shared_memory' of the executor 'triton': Invalid enum value 'yes'"),
         ({"shared_memory": "cuda"}, "needs a GPU"),
-        ({"timeout": 0}, "seconds above zero"),
-        ({"outputs": "y"}, "a list of output names"),
+        ({"timeout": 0}, "option 'timeout' of the executor 'triton': Expected `float` > 0.0"),
+        ({"outputs": "y"}, "option 'outputs' of the executor 'triton': Expected `array | null`, got `str`"),
+        ({"outputs": [3]}, "option 'outputs[...]' of the executor 'triton': Expected `str`, got `int`"),
     ],
 )
 def test_wrong_options(build: Callable[..., Executor], options: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=re.escape(said)):
         build(**options)
 
 

@@ -153,6 +153,7 @@ def test_a_class_that_pages_itself_is_made_once(tmp_path: Path) -> None:
     [
         (MemoryError(), "out_of_memory"),
         (RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"), "out_of_memory"),
+        (RuntimeError("failed to allocate pinned system memory"), "out_of_memory"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "out_of_memory"),
         (RuntimeError("[ONNXRuntimeError] : 6 : Failed to allocate memory for requested buffer"), "out_of_memory"),
         (Unavailable("the server is away"), "unavailable"),

@@ -12,16 +12,22 @@ from nodes.executors.base import Unavailable
 
 _LIBRARIES = tuple({sysconfig.get_path(name) + os.sep for name in ("stdlib", "purelib", "platlib")})
 _OURS = os.path.dirname(os.path.abspath(__file__)) + os.sep
-_OUT_OF_MEMORY = (
-    "CUDA out of memory",  # torch.OutOfMemoryError, and what older extensions raise in its place
+_OUT_OF_MEMORY = (  # in small letters
+    "out of memory",  # torch.OutOfMemoryError, what older extensions raise in its place, and Triton
     "can't allocate memory",  # torch's allocator for the host
-    "Failed to allocate memory",  # ONNX Runtime
-    "std::bad_alloc",
-    "CUDA_ERROR_OUT_OF_MEMORY",
-    "CUBLAS_STATUS_ALLOC_FAILED",
+    "failed to allocate",  # ONNX Runtime and Triton
+    "unable to allocate",  # numpy, as a Triton model's error quotes it, and Triton
+    "bad_alloc",
+    "cuda_error_out_of_memory",
+    "cublas_status_alloc_failed",
 )
 LONGEST = 2000
 """How many characters of an error's own text are kept."""
+
+
+def is_out_of_memory(text: str) -> bool:
+    """Whether an error's text says that there was no memory left, of the host or of a GPU."""
+    return any(each in text.lower() for each in _OUT_OF_MEMORY)
 
 
 def error_code(error: BaseException) -> str:
@@ -29,7 +35,7 @@ def error_code(error: BaseException) -> str:
     'bad_input' where the frames are no inputs, else 'model_error'. An error counts as what caused it."""
     seen: BaseException | None = error
     while seen is not None:
-        if isinstance(seen, MemoryError) or any(text in str(seen) for text in _OUT_OF_MEMORY):
+        if isinstance(seen, MemoryError) or is_out_of_memory(str(seen)):
             return "out_of_memory"
         if isinstance(seen, Unavailable):
             return "unavailable"

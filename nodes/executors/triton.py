@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import logging
 import os
-from typing import Any
+from typing import Annotated, Any, Literal
 
+import msgspec
+from msgspec import Meta
+
+from nodes.executors.options import read_options
 from nodes.executors.triton_regions import CudaRegion, Region, RegionPool, SystemRegion, sweep
 from nodes.executors.triton_server import ModelServer, TritonError, Unanswered
 from nodes.executors.triton_tensors import Array, Signature, Tensor
@@ -18,45 +22,43 @@ log = logging.getLogger(__name__)
 
 DEFAULT_URL = "localhost:8001"
 URL_VARIABLE = "LAXITY_TRITON_URL"
-_OPTIONS = ("url", "version", "shared_memory", "outputs", "timeout")
-_SHARED_MEMORY = ("auto", "system", "cuda", "none")
 _ALIGNMENT = 64
+
+
+class TritonOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """A stage's ``options``."""
+
+    url: str | None = None
+    """HOST:PORT of the server's gRPC service; else the environment's LAXITY_TRITON_URL, else localhost:8001."""
+    version: str | int = ""
+    """The newest unless given."""
+    outputs: Annotated[list[str], Meta(min_length=1)] | None = None
+    """The names of those that are asked for: all unless given."""
+    timeout: Annotated[float, Meta(gt=0)] = 30.0
+    """How many seconds one batch may take."""
+    shared_memory: Literal["auto", "system", "cuda", "none"] = "auto"
+    """'auto' is 'system' where the server can open what this host shares, else 'none'."""
 
 
 class TritonModel:
     """A model by its name in the repository of a Triton server.
-
-    Options: ``url`` (HOST:PORT of its gRPC service; else the environment's LAXITY_TRITON_URL, else localhost:8001),
-    ``version`` (the newest unless given), ``outputs`` (all unless named), ``timeout`` (seconds that one batch may
-    take, 30 unless given), ``shared_memory``: 'system', 'cuda', 'none', or 'auto', which is 'system' where the server
-    can open what this host shares.
 
     A model with one input takes bare arrays, one with several a dict by their names; one output comes back as an
     array, several as a dict by their names.
     """
 
     def __init__(self, model: str, device: str, options: dict[str, Any], max_batch: int) -> None:
-        unknown = sorted(set(options) - set(_OPTIONS))
-        if unknown:
-            raise ValueError(f"the executor 'triton' has no option {unknown[0]!r}; it has {', '.join(_OPTIONS)}")
-        self._url = str(options.get("url") or os.environ.get(URL_VARIABLE) or DEFAULT_URL)
+        read = read_options("triton", options, TritonOptions)
+        self._url = read.url or os.environ.get(URL_VARIABLE) or DEFAULT_URL
         host, _, port = self._url.rpartition(":")
         if not host or not port.isdigit() or "/" in host:
             raise ValueError(f"the option 'url' must be HOST:PORT of Triton's gRPC service, not {self._url!r}")
-        self._shared_memory = options.get("shared_memory", "auto")
-        if self._shared_memory not in _SHARED_MEMORY:
-            raise ValueError(f"the option 'shared_memory' must be one of {', '.join(_SHARED_MEMORY)}")
-        if self._shared_memory == "cuda" and device != "cuda":
+        if read.shared_memory == "cuda" and device != "cuda":
             raise ValueError("the option 'shared_memory: cuda' needs a GPU: place the stage on one, or write 'system'")
-        timeout = options.get("timeout", 30.0)
-        if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout > 0:
-            raise ValueError(f"the option 'timeout' must be seconds above zero, not {timeout!r}")
-        self._timeout = float(timeout)
-        outputs = options.get("outputs")
-        if outputs is not None and not (isinstance(outputs, list) and outputs):
-            raise ValueError(f"the option 'outputs' must be a list of output names, not {outputs!r}")
-        self._outputs: list[str] | None = outputs
-        self._version = str(options.get("version", ""))
+        self._shared_memory = read.shared_memory
+        self._timeout = read.timeout
+        self._outputs = read.outputs
+        self._version = str(read.version)
         self._model = model
         self._max_batch = max_batch
         self._server: ModelServer | None = None

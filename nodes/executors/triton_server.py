@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from nodes.executors.base import MissingExtra, Unavailable
+from nodes.executors.errors import is_out_of_memory
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +25,6 @@ PATIENCE_SECONDS = 0.02
 requests away from those that work; waiting for long, its batches' windows would close, and its agent take its inputs
 for hanging."""
 _RETRY_SECONDS = (0.05, 1.0)
-_OUT_OF_MEMORY = ("out of memory", "bad_alloc", "failed to allocate", "unable to allocate", "cuda_error_out_of_memory")
 _NOT_EXPLICIT = "explicit model load / unload is not allowed"
 _ANSWERED = ("[request id:", "Request for unknown model")
 """How the server's own messages begin; those of a connection that is lost have the same status."""
@@ -117,7 +117,8 @@ class ModelServer:
             self._use.end(self._unload)
 
     def infer(self, inputs: list[Any], outputs: list[Any], timeout: float) -> Any:
-        """Run a batch. Raises :class:`Unavailable` (:class:`Unanswered` where it may still run), MemoryError, or :class:`TritonError` with Triton's own message."""
+        """Run a batch. Raises :class:`Unavailable` (:class:`Unanswered` where the batch may still run), MemoryError, or
+        :class:`TritonError` with Triton's own message."""
         self.wait()
         try:
             return self.client.infer(
@@ -239,7 +240,7 @@ class ModelServer:
             return Unanswered(f"the Triton server at {self.url}: {message}")
         if status == "UNAVAILABLE" or (status == "NOT_FOUND" and not allow_missing):
             return Unavailable(f"the Triton server at {self.url}: {message}")
-        if any(text in message.lower() for text in _OUT_OF_MEMORY):
+        if is_out_of_memory(message):
             return MemoryError(f"the Triton server at {self.url}: {message}")
         return TritonError(message)
 
