@@ -219,8 +219,10 @@ class Device:
                 granted.record.started = event.at
             engine.started(now, event.batch, event.at)
         elif isinstance(event, wire.Finished):
-            if engine.finished(now, event.batch, event.code, event.input_us * 1e-6):
+            if engine.finished(now, event.batch, event.code, event.input_us * 1e-6, event.copying):
                 self._finished(now, event, frames)
+        elif isinstance(event, wire.CopiedIn):
+            engine.copied_in(now, event.batch)
         elif isinstance(event, wire.Acted):
             if engine.acted(now, event.action, event.code, event.detail):
                 if event.code != "too_late":
@@ -231,6 +233,7 @@ class Device:
         elif isinstance(event, wire.Started):
             engine.worker_started(now)
         elif isinstance(event, wire.Progress):
+            engine.progress(now)
             self.progress = event.text
             self._changed()
         elif isinstance(event, wire.Held):

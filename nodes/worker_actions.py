@@ -13,14 +13,14 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
 from laxity import payload
 from laxity.node import Node
 from laxity.payload import Part
 from laxity.protocol import Failure
 from nodes import worker_protocol as wire
-from nodes.engine.lanes import CopyIn, CopyOut, Execute, Lanes, Order, PageIn, PageOut, TooLate
+from nodes.engine.lanes import MAX_BATCHES, CopyIn, CopyOut, Execute, Lanes, Order, PageIn, PageOut, TooLate
 from nodes.executors.base import Unavailable
 from nodes.executors.errors import describe_error, error_code
 from nodes.under_way import EXECUTION, INPUT, OUTPUT, UnderWay
@@ -28,10 +28,6 @@ from nodes.worker_lanes import Job, LaneThread
 from nodes.worker_models import HeldModel, ModelHolder, Work
 
 log = logging.getLogger(__name__)
-
-MAX_BATCHES: Final = 3
-"""One executes, one waits with its input, the output of one is fetched. More are refused as busy."""
-
 
 _Failure = tuple[str, str]
 """(code, detail)"""
@@ -50,7 +46,18 @@ class Outbox(Protocol):
 class _Batch:
     """A batch under way. Whoever takes it out of ``Actions._batches`` says how it ended."""
 
-    __slots__ = ("execution_us", "frames", "input_us", "latest", "model", "number", "output_us", "tasks", "work")
+    __slots__ = (
+        "copying",
+        "execution_us",
+        "frames",
+        "input_us",
+        "latest",
+        "model",
+        "number",
+        "output_us",
+        "tasks",
+        "work",
+    )
 
     def __init__(self, message: wire.Infer, model: HeldModel, frames: Sequence[Part]) -> None:
         self.number = message.batch
@@ -59,6 +66,8 @@ class _Batch:
         self.frames = frames
         self.model = model
         self.work: Any = None
+        self.copying = False
+        """Whether the input lane has it."""
         self.input_us = 0
         self.execution_us = 0
         self.output_us = 0
@@ -75,6 +84,7 @@ class _Batch:
             detail,
             self.input_us,
             self.output_us,
+            self.copying,
         )
 
 
@@ -200,7 +210,9 @@ class Actions:
         if isinstance(order, Execute):
             return self._execution, Job(partial(self._execute, self._batches[order.batch]))
         if isinstance(order, CopyIn):
-            return self._input, Job(partial(self._copy_in, self._batches[order.batch]))
+            batch = self._batches[order.batch]
+            batch.copying = True
+            return self._input, Job(partial(self._copy_in, batch))
         if isinstance(order, CopyOut):
             return self._output, Job(partial(self._copy_out, self._batches[order.batch]))
         assert isinstance(order, (PageIn, PageOut))
@@ -261,9 +273,13 @@ class Actions:
         batch.input_us = _us_since(begun)
         with self._lock:
             now = time.monotonic()
-            if failure is not None and not self._lanes.drop(now, batch.number):
-                failure = None  # it was taken out meanwhile, and answered
-            if failure is not None:
+            batch.copying = False
+            answered = batch.number not in self._batches
+            if answered:
+                failure = None
+                self._outbox.put(wire.CopiedIn(batch.number))
+            elif failure is not None:
+                self._lanes.drop(now, batch.number)
                 self._taken(batch.number)
             self._lanes.copied_in(now, batch.number)
             following = self._dispatch(now, self._input)

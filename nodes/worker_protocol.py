@@ -136,7 +136,8 @@ class Executing(Message, tag=15):
 class Finished(Message, tag=16):
     """How a batch ended, with one of :data:`laxity.protocol.DONE_CODES`: with 'ok' there is one result a task (None at
     the indexes of ``failures``), otherwise none, and ``detail`` says what happened. ``execution_us`` is execution
-    alone, ``input_us`` and ``output_us`` what was done for it before and after."""
+    alone, ``input_us`` and ``output_us`` what was done for it before and after. ``copying``: its inputs are still under
+    way, and keep the next ones waiting until :class:`CopiedIn` follows."""
 
     batch: int
     code: str
@@ -146,10 +147,17 @@ class Finished(Message, tag=16):
     detail: str = ""
     input_us: int = 0
     output_us: int = 0
+    copying: bool = False
+
+
+class CopiedIn(Message, tag=17):
+    """What was still done for the inputs of a batch when it was answered has come to its end."""
+
+    batch: int
 
 
 ToWorker = Union[Hold, Release, Load, Unload, Infer, Drop, Stop]  # noqa: UP007
-FromWorker = Union[Started, Progress, Held, LoadFailed, Acted, Executing, Finished]  # noqa: UP007
+FromWorker = Union[Started, Progress, Held, LoadFailed, Acted, Executing, Finished, CopiedIn]  # noqa: UP007
 
 encode: Final[Callable[[Any], bytes]] = msgspec.msgpack.Encoder().encode
 decode_to_worker: Final[Callable[[Any], ToWorker]] = msgspec.msgpack.Decoder(ToWorker).decode

@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 
 from nodes.engine import actions as act
-from nodes.engine.device import MAX_BATCHES, DeviceEngine
+from nodes.engine.device import DeviceEngine
 from nodes.engine.handed import HANG_FACTOR, HANG_GRACE, LOAD_GRACE
-from nodes.engine.health import BACK_OFF, CAREFUL, MAX_BACK_OFF, MAX_STUCK
+from nodes.engine.health import BACK_OFF, CAREFUL, MAX_BACK_OFF
+from nodes.engine.lanes import MAX_BATCHES
 from nodes.engine.models import FAILED, HELD, LOADING, QUEUED, READY
-from nodes.engine.paging import MAX_LOAD_DEATHS
+from nodes.engine.paging import HOLD_SILENCE, MAX_LOAD_DEATHS
 from nodes.engine.pulls import LEAD, MAX_TRIP, WEIGHT
 
 OTHERS = {act.StartWorker: "start worker", act.KillWorker: "kill worker", act.Announce: "announce"}
@@ -113,9 +114,15 @@ class World:
         return self.actions()
 
     def finish(
-        self, now: float, batch: int, code: str = "ok", known: bool = True, input_time: float = 0.0
+        self,
+        now: float,
+        batch: int,
+        code: str = "ok",
+        known: bool = True,
+        input_time: float = 0.0,
+        copying: bool = False,
     ) -> list[tuple[Any, ...]]:
-        assert self.engine.finished(now, batch, code, input_time) == known
+        assert self.engine.finished(now, batch, code, input_time, copying) == known
         return self.actions()
 
     def load(self, now: float, model: str, closes: float = 0.5, expected: float = 0.01) -> list[tuple[Any, ...]]:
@@ -621,26 +628,115 @@ def test_a_batch_that_never_begins_hangs() -> None:
     assert world.tick(hang_at + 1e-6) == [("kill worker",)]
 
 
-def test_inputs_that_hang_are_told_by_batches_that_never_begin() -> None:
-    world = World("m")
-    now = 1.0
-    for number in range(MAX_STUCK):
-        assert ("infer", number) in world.grant(now, number, seq=number + 1)
-        now += 1.0
-        ended = world.finish(now, number, "too_late")
-    assert ended == [("kill worker",)]
-    assert "inputs of the model m hung" in world.engine.worker_died(now, "")
+PATIENCE = max(HANG_FACTOR * 0.1, SLO) + HANG_GRACE
 
 
-def test_inputs_that_fail_do_not_hang() -> None:
+def test_inputs_that_are_under_way_long_after_their_batch_was_answered_hang() -> None:
+    world = World("m")
+    world.grant(1.0, 7)
+    assert world.finish(1.5, 7, "too_late", copying=True) == [("pull", 2, 0.0)]
+    assert world.grant(1.6, 8, seq=2) == [("infer", 8)]
+    world.finish(2.1, 8, "too_late")
+    hang_at = 1.5 + PATIENCE
+    assert world.engine.next_wake() == pytest.approx(hang_at)
+    assert world.tick(hang_at - 1e-6) == []
+    world.grant(hang_at - 1e-6, 9, seq=3)
+    assert world.tick(hang_at) == [("kill worker",)]
+    assert "inputs of the model m hung" in world.engine.worker_died(hang_at, "signal 9", [9])
+    assert world.actions() == [("refuse", 9, "not_loaded"), ("announce",)]
+
+
+def test_inputs_that_are_slow_do_not_hang() -> None:
+    """Each one takes longer than its batch's window, and comes to its end."""
     world = World("m")
     now = 1.0
-    for number in range(3 * MAX_STUCK):
-        world.grant(now, number, seq=number + 1)
-        now += 1.0
-        assert ("kill worker",) not in world.finish(
-            now, number, "unavailable" if number % MAX_STUCK == 0 else "too_late"
-        )
+    for number in range(20):
+        assert ("infer", number) in world.grant(now, number, seq=number + 1, closes=0.3)
+        assert ("kill worker",) not in world.finish(now + 0.3, number, "too_late", copying=True)
+        now += 0.4
+        assert ("kill worker",) not in world.tick(now)
+        world.engine.copied_in(now, number)
+    assert world.tick(now + 100.0) == []
+    world.engine.copied_in(now, 77)
+
+
+def test_a_batch_that_waits_for_another_ones_inputs_does_not_hang() -> None:
+    world = World("m")
+    world.grant(1.0, 7, expected=10.0)
+    world.finish(1.5, 7, "too_late", copying=True)
+    world.grant(1.6, 8, seq=2, closes=1e9)
+    assert world.tick(1.6 + 2 * PATIENCE) == []
+    world.engine.copied_in(20.0, 7)
+    assert world.engine.next_wake() == pytest.approx(20.0 + PATIENCE)
+    assert world.tick(20.0 + PATIENCE + 1e-6) == [("kill worker",)]
+
+
+def test_nothing_is_held_behind_inputs_that_are_under_way() -> None:
+    for ends in (True, False):
+        world = World("m")
+        world.grant(1.0, 7)
+        world.finish(1.5, 7, "too_late", copying=True)
+        assert world.place(1.6, "m", "n") == []
+        assert world.tick(1.7) == []
+        if ends:
+            world.engine.copied_in(1.8, 7)
+            assert world.actions() == [("hold", "n")]
+        else:
+            assert world.tick(1.5 + PATIENCE) == [("kill worker",)]
+
+
+def test_a_hold_of_which_nothing_is_heard_hangs() -> None:
+    world = World("m")
+    engine = world.engine
+    world.place(1.0, "m", "n")
+    now = 1.0
+    for _ in range(MAX_LOAD_DEATHS):
+        assert world.state("n") == LOADING
+        engine.progress(now + HOLD_SILENCE - 1.0)
+        hang_at = now + 2 * HOLD_SILENCE - 1.0
+        assert engine.next_wake() == pytest.approx(hang_at)
+        assert world.tick(hang_at - 1e-3) == []
+        assert world.tick(hang_at + 1e-3) == [("kill worker",)]
+        assert "holding the model n hung" in engine.worker_died(hang_at + 1.0, "signal 9")
+        now = engine.next_wake()
+        engine.tick(now)
+        engine.worker_started(now)
+        engine.held(now, "m", [], 0.0, 0.0)
+        world.actions()
+    assert world.state("n") == FAILED
+    assert "hung" in engine.models["n"].detail
+    assert world.state("m") == READY
+
+
+def test_what_a_worker_is_not_killed_for_is_not_to_blame() -> None:
+    """A LOAD hangs while an innocent batch runs; then a batch while an innocent LOAD is under way."""
+    world = World("m", "n", budget=100.0, memory=40.0)
+    world.unload(1.0, "n")
+    world.acted(1.0, 1)
+    world.load(1.0, "n", closes=0.1, expected=0.0)
+    hang_at = 1.1 + LOAD_GRACE
+    world.run(hang_at - 0.1, 7)
+    assert world.tick(hang_at + 1e-6) == [("kill worker",)]
+    world.engine.worker_died(hang_at, "signal 9", [7])
+    assert world.actions() == [("refuse", 7, "not_loaded"), ("answer", 2, "worker_died"), ("announce",)]
+    assert [world.engine.models[key].deaths for key in "mn"] == [0, 1]
+    assert not world.engine.health.careful()
+
+    world = World("m", "n", budget=100.0, memory=40.0)
+    world.unload(1.0, "n")
+    world.acted(1.0, 1)
+    world.run(1.0, 7, closes=100.0)
+    world.grant(1.0, 8, closes=100.0)
+    world.load(1.0, "n", closes=100.0)
+    assert world.tick(1.0 + PATIENCE) == [("kill worker",)]
+    world.engine.worker_died(4.0, "signal 9", [7, 8])
+    assert world.actions() == [
+        ("refuse", 7, "worker_died"),
+        ("refuse", 8, "not_loaded"),
+        ("answer", 2, "worker_died"),
+        ("announce",),
+    ]
+    assert [world.engine.models[key].deaths for key in "mn"] == [0, 0]
 
 
 def test_batches_that_are_late_behind_others_tell_nothing() -> None:

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from nodes.engine import actions as act
-from nodes.engine.device import MAX_BATCHES, DeviceEngine
-from nodes.engine.lanes import NEVER, CopyIn, CopyOut, Execute, Lanes, PageIn, PageOut, TooLate
+from nodes.engine.device import DeviceEngine
+from nodes.engine.lanes import MAX_BATCHES, NEVER, CopyIn, CopyOut, Execute, Lanes, PageIn, PageOut, TooLate
 from nodes.engine.models import FAILED, HELD, LOADING, READY
 
 SLO = 0.5
@@ -142,6 +142,7 @@ class DeviceMachine(RuleBasedStateMachine):
         elif isinstance(action, act.Hold):
             assert not worker.holding
             assert not worker.batches
+            assert "in" not in worker.taken, "it would wait for inputs that nobody needs any more"
             worker.holding = action.model
             worker.loading.add(action.model)
         elif isinstance(action, act.Release):
@@ -193,9 +194,10 @@ class DeviceMachine(RuleBasedStateMachine):
         """The worker says how a batch ended."""
         assert self.worker is not None
         del self.worker.batches[batch]
+        copying = self.worker.taken.get("in") == batch
 
         def hear() -> None:
-            assert self.engine.finished(self.now, batch, code, 0.001)
+            assert self.engine.finished(self.now, batch, code, 0.001, copying)
             del self.open[batch]
             assert not self.engine.finished(self.now, batch, code, 0.001)
 
@@ -217,7 +219,9 @@ class DeviceMachine(RuleBasedStateMachine):
         assert worker is not None
         number = worker.taken.pop(lane)
         if lane == "in":
-            if not well and worker.lanes.drop(self.now, number):
+            if number not in worker.batches:
+                self.outbox.append(self._hears(self.engine.copied_in, number))
+            elif not well and worker.lanes.drop(self.now, number):
                 self._ends(number, "bad_input")
             worker.lanes.copied_in(self.now, number)
         elif lane == "execute":

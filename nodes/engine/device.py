@@ -11,17 +11,14 @@ fetched. The device's models and its memory are :mod:`nodes.engine.paging`'s par
 """
 
 from collections.abc import Sequence
-from typing import Final
 
 from nodes.engine.actions import Action, Drop, Infer, KillWorker, Refuse, SendPull, StartWorker
 from nodes.engine.handed import Handed
 from nodes.engine.health import Health
-from nodes.engine.models import READY
-from nodes.engine.paging import Paging
+from nodes.engine.lanes import MAX_BATCHES
+from nodes.engine.models import READY, Model
+from nodes.engine.paging import HOLD_SILENCE, Paging
 from nodes.engine.pulls import Pulls
-
-MAX_BATCHES: Final = 3
-"""Batches that a worker has at most: one executes, one waits, the output of one is fetched."""
 
 
 class DeviceEngine:
@@ -39,6 +36,8 @@ class DeviceEngine:
         """The one that began last, until it is answered."""
         self.waiting: Handed | None = None
         """The one that has not begun."""
+        self.copying: Handed | None = None
+        """One that is answered, and whose inputs are still under way: those of others wait for them."""
         self.pulls = Pulls()
         self.health = Health()
         self.worker_up = False
@@ -48,7 +47,13 @@ class DeviceEngine:
         self._starting = False
         self._free_at = 0.0
         """When the worker last ended something."""
+        self._copying_until = 0.0
+        """From when on ``copying`` is taken to hang."""
         self._killed_for = ""
+        self._guilty: set[int] = set()
+        """The batches for which it is being killed."""
+        self._guilty_models: list[Model] = []
+        """The models for whose load it is."""
 
     def take_actions(self) -> list[Action]:
         """What is to be done, in order."""
@@ -67,6 +72,9 @@ class DeviceEngine:
             wake = min(wake, handed.hangs_at(self._free_for(handed)))
         for page in self.paging.pages.values():
             wake = min(wake, page.hangs_at())
+        wake = min(wake, self.paging.hold_hangs_at())
+        if self.copying is not None:
+            wake = min(wake, self._copying_until)
         running = self.running
         if running is not None and self._wants_pull():
             wake = min(wake, self.pulls.time(running.free_at()))
@@ -133,7 +141,6 @@ class DeviceEngine:
             self._refuse(batch, "too_late", f"the window had closed {(now - latest) * 1e3:.1f} ms before it came")
             self._note_late(now)
         else:
-            self.health.handed(now)
             known.batches += 1
             known.used_at = now
             handed = Handed(batch, known, left_at + opens, latest, expected, slo, now)
@@ -171,13 +178,13 @@ class DeviceEngine:
             return
         handed.begin(at)
         self.running = handed
-        self.health.began()
         if self.waiting is handed:
             self.waiting = None
         self._advance(now)
 
-    def finished(self, now: float, batch: int, code: str, input_time: float) -> bool:
-        """A batch ended so, after ``input_time`` seconds for its inputs; whether the worker had it."""
+    def finished(self, now: float, batch: int, code: str, input_time: float, copying: bool = False) -> bool:
+        """A batch ended so, after ``input_time`` seconds for its inputs; whether the worker had it. ``copying``: its
+        inputs are still under way, until :meth:`copied_in` says otherwise."""
         handed = self.handed.pop(batch, None)
         if handed is None:
             return False
@@ -191,15 +198,21 @@ class DeviceEngine:
             self.pulls.took_in(input_time)
             self.health.ran()
             handed.model.deaths = 0
-        elif code != "too_late":
-            self.health.began()  # it came to an end, if a bad one: its inputs do not hang
-        else:
+        elif code == "too_late":
             self._note_late(now)
-            free = self.running is None and not self.paging.pages
-            if free and self.health.could_not_begin(now, handed.patience()):
-                self._kill(f"the inputs of the model {handed.model.key} hung: one batch after the other never began")
+        if copying:
+            self.copying = handed
+            self._copying_until = now + handed.patience()
         self._advance(now)
         return True
+
+    def copied_in(self, now: float, batch: int) -> None:
+        """The inputs of a batch that was answered before are not under way any more."""
+        copying = self.copying
+        if copying is not None and copying.batch == batch:
+            self.copying = None
+            self._free_at = now
+            self._advance(now)
 
     def acted(self, now: float, number: int, code: str, detail: str) -> bool:
         """A LOAD or an UNLOAD that was handed over ended so; whether the worker had it."""
@@ -208,23 +221,25 @@ class DeviceEngine:
             return False
         self._free_at = now
         if not page.loads and code not in ("ok", "too_late"):
-            self._kill(f"the model {page.model.key} could not be unloaded, so nobody knows what is free: {detail}")
+            why = f"the model {page.model.key} could not be unloaded, so nobody knows what is free: {detail}"
+            self._kill(why, set(), [])
         self._advance(now)
         return True
 
     def worker_died(self, now: float, why: str, suspects: Sequence[int] = ()) -> str:
         """The worker process ended: what it ran is lost, what it held must be held again. ``suspects`` are the
-        batches of which one may have killed it; where that is not known, it is those that had begun. Why it really
-        was, where it had to be killed."""
+        batches of which one may have killed it; where that is not known, it is those that had begun. Where it had to
+        be killed, it is known of whom: why it really was."""
+        guilty = {batch for batch in suspects if batch in self.handed}
+        if not guilty:
+            guilty = {handed.batch for handed in self.handed.values() if handed.began} or set(self.handed)
+        models = self.paging.loading()
         if self._killed_for:
-            why = self._killed_for
+            why, guilty, models = self._killed_for, self._guilty, self._guilty_models
             self._killed_for = ""
         self.worker_up = False
         self._starting = False
-        self.health.died(now, of_batches=bool(self.handed))
-        guilty = [batch for batch in suspects if batch in self.handed]
-        if not guilty:
-            guilty = [handed.batch for handed in self.handed.values() if handed.began] or list(self.handed)
+        self.health.died(now, of_batches=bool(guilty))
         for handed in self.handed.values():
             handed.model.batches -= 1
             if handed.batch in guilty:
@@ -234,7 +249,8 @@ class DeviceEngine:
         self.handed.clear()
         self.running = None
         self.waiting = None
-        self.paging.lose(why)
+        self.copying = None
+        self.paging.lose(why, models)
         return why
 
     # ---- models ----------------------------------------------------------------------------
@@ -254,6 +270,10 @@ class DeviceEngine:
         what paging it in takes, ``memory`` the megabytes that it was found to take (0 where that is not known)."""
         self.paging.held(now, key, profile, load_seconds, memory)
         self._advance(now)
+
+    def progress(self, now: float) -> None:
+        """Something was heard of the model that is being held."""
+        self.paging.heard_at = now
 
     def hold_failed(self, now: float, key: str, detail: str) -> None:
         """A model could not be held."""
@@ -282,7 +302,7 @@ class DeviceEngine:
         """Let go of what leaves, hold what is missing, pull the next."""
         if not self.worker_up or self._killed_for:
             return
-        self.paging.advance(now, not self.handed)
+        self.paging.advance(now, not self.handed and self.copying is None)  # a Hold needs the inputs' thread
         if self._wants_pull():
             running = self.running
             if running is None:
@@ -307,22 +327,38 @@ class DeviceEngine:
 
     def _free_for(self, handed: Handed) -> float:
         """Since when nothing keeps a batch from beginning; 1e18 where something does."""
-        if self.running is not None or self.paging.pages:
+        if self.running is not None or self.copying is not None or self.paging.pages:
             return 1e18
         return max(self._free_at, handed.came, handed.earliest)
 
     def _look_for_hangs(self, now: float) -> None:
+        copying = self.copying
+        if copying is not None and now >= self._copying_until:
+            took = now - copying.came
+            self._kill(
+                f"the inputs of the model {copying.model.key} hung: they are not there after {took:.1f} s", set(), []
+            )
+            return
         for handed in self.handed.values():
             if now >= handed.hangs_at(self._free_for(handed)):
                 took, expected = now - (handed.began_at if handed.began else handed.came), handed.expected * 1e3
-                self._kill(f"the model {handed.model.key} hung: {took:.1f} s where {expected:.0f} ms were expected")
+                why = f"the model {handed.model.key} hung: {took:.1f} s where {expected:.0f} ms were expected"
+                self._kill(why, {handed.batch}, [])
                 return
         for page in self.paging.pages.values():
             if now >= page.hangs_at():
-                self._kill(f"{'loading' if page.loads else 'unloading'} the model {page.model.key} hung")
+                why = f"{'loading' if page.loads else 'unloading'} the model {page.model.key} hung"
+                self._kill(why, set(), self.paging.first_load())
                 return
+        holding = self.paging.holding
+        if holding is not None and now >= self.paging.hold_hangs_at():
+            why = f"holding the model {holding.key} hung: nothing was heard of it for {HOLD_SILENCE:.0f} s"
+            self._kill(why, set(), [holding])
 
-    def _kill(self, why: str) -> None:
+    def _kill(self, why: str, guilty: set[int], models: list[Model]) -> None:
+        """For these batches, or for these models' loads: the others are not to blame."""
         if not self._killed_for:
             self._killed_for = why
+            self._guilty = guilty
+            self._guilty_models = models
             self._actions.append(KillWorker())

@@ -16,6 +16,8 @@ from __future__ import annotations
 from typing import Final
 
 NEVER: Final = 1e18
+MAX_BATCHES: Final = 3
+"""Batches that a worker has at most: one executes, one waits with its input, the output of one is fetched."""
 
 
 class Order:

@@ -13,6 +13,9 @@ from nodes.engine.models import FAILED, HELD, LOADING, NOT_PAGED, PAGED_IN, PAGE
 
 MAX_LOAD_DEATHS: Final = 3
 """A model under whose load the worker died this often is given up."""
+HOLD_SILENCE: Final = 600.0
+"""A model hangs of which nothing is heard for so many seconds while it is being held. One step of that (reading files,
+compiling, a batch to warm up) may well take minutes, and none of the models held so far serves meanwhile."""
 OWN_WINDOW: Final = 60.0
 """Seconds in which an UNLOAD that no shard asked for must begin."""
 
@@ -26,6 +29,8 @@ class Paging:
         """The LOADs and UNLOADs that the worker has, by number, in their order."""
         self.holding: Model | None = None
         """What is being held for the first time."""
+        self.heard_at = 0.0
+        """When something was last heard of it."""
         self._letting_go = False
         """What leaves goes now, and does not wait for what is to come."""
         self._earliest = 0.0
@@ -207,18 +212,27 @@ class Paging:
         else:
             self._give_up(model, detail)
 
-    def lose(self, why: str) -> None:
-        """The worker died: nothing is held any more, and all is to be held again."""
-        models = self.models
-        holding = self.holding
-        self.holding = None
-        if holding is not None:
-            self._died_loading(holding, why)
-        first = True
+    def hold_hangs_at(self) -> float:
+        """From when on what is being held is taken to hang; 1e18 where nothing is."""
+        return self.heard_at + HOLD_SILENCE if self.holding is not None else 1e18
+
+    def first_load(self) -> list[Model]:
+        """The model of the LOAD that is under way, if one is: the first of ``pages``."""
         for page in self.pages.values():
-            if first and page.loads:
-                self._died_loading(page.model, why)  # the first one was under way
-            first = False
+            return [page.model] if page.loads else []
+        return []
+
+    def loading(self) -> list[Model]:
+        """Those under whose load the worker may have died."""
+        return self.first_load() + ([self.holding] if self.holding is not None else [])
+
+    def lose(self, why: str, guilty: list[Model]) -> None:
+        """The worker died, of loading these models: nothing is held any more, and all is to be held again."""
+        models = self.models
+        self.holding = None
+        for model in guilty:
+            self._died_loading(model, why)
+        for page in self.pages.values():
             if page.asked:
                 self._actions.append(Answer(page.number, "worker_died", why))
         self.pages.clear()
@@ -295,6 +309,7 @@ class Paging:
             if self.models.fits(model.memory):
                 if self._make_room(now, model.memory):
                     self.holding = model
+                    self.heard_at = now
                     self.models.set(model, LOADING, NOT_PAGED)
                     self._actions.append(Hold(model.key))
                 return
