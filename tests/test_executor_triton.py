@@ -254,7 +254,7 @@ def test_without_its_package(build: Callable[..., Executor], monkeypatch: pytest
         ({"shared_memory": "cuda"}, "needs a GPU"),
         ({"timeout": 0}, "option 'timeout' of the executor 'triton': Expected `float` > 0.0"),
         ({"outputs": "y"}, "option 'outputs' of the executor 'triton': Expected `array | null`, got `str`"),
-        ({"outputs": [3]}, "option 'outputs[...]' of the executor 'triton': Expected `str`, got `int`"),
+        ({"outputs": [3]}, "option 'outputs[0]' of the executor 'triton': Expected `str`, got `int`"),
     ],
 )
 def test_wrong_options(build: Callable[..., Executor], options: dict[str, Any], said: str) -> None:
