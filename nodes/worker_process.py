@@ -49,7 +49,9 @@ class WorkerProcess:
         self.socket.bind(address)
         lanes = Path(self._directory, "lanes")
         self._under_way = UnderWay.create(lanes)
-        environment = os.environ | dict.fromkeys(_THREADS, str(threads)) | {"CUDA_VISIBLE_DEVICES": number}
+        environment = os.environ | dict.fromkeys(_THREADS, str(threads))
+        # CUDA counts the fastest device first unless it is told otherwise; everybody else counts as the bus does.
+        environment |= {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": number}
         # -P: the working directory must not shadow modules; a pipeline's own code comes last on the path.
         command = [sys.executable, "-P", "-m", "nodes.worker", "--connect", address]
         command += ["--under-way", str(lanes), "--device", kind, "--parent", str(os.getpid())]

@@ -74,7 +74,7 @@ def dies_of_13(feeds):
     return feeds
 
 def environment(feeds):
-    names = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
+    names = ("CUDA_DEVICE_ORDER", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
     return [{name: os.environ[name] for name in names}] * len(feeds)
 
 def gate(name):
@@ -793,7 +793,8 @@ def test_the_environment_says_which_device_and_how_many_threads(tmp_path: Path) 
         try:
             agent = Agent(process, tmp_path)
             agent.held(model="code:environment")
-            assert agent.infer(1)[1] == [{"CUDA_VISIBLE_DEVICES": "3", "OMP_NUM_THREADS": "2"}]
+            expected = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": "3", "OMP_NUM_THREADS": "2"}
+            assert agent.infer(1)[1] == [expected]
         finally:
             process.kill()
             process.close(timeout=5)
