@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import logging
+import warnings
+import weakref
+from collections import Counter
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from nodes.executors.cuda_graphs import WARM_UPS, BucketGraphs, Mode, bucket_sizes
+from nodes.executors.torch_cuda import GraphPool
 
 torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'laxity[torch]'")
 
@@ -144,6 +151,84 @@ def test_after_paging_the_graphs_are_captured_anew(refuses: int) -> None:
     bucketed.capture(thorough=False)
     assert torch.equal(bucketed.run(torch.ones(3, 4)), torch.full((3, 4), 2.0))
     assert recorder.replayed == [1, 3]
+
+
+class AllocatorOfTorch:
+    """What torch's allocator and its graphs demand of each other, without a GPU: a pool that was used and has no graph
+    left is no more, and while a capture is under way in one, no other begins."""
+
+    def __init__(self) -> None:
+        self.uses: Counter[int] = Counter()
+        self.used: set[int] = set()
+        self.capturing: set[int] = set()
+        self.fails = False
+        handles = itertools.count()
+        allocator = self
+
+        class Graph:
+            def capture_begin(self, pool: int, capture_error_mode: str) -> None:
+                assert capture_error_mode == "thread_local"
+                assert not allocator.capturing
+                assert pool not in allocator.used or allocator.uses[pool] > 0
+                allocator.used.add(pool)
+                allocator.uses[pool] += 1
+                allocator.capturing.add(pool)
+                self._pool = pool
+                weakref.finalize(self, allocator.uses.subtract, [pool])
+
+            def capture_end(self) -> None:
+                if allocator.fails:
+                    allocator.fails = False
+                    raise RuntimeError("operation failed due to a previous error during capture")
+                allocator.capturing.remove(self._pool)
+                warnings.warn("The CUDA Graph is empty. This usually means ...", stacklevel=1)
+
+        self.torch = SimpleNamespace(
+            inference_mode=contextlib.nullcontext,
+            cuda=SimpleNamespace(
+                CUDAGraph=Graph,
+                Stream=object,
+                stream=contextlib.nullcontext,
+                current_device=lambda: 0,
+                graph_pool_handle=lambda: next(handles),
+            ),
+            _C=SimpleNamespace(_cuda_endAllocateToPool=lambda device, pool: allocator.capturing.remove(pool)),
+        )
+
+
+def test_the_pool_of_graphs_outlives_the_last_of_them() -> None:
+    allocator = AllocatorOfTorch()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pool = GraphPool(allocator.torch)
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="is empty"):  # a user's own empty graph is still told
+            graph, outputs = pool.capture(lambda: 7)
+        assert outputs == 7
+        del graph
+    assert len(allocator.used) == 1
+
+
+@pytest.mark.filterwarnings("ignore:The CUDA Graph is empty")
+@pytest.mark.parametrize("work_raises", [True, False])
+def test_a_capture_that_fails_leaves_the_next_one_a_pool(work_raises: bool) -> None:
+    allocator = AllocatorOfTorch()
+    pool = GraphPool(allocator.torch)
+    before, _ = pool.capture(lambda: None)
+
+    def work() -> None:
+        if work_raises:
+            raise ValueError("waits for a value")
+
+    for fails in (True, False):
+        allocator.fails = fails
+        if work_raises or fails:
+            with pytest.raises(ValueError if work_raises else RuntimeError, match=r"waits|previous error"):
+                pool.capture(work)
+        pool.capture(lambda: None)
+    assert len(allocator.used) == 2
+    del before, pool
+    assert not any(allocator.uses.values())
 
 
 class Tied(torch.nn.Module):

@@ -10,6 +10,7 @@ import contextlib
 import functools
 import logging
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -43,9 +44,53 @@ class _Streams:
         # A higher priority than the kernels of another lane (casts, layouts).
         self.execution = torch.cuda.Stream(priority=-1)
         self.outputs = torch.cuda.Stream()
-        self.capture = torch.cuda.Stream()
-        self.pool = torch.cuda.graph_pool_handle()
-        """Memory of all graphs: one executes at a time, and its outputs are copied out of it."""
+        self.graphs = GraphPool(torch)
+
+
+class GraphPool:
+    """Memory of all graphs of a worker: one executes at a time, and its outputs are copied out of it."""
+
+    def __init__(self, torch: Any) -> None:
+        self._torch = torch
+        self._stream = torch.cuda.Stream()
+        """It never runs anything: what a library keeps for a stream to work in belongs to the graphs alone."""
+        self._renew()
+
+    def capture(self, work: Callable[[], Any]) -> tuple[Any, Any]:
+        """(graph, what ``work`` returned). ``torch.cuda.graph`` would empty the allocator's cache and wait for the
+        whole device, and allow no other thread to use it."""
+        torch = self._torch
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.stream(self._stream), torch.inference_mode():
+            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+            try:
+                outputs = work()
+            except BaseException:
+                with contextlib.suppress(RuntimeError):  # it says once more that the capture failed
+                    self._end(graph)
+                raise
+            self._end(graph)
+        return graph, outputs
+
+    def _end(self, graph: Any) -> None:
+        try:
+            graph.capture_end()
+        except RuntimeError:
+            # The allocator still takes what is allocated there for a part of this capture, and lets no other begin.
+            with contextlib.suppress(RuntimeError):
+                self._torch._C._cuda_endAllocateToPool(self._torch.cuda.current_device(), self._pool)
+            self._renew()
+            raise
+
+    def _renew(self) -> None:
+        """A pool ends with its last graph, and cannot be captured into after that: an empty graph keeps it."""
+        cuda = self._torch.cuda
+        self._pool = cuda.graph_pool_handle()
+        self._keeper = cuda.CUDAGraph()
+        with warnings.catch_warnings(), cuda.stream(self._stream):
+            warnings.filterwarnings("ignore", message="The CUDA Graph is empty")
+            self._keeper.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+            self._keeper.capture_end()
 
 
 @functools.cache
@@ -71,30 +116,16 @@ def _using_device(stream: Any) -> Iterator[None]:
 
 
 class _GraphRecorder:
-    def __init__(self, torch: Any, streams: _Streams) -> None:
+    def __init__(self, torch: Any, pool: GraphPool) -> None:
         self._torch = torch
-        self._streams = streams
+        self._pool = pool
 
     def warm_up(self, work: Callable[[], Any]) -> None:
         work()
         self._torch.cuda.current_stream().synchronize()
 
     def capture(self, work: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
-        """By way of a stream that never runs anything: what a library keeps for a stream to work in belongs to the
-        graphs alone. (``torch.cuda.graph`` would empty the allocator's cache and wait for the whole device, and allow
-        no other thread to use it.)"""
-        graph = self._torch.cuda.CUDAGraph()
-        with self._torch.cuda.stream(self._streams.capture), self._torch.inference_mode():
-            graph.capture_begin(pool=self._streams.pool, capture_error_mode="thread_local")
-            try:
-                outputs = work()
-            except BaseException:
-                try:
-                    graph.capture_end()
-                except RuntimeError:
-                    pass  # says once more that the capture failed
-                raise
-            graph.capture_end()
+        graph, outputs = self._pool.capture(work)
         return graph.replay, outputs
 
 
@@ -120,7 +151,7 @@ class CudaModule:
         self._channels_last = channels_last
         self._streams = _streams(torch)
         self._weights = Weights(module, pin=True)
-        recorder = _GraphRecorder(torch, self._streams)
+        recorder = _GraphRecorder(torch, self._streams.graphs)
         self._graphs = BucketGraphs(torch, call, recorder, max_batch, graphs, name, self._new_input)
         self._largest = 0
         self._working_bytes = 0
@@ -133,8 +164,8 @@ class CudaModule:
             self._graphs.capture(thorough=False)
 
     def unload(self) -> None:
-        """The memory goes back to torch's allocator, for this worker's other models; what goes back to the driver would
-        make the device wait."""
+        """The weights' memory goes back to torch's allocator, for this worker's other models, and that of the graphs
+        to their pool, where other graphs alone find it; what goes back to the driver would make the device wait."""
         self._graphs.forget()
         self._weights.to_host()
 
