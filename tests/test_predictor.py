@@ -156,6 +156,37 @@ def test_inputs_are_foreseen_by_their_slope() -> None:
     assert table.input(16) == pytest.approx(0.009, rel=0.05)
 
 
+def test_one_slow_input_is_left_out_and_another_counts_until_it_is_old() -> None:
+    table = linear(0.010, 0.0)
+    for number in range(KEPT):
+        table.observe(number / 100, 1, 0.010, 0.0, 0.001)
+    table.observe(0.2, 1, 0.010, 0.0, 3.0)
+    assert table.input(1) == pytest.approx(0.001)
+    table.observe(0.3, 1, 0.010, 0.0, 3.0)
+    assert table.input(1) == pytest.approx(3.0)
+    table.expire(0.3 + EXPIRES)
+    assert table.input(1) == 0.0
+
+
+def test_a_probe_tells_anew_what_inputs_take() -> None:
+    table = linear(0.010, 0.0)
+    table.observe(0.0, 1, 0.010, 0.0, 3.0)
+    table.forget(1)
+    table.observe(1.0, 1, 0.010, 0.0, 0.001)
+    assert table.input(1) == pytest.approx(0.001)
+
+
+def test_a_larger_batch_may_have_a_longer_input() -> None:
+    """The second of them says that it is no outlier."""
+    table = linear(0.010, 0.0)
+    for number in range(4):
+        table.observe(number / 100, 1, 0.010, 0.0, 0.001)
+    for number in range(2):
+        table.observe(1.0 + number, 8, 0.010, 0.0, 0.008)
+    assert table.input(8) == pytest.approx(0.008)
+    assert table.input(1) == pytest.approx(0.001)
+
+
 def test_outputs_are_kept_where_a_table_is_extended() -> None:
     table = LatencyTable(2, [(1, 0.010), (2, 0.020)])
     table.observe(0.0, 2, 0.020, 0.010)

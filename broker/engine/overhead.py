@@ -16,10 +16,8 @@ class Overhead:
     batches. Symphony uses constants here (100 µs, 50 µs a request, 2 ms of response), which hold on one network
     only."""
 
-    def __init__(self, initial: float, least: float = LEAST, most: float = MOST) -> None:
+    def __init__(self, initial: float) -> None:
         self.base = initial
-        self._least = least
-        self._most = most
         self.per_element = 0.0
         self._mean_size = 0.0
         self._mean_seconds = 0.0
@@ -32,8 +30,8 @@ class Overhead:
 
     def observe(self, batch: int, seconds: float) -> bool:
         """Take in one measurement; whether the base rose, so that windows open earlier."""
-        if seconds > self._most:
-            seconds = self._most
+        if seconds > MOST:
+            seconds = MOST
         if self._mean_seconds == 0.0:
             self._mean_size = float(batch)
             self._mean_seconds = seconds
@@ -50,6 +48,6 @@ class Overhead:
             self.base = rest
             return True
         self.base += DECAY * (rest - self.base)
-        if self.base < self._least:
-            self.base = self._least
+        if self.base < LEAST:
+            self.base = LEAST
         return False

@@ -8,7 +8,6 @@ others (:data:`APART`) tells nothing of the next ten, though, and is left out un
 
 from typing import Final
 
-from broker.engine.overhead import Overhead
 from pipelines.profile import LatencyProfile
 
 KEPT: Final = 10
@@ -21,8 +20,6 @@ EXPIRES: Final = 10.0
 """Seconds after which a measurement no longer counts, so that one outlier cannot close a stage for ever."""
 TOLD: Final = 4
 """Sizes of which :meth:`LatencyTable.measured` tells, and at times one more."""
-MOST_INPUT: Final = 60.0
-"""Seconds that inputs are taken to need at most."""
 UNKNOWN: Final = 0.0
 """What is assumed of a model without profile and measurements: run it, and see."""
 GAIN: Final = 0.95
@@ -93,6 +90,91 @@ class Samples:
             self.output = self.mean
 
 
+class Inputs:
+    """What the latest batches took before their execution, whatever their size: ``base`` + ``per_element`` · batch
+    bounds all of it, by the slope of a linear regression; but for one measurement that stands alone."""
+
+    def __init__(self) -> None:
+        self._at: list[float] = []
+        self._sizes: list[int] = []
+        self._took: list[float] = []
+        self.base = 0.0
+        self.per_element = 0.0
+
+    def seconds(self, batch: int) -> float:
+        """What a batch of this size may take; 0 where nothing was measured."""
+        return self.base + self.per_element * batch
+
+    def add(self, now: float, batch: int, took: float) -> None:
+        if took <= 0.0 and not self._at:
+            return  # most models have none
+        self._at.append(now)
+        self._sizes.append(batch)
+        self._took.append(took)
+        if len(self._at) > KEPT:
+            self._drop_first()
+        self._reckon()
+
+    def expire(self, now: float) -> None:
+        """Forget the old ones."""
+        if self._at and self._at[0] + EXPIRES <= now:
+            while self._at and self._at[0] + EXPIRES <= now:
+                self._drop_first()
+            self._reckon()
+
+    def clear(self) -> None:
+        """Forget all."""
+        self._at = []
+        self._sizes = []
+        self._took = []
+        self._reckon()
+
+    def _drop_first(self) -> None:
+        del self._at[0], self._sizes[0], self._took[0]
+
+    def _reckon(self) -> None:
+        if len(self._took) >= FEWEST:
+            worst = 0
+            for index, took in enumerate(self._took):
+                if took > self._took[worst]:
+                    worst = index
+            self._fit(worst)
+            if self._took[worst] > APART * self.seconds(self._sizes[worst]):
+                return
+        self._fit(-1)
+
+    def _fit(self, left_out: int) -> None:
+        """Go by all but the one of this index."""
+        count = 0
+        size = 0.0
+        seconds = 0.0
+        for index, took in enumerate(self._took):
+            if index != left_out:
+                count += 1
+                size += self._sizes[index]
+                seconds += took
+        self.base = 0.0
+        self.per_element = 0.0
+        if not count:
+            return
+        size /= count
+        seconds /= count
+        variance = 0.0
+        covariance = 0.0
+        for index, took in enumerate(self._took):
+            if index != left_out:
+                off = self._sizes[index] - size
+                variance += off * off
+                covariance += off * (took - seconds)
+        if variance > count and covariance > 0.0:
+            self.per_element = covariance / variance
+        for index, took in enumerate(self._took):
+            if index != left_out:
+                rest = took - self.per_element * self._sizes[index]
+                if rest > self.base:
+                    self.base = rest
+
+
 class LatencyTable:
     """Predicted seconds for batches of 1 to ``max_batch`` on one (model, variant, share, device type): ``upper`` and
     ``mean`` from the start of execution until the answers are there, ``busy`` for how long the device is taken by it,
@@ -107,7 +189,7 @@ class LatencyTable:
         self._mean: list[float] = list(self._profile)
         self._output: list[float] = []
         """What of the means comes after execution; empty where none was ever measured."""
-        self._input = Overhead(0.0, 0.0, MOST_INPUT)
+        self._input = Inputs()
         self._alone = self._upper[1]
         """The bound for a batch of 1, which is asked for most."""
         self._seen: dict[int, Samples] = {}
@@ -168,8 +250,7 @@ class LatencyTable:
         """Take in what was measured of a batch; whether a bound changed."""
         if batch < 1 or batch > self.max_batch:
             return False
-        if input > 0.0 or self._input.base > 0.0:
-            self._input.observe(batch, input)
+        self._input.add(now, batch, input)
         if output > 0.0 and not self._output:
             self._output = [0.0] * (self.max_batch + 1)
         samples = self._seen.get(batch)
@@ -220,11 +301,13 @@ class LatencyTable:
     def forget(self, batch: int) -> None:
         """A probe is about to tell anew what a batch of this size takes: what was measured up to it is in doubt."""
         self._seen = {size: samples for size, samples in self._seen.items() if size > batch}
+        self._input.clear()
 
     def expire(self, now: float) -> None:
         """Forget measurements older than :data:`EXPIRES`; the profile takes their place."""
         for table in self._lanes.values():
             table.expire(now)
+        self._input.expire(now)
         if now < self._stale_at:
             return
         self._stale_at = 1e18
