@@ -625,6 +625,34 @@ def test_a_batch_for_a_model_that_is_not_there_waits_for_its_load() -> None:
     assert request.outcome is Outcome.OK
 
 
+@pytest.mark.parametrize("answered", ["by its ACTED", "by a batch"])
+def test_a_model_that_was_asked_for_while_it_was_unloaded_comes_back(answered: str) -> None:
+    world = World("ab")
+    world.device("a")
+    world.step(0.0)
+    first = None
+    if answered == "by a batch":
+        world.submit(0.0, "a")
+        first = world.grant(0.0)
+        world.scheduler.cancel(0.0, world.client, 0)
+        first.device.batches.clear()  # the shard believes that it has ended
+    world.submit(0.0, "b")
+    assert world.pages(0.0) == ["-a", "+b"]
+    unload, load = world.told
+    request = world.submit(0.002, "a")
+    assert world.pages(0.002) == []
+    if first is None:
+        world.act(0.01, unload)
+    else:
+        world.done(0.01, first, "not_loaded")
+    assert world.pages(0.01) == []
+    world.act(0.05, load)
+    world.pull(0.05)
+    world.done(0.06, world.grant(0.05))
+    assert world.pages(0.06) == ["-b", "+a"]
+    assert request.outcome is None
+
+
 def test_a_lost_agent_answers_nothing_and_others_serve() -> None:
     world = World("ab")
     world.device("a", room=2)

@@ -359,6 +359,7 @@ class Dispatcher:
             return
         if model.state == UNLOADING:
             model.state = HELD
+            self._paging.touch(model)
         elif model.state == RESIDENT:
             if device.collects_for is not None and device.collects_for.model == key:
                 self.uncollect(device)

@@ -132,6 +132,7 @@ class Paging:
         if not page.load:
             if code == "ok" or code == "not_loaded" or code == "unknown_model":
                 memory.leave(model, HELD)
+                self.touch(model)  # who came meanwhile wants it back
             elif model.state == UNLOADING:
                 self._fleet.gain(now, model)
                 model.failed(now)
@@ -147,8 +148,14 @@ class Paging:
             if model.stage is not None:
                 for lane in model.stage.lanes:
                     lane.trouble = detail or code
-                    self._ledger.touch(lane)
+            self.touch(model)
         return True
+
+    def touch(self, model: PagedModel) -> None:
+        """Have its stage looked at again: when it can be there is another moment now."""
+        if model.stage is not None:
+            for lane in model.stage.lanes:
+                self._ledger.touch(lane)
 
     # ---- the choice ------------------------------------------------------------------------
 
@@ -216,9 +223,7 @@ class Paging:
         assert memory is not None
         if model.memory_mb > memory.budget:
             model.retry_at = now + MAX_BACK_OFF
-            if model.stage is not None:
-                for lane in model.stage.lanes:
-                    self._ledger.touch(lane)
+            self.touch(model)
             return None
         missing = model.memory_mb - memory.room()
         victims: list[PagedModel] = []
@@ -266,10 +271,7 @@ class Paging:
         memory.load(model, begin + way + model.load_seconds)
         self._orders.append(_Order(model, victims))
         self.tell(now)
-        stage = model.stage
-        if stage is not None:
-            for lane in stage.lanes:
-                self._ledger.touch(lane)  # it is known now when its model will be there
+        self.touch(model)
 
     def tell(self, now: float) -> None:
         """Tell devices what nothing stands in the way of any more."""
