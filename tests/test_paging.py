@@ -627,8 +627,10 @@ def test_a_batch_for_a_model_that_is_not_there_waits_for_its_load() -> None:
 
 @pytest.mark.parametrize("answered", ["by its ACTED", "by a batch"])
 def test_a_model_that_was_asked_for_while_it_was_unloaded_comes_back(answered: str) -> None:
+    """Another device, with which it has nothing to do, could be told to load meanwhile."""
     world = World("ab")
     world.device("a")
+    world.device("c", names="cd", agent="z")
     world.step(0.0)
     first = None
     if answered == "by a batch":
