@@ -204,7 +204,10 @@ class Agent:
             for link in self._links.values():
                 link.close()
             for device in self._devices:
-                device.runner.close(STOP_WAIT)
+                device.runner.stop()
+            stopped_by = time.monotonic() + STOP_WAIT
+            for device in self._devices:
+                device.runner.close(max(stopped_by - time.monotonic(), 0.0))
             self._context.term()
             if self._telemetry is not None:
                 self._telemetry.stop()

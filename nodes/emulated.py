@@ -318,6 +318,9 @@ class EmulatedRunner:
     def waitables(self) -> list[Any]:
         return []
 
+    def stop(self) -> None:
+        """Nothing that it is at outlasts the agent."""
+
     def close(self, timeout: float) -> None:
         self._due.clear()
 

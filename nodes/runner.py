@@ -83,8 +83,12 @@ class Runner(Protocol):
         """Sockets and file descriptors to poll."""
         ...
 
+    def stop(self) -> None:
+        """Ask the worker to end after what it is doing."""
+        ...
+
     def close(self, timeout: float) -> None:
-        """End the worker in good order, or by force after ``timeout`` seconds."""
+        """Wait for the worker to end, and end it by force after ``timeout`` seconds. Call :meth:`stop` before."""
         ...
 
 
@@ -160,8 +164,11 @@ class WorkerRunner:
     def waitables(self) -> list[Any]:
         return [] if self._process is None else [self._process.socket, self._process.sentinel]
 
-    def close(self, timeout: float) -> None:
+    def stop(self) -> None:
         if self._process is not None:
             self._process.stop()
+
+    def close(self, timeout: float) -> None:
+        if self._process is not None:
             self._process.close(timeout)
             self._process = None

@@ -221,3 +221,44 @@ stages:
     )
     runner = EmulatedRunner("T4", 0.0, seed=0)
     assert [type(event) for event in hold(runner, 0.0, spec, "s")] == [wire.Held]
+
+
+MEETING = """
+import pathlib, time
+
+HERE = pathlib.Path(__file__).parent
+
+class Meets:
+    # Once the agent stops, waits for the other worker to be told so as well.
+    def __init__(self, name):
+        self.name = name
+
+    def load(self):
+        pass
+
+    def unload(self):
+        if not (HERE / "stopping").exists():
+            return
+        (HERE / f"{self.name}.here").touch()
+        while len(list(HERE.glob("*.here"))) < 2:
+            time.sleep(0.01)
+        (HERE / f"{self.name}.met").touch()
+
+    def __call__(self, feeds):
+        return feeds
+"""
+
+
+def test_the_workers_of_an_agent_that_stops_end_beside_one_another(cluster, tmp_path):
+    (tmp_path / "meeting.py").write_text(MEETING)
+    stage = 'executor: python, model: "meeting:Meets", profile: {alpha_ms: 1, beta_ms: 1}, options: {name: %s}'
+    text = "name: p\nslo: 1s\noutput: b\nstages:\n  a: {%s}\n  b: {%s, inputs: [a]}\n"
+    spec = parse_spec(text % (stage % "a", stage % "b"), file="p.yaml", root=str(tmp_path))
+    agent = cluster.lone_agent([DeviceConfig("cpu", "cpu"), DeviceConfig("cpu", "cpu")])
+    keys = [spec.model_key(stage) for stage in "ab"]
+    agent.agent.place({number: Work("s0", {keys[number]: (spec, "ab"[number])}) for number in range(2)})
+    agent.wait_for(lambda states: all(states[n].models.get(keys[n], "") == "ready" for n in range(2)))
+    (tmp_path / "stopping").touch()
+    agent.stop()
+    assert agent.error is None
+    assert sorted(path.name for path in tmp_path.glob("*.met")) == ["a.met", "b.met"]
