@@ -133,6 +133,28 @@ def test_options_are_checked(tmp_path: Path) -> None:
             build(tmp_path, "torch_code:Halves", options=options)
 
 
+def test_graphs_are_captured_with_a_sample_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def describe(**stage: Any) -> PipelineSpec:
+        stages = {"s": {"executor": "torch", "model": "torch_code:Picture", **stage}}
+        spec = {"name": "p", "slo": 1.0, "stages": stages, "output": "s", "root": str(tmp_path)}
+        return msgspec.convert(spec, PipelineSpec)
+
+    with pytest.raises(ValueError, match="'graphs: true' needs the stage's 'sample'"):
+        build_executor(describe(options={"graphs": True}), "s", "cuda")
+    for device, stage in (
+        ("cpu", {}),
+        ("cuda", {"options": {"graphs": False}}),
+        ("cuda", {"sample": "torch_code:picture"}),
+        ("cuda", {"sample": "torch_code:picture", "options": {"graphs": True}}),
+    ):
+        build_executor(describe(**stage), "s", device)
+    assert caplog.messages == []
+    build_executor(describe(), "s", "cuda")
+    assert caplog.messages == [
+        "torch_code:Picture runs without CUDA graphs: the stage has no 'sample' to capture them with"
+    ]
+
+
 def test_paged_out_and_in_again_on_a_cpu(tmp_path: Path) -> None:
     executor = build(tmp_path, "torch_code:Picture")
     assert executor.memory_mb() == pytest.approx((8 * 3 * 9 + 8) * 4 / 2**20)
@@ -167,7 +189,8 @@ def test_threads_are_set_where_the_batch_runs(tmp_path: Path) -> None:
 def test_on_a_gpu(tmp_path: Path, options: dict[str, Any]) -> None:
     feeds = list(np.random.default_rng(0).random((5, 3, 8, 8), np.float32))
     expected = run_batch(build(tmp_path, "torch_code:Picture"), feeds)
-    executor = build(tmp_path, "torch_code:Picture", "cuda", max_batch=8, options=options)
+    sample = "torch_code:picture"  # what is named here is run by the worker
+    executor = build(tmp_path, "torch_code:Picture", "cuda", max_batch=8, sample=sample, options=options)
     for size in (5, 1, 3):
         answers = run_batch(executor, feeds[:size])
         np.testing.assert_allclose(np.stack(answers), np.stack(expected[:size]), rtol=1e-3, atol=1e-3)
@@ -181,7 +204,8 @@ def test_on_a_gpu(tmp_path: Path, options: dict[str, Any]) -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU that torch can use")
 def test_what_cannot_be_captured_runs_plainly_on_a_gpu(tmp_path: Path) -> None:
     feed = np.ones(2, np.float32)
-    (answer,) = run_batch(build(tmp_path, "torch_code:Waits", "cuda"), [feed])
+    sample = "torch_code:two"
+    (answer,) = run_batch(build(tmp_path, "torch_code:Waits", "cuda", sample=sample), [feed])
     assert answer.tolist() == [2, 2]
     with pytest.raises(RuntimeError, match="cannot be captured"):
-        run_batch(build(tmp_path, "torch_code:Waits", "cuda", options={"graphs": True}), [feed])
+        run_batch(build(tmp_path, "torch_code:Waits", "cuda", sample=sample, options={"graphs": True}), [feed])

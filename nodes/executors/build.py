@@ -30,4 +30,6 @@ def build_executor(spec: PipelineSpec, stage: str, device: str) -> Executor:
     if what.executor == "triton":
         return StageExecutor(what, spec.root, TritonModel(what.model, device, what.options, what.max_batch), stack)
     source = resolve_model_file(spec, stage) if is_model_file(what) else what.model
-    return StageExecutor(what, spec.root, TorchModel(source, spec.root, device, what.options, what.max_batch), stack)
+    has_sample = what.sample is not None
+    torch = TorchModel(source, spec.root, device, what.options, what.max_batch, has_sample)
+    return StageExecutor(what, spec.root, torch, stack)

@@ -51,7 +51,8 @@ class _Captured(NamedTuple):
 
 class BucketGraphs:
     """A module's ``call`` on batches of any size up to ``max_batch``. It is captured with the shapes of the first batch
-    that comes, that of the stage's sample; elements of other shapes run plainly.
+    that comes, that of the stage's sample, which runs while the model is brought in and before it serves; elements of
+    other shapes run plainly.
     """
 
     def __init__(

@@ -40,10 +40,23 @@ class TorchModel:
     """An array is passed to the module as its argument, a dict of arrays as keyword arguments. The module returns a
     tensor, or a tuple or dict of tensors, each with one row an element; the rows must not depend on each other."""
 
-    def __init__(self, source: str | Path, root: str, device: str, options: dict[str, Any], max_batch: int) -> None:
+    def __init__(
+        self,
+        source: str | Path,
+        root: str,
+        device: str,
+        options: dict[str, Any],
+        max_batch: int,
+        has_sample: bool,
+    ) -> None:
         self._options = read_options("torch", options, TorchOptions)
         if isinstance(source, Path) and self._options.arguments:
             raise ValueError(f"'arguments' are given to a factory, and {source.name} is a file")
+        if self._options.graphs is True and not has_sample:
+            raise ValueError("'graphs: true' needs the stage's 'sample': graphs are captured with its shapes")
+        self._graphs = self._options.graphs if has_sample else False
+        if device == "cuda" and self._options.graphs and not has_sample:
+            log.warning("%s runs without CUDA graphs: the stage has no 'sample' to capture them with", source)
         self._source = source
         self._root = root
         self._device = device
@@ -73,7 +86,7 @@ class TorchModel:
                 torch,
                 module,
                 call,
-                graphs=options.graphs,
+                graphs=self._graphs,
                 channels_last=options.channels_last,
                 max_batch=self._max_batch,
                 name=str(self._source),
