@@ -307,6 +307,18 @@ def test_two_hot_models_that_do_not_fit_together_do_not_thrash(slo: float) -> No
     assert answered > 0.35 * len(requests)
 
 
+def test_a_model_that_is_seldom_asked_for_is_loaded_in_turn_beside_one_that_always_is() -> None:
+    """The device is idle for most of its time, and whoever waits for one could wait for both loads."""
+    world = World("ab", slo=0.3)
+    world.device("a")
+    requests = Simulation(world).run(60.0, "a" * 29 + "b", 30.0)
+    ok = {
+        name: [request.outcome is Outcome.OK for request in requests if request.pipeline.name == name] for name in "ab"
+    }
+    assert sum(ok["a"]) > 0.9 * len(ok["a"])
+    assert sum(ok["b"]) > 0.15 * len(ok["b"])
+
+
 class Simulation:
     """Devices that do what they are told: a batch at a time, a load at a time, both side by side."""
 

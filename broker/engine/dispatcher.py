@@ -187,11 +187,13 @@ class Dispatcher:
         # Who is dropped for want of a load says nothing of the predictions, unless it had no hope when it came.
         if stage.probe_at >= NEVER and (not stage.cold() or task.queued_at + short >= now):
             stage.probe_at = now + PROBE
+        self._paging.miss(stage)
         self._ledger.drop(now, task, short)
 
     def _end_waiting(self, now: float, task: Task) -> None:
         """The deadline passed in the queue: nobody's fault, unless there was nobody to run it."""
         if task.stage.devices:
+            self._paging.miss(task.stage)
             self._ledger.expire(now, task.request, task.number)
         else:
             name = task.stage_name()

@@ -1,15 +1,16 @@
 """Which models are brought into which device's memory, and which make room: Clockwork's load choice (OSDI'20, 5.3).
 
 A model's *demand* is the device time of what waits for it and of what is to come within a short horizon at its recent
-rate; its *priority* is its demand less what the devices that hold it can give it meanwhile. The model of the highest
-priority with a request that can still make it, if it is loaded now, goes to the least loaded device that has it in its
-host's memory. One LOAD at a time is under way for a device: the link is one, and what is asked for later is chosen
-better.
+rate; its *priority* is its demand less what the devices that hold it can give it meanwhile, and all that it missed
+since it was last loaded, so that each has its turn. The model of the highest priority with a request that can still
+make it, if it is loaded now, goes to the least loaded device that has it in its host's memory. One LOAD at a time is
+under way for a device: the link is one, and what is asked for later is chosen better.
 
 Room is made by models without demand (nothing waits for them, nothing runs, nothing came of late), the least recently
-used first. One in demand goes only for a clearly higher priority, and one that requests wait for only if that makes
-up for the load besides: two models that do not fit together would else have each other loaded to and fro. One that
-runs gets no more batches then, and goes when those that it has have ended.
+used first. One in demand goes only for a clearly higher priority (than what bringing it back takes, where its requests
+can wait for that), and one that requests wait for only if that makes up for the load besides: two models that do not
+fit together would else have each other loaded to and fro. One that runs gets no more batches then, and goes when those
+that it has have ended.
 """
 
 from typing import Final
@@ -92,6 +93,11 @@ class Paging:
             elif self.next_look > now + LOOK:
                 self.next_look = now + LOOK
 
+    def miss(self, stage: Stage) -> None:
+        """A request that waited here ends unserved."""
+        if stage.cold():
+            stage.whole.missed += _cost(stage)
+
     def look(self) -> None:
         """Devices came or went, or models to them."""
         self._news = True
@@ -140,6 +146,7 @@ class Paging:
             model.took(now, seconds)
             self._fleet.gain(now, model)
             if model.stage is not None:
+                model.stage.missed = 0.0
                 for lane in model.stage.lanes:
                     lane.note_cold()
         else:
@@ -190,7 +197,8 @@ class Paging:
             if stage.all_idle() or model is None:
                 done.append(stage)
                 continue
-            priority = _demand(stage, HORIZON + model.load_seconds) - _given(stage, HORIZON + model.load_seconds)
+            horizon = HORIZON + model.load_seconds
+            priority = _demand(stage, horizon) + stage.missed - _given(stage, horizon)
             if priority <= 0.0:
                 done.append(stage)
             elif makes_it(stage, model, now + way):
@@ -249,7 +257,7 @@ class Paging:
             if runs and (wanted is None or not makes_it(wanted, model, _ends(now, model.device) + way)):
                 continue
             stage = other.stage
-            value = _demand(stage, horizon) / (len(stage.groups) or 1) if stage is not None else 0.0
+            value = _loss(stage, model, other, horizon) if stage is not None else 0.0
             cost = model.load_seconds if runs or (stage is not None and not stage.all_idle()) else load
             if CLEARLY * (lost + value) + cost <= priority:
                 lost += value
@@ -342,6 +350,16 @@ def _demand(stage: Stage, horizon: float) -> float:
     demand = 0.0
     for lane in stage.lanes:
         demand += (lane.waiting() + lane.rate * horizon) * _cost(lane)
+    return demand
+
+
+def _loss(stage: Stage, wanted: PagedModel, victim: PagedModel, horizon: float) -> float:
+    """Device seconds that its ``stage`` loses if a victim makes room for what is wanted: its demand; or what it takes
+    to bring it back, where its requests can wait for that as well."""
+    demand = _demand(stage, horizon) / (len(stage.groups) or 1)
+    back = victim.load_seconds
+    if demand > back and wanted.load_seconds + back + victim.table.upper(1) + stage.remaining < stage.slo:
+        return back
     return demand
 
 

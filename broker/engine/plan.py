@@ -121,6 +121,7 @@ class Pipeline:
         for index, stage in enumerate(stages):
             for lane in stage.stage.lanes:
                 lane.pipeline = stage.stage.key.rpartition("/")[0]
+                lane.slo = slo
                 lane.depth = index
                 lane.adopt(policy)
             for parent in stage.parents:

@@ -49,6 +49,8 @@ class Stage:
         """The pipeline that it belongs to, and its version."""
         self.depth = 0
         """Its number there, in topological order."""
+        self.slo = NEVER
+        """Its pipeline's, in seconds."""
         self.policy = LAXITY
         self.order = LAXITY.new_order()
         self.waits = Waits(LAXITY.history)
@@ -78,6 +80,9 @@ class Stage:
         """Who has its model in a device's memory."""
         self.paged: list[PagedModel] = []
         """Its model at devices that cannot have all their models in their memory at once."""
+        self.missed = 0.0
+        """Device seconds of the requests of all lanes that ended unserved since its model was last loaded, while no
+        device had it."""
         self.devices = 0
         """How many have its model in their memory; 1 if none has and one could load it."""
         self.table: LatencyTable | None = None
