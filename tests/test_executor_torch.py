@@ -9,8 +9,9 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from executing import run_batch
 
-from nodes.executors.base import Executor, ItemError, run_batch
+from nodes.executors.base import Executor, ItemError
 from nodes.executors.build import build_executor
 from pipelines.spec import PipelineSpec
 

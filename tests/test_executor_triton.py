@@ -16,11 +16,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from executing import run_batch
 from triton_server import TritonServer, find_tritonserver
 
 from laxity.outcomes import Outcome
 from nodes.device import DeviceConfig
-from nodes.executors.base import Executor, MissingExtra, Unavailable, run_batch
+from nodes.executors.base import Executor, MissingExtra, Unavailable
 from nodes.executors.build import build_executor
 from nodes.executors.errors import error_code
 from nodes.executors.triton import TritonModel

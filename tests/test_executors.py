@@ -10,9 +10,10 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from executing import run_batch
 
 from laxity.node import PayloadError
-from nodes.executors.base import Executor, ItemError, MissingExtra, Unavailable, run_batch
+from nodes.executors.base import Executor, ItemError, MissingExtra, Unavailable
 from nodes.executors.build import build_executor
 from nodes.executors.errors import describe_error, error_code
 from nodes.executors.garbage import settle

@@ -11,10 +11,11 @@ import pytest
 
 pytest.importorskip("rapidocr", reason="rapidocr is not installed: pip install 'laxity[ocr]'")
 
+from executing import run_batch
 from PIL import Image, ImageDraw, ImageFont
 
 from laxity import payload
-from nodes.executors.base import Executor, ItemError, run_batch
+from nodes.executors.base import Executor, ItemError
 from nodes.executors.build import build_executor
 from pipelines.load import load_spec
 from pipelines.ocr import detect, recognize

@@ -63,13 +63,6 @@ class Executor(Protocol):
         ...
 
 
-def run_batch(executor: Executor, batch: Sequence[Any]) -> list[Any]:
-    """A batch through all three steps, in this thread."""
-    prepared = executor.inputs(batch)
-    executor.execute(prepared)
-    return executor.outputs(prepared)
-
-
 class MissingExtra(ImportError):
     """An executor's package is not installed; the message says what to install."""
 
