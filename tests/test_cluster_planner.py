@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 
 import msgspec
@@ -371,6 +372,35 @@ def test_where_there_is_no_room_for_models_in_demand_they_are_paged_all_the_same
     assert not cluster.missing()
     assert set(cluster.serving) == {f"p{n}" for n in range(6)}
     assert sum(cluster.moves[-20:]) == 0
+
+
+def _calls(models: int) -> int:
+    """Function calls that a plan takes for so many models that are too much for one device."""
+    cluster = Cluster(nodes=1, devices=1, memory=10.0 * models)
+    cluster.apply(*(pipeline(f"p{n}", 1.0, memory=100.0) for n in range(models)))
+    cluster.rates = {f"p{n}": 150.0 / (n + 1) for n in range(models)}
+    cluster.run(4)
+    cluster.planner.observe(
+        cluster.now, {cluster.keys.of(cluster.pipelines[n])["s0"]: r for n, r in cluster.rates.items()}
+    )
+    view = cluster.view()
+    calls = 0
+
+    def count(_frame: object, event: str, _argument: object) -> None:
+        nonlocal calls
+        calls += event == "call"
+
+    before = sys.getprofile()
+    sys.setprofile(count)
+    try:
+        cluster.planner.plan(cluster.now, view)
+    finally:
+        sys.setprofile(before)
+    return calls
+
+
+def test_a_plan_takes_about_as_much_longer_as_there_are_more_models_on_a_device() -> None:
+    assert _calls(160) < 6 * _calls(40)
 
 
 def test_a_model_that_failed_is_tried_elsewhere() -> None:

@@ -15,8 +15,8 @@ from cluster.planner.costs import Costs, StageCost
 from cluster.planner.demand import Demand
 from cluster.planner.forecast import Autoregression, Forecast
 from cluster.planner.keys import natural, parse_key
-from cluster.planner.packing import RARE, longest_duty, occupancy
-from cluster.planner.paging import PAGING, share
+from cluster.planner.packing import RARE, Turns, leave, longest_duty
+from cluster.planner.paging import PAGING, Sharing
 from cluster.planner.scarcity import floor_level, water_level
 from cluster.planner.settings import Settings
 from cluster.planner.sharding import Wish, divide
@@ -53,7 +53,7 @@ def test_the_longest_duty_is_the_longest(alpha: float, beta: float, part: float,
 @given(st.lists(st.tuples(ALPHA, BETA, st.floats(0.02, 1.0), st.floats(0.0, 300.0)), min_size=2, max_size=5))
 def test_models_that_share_a_device_meet_their_objectives(models: list[tuple[float, float, float, float]]) -> None:
     loads = [(cost(alpha, beta, part), rate) for alpha, beta, part, rate in models]
-    busy = occupancy(loads)
+    busy = Turns(loads).busy()
     if busy is None:
         return
     assert 0.0 <= busy <= 1.0
@@ -70,8 +70,33 @@ def test_models_that_share_a_device_meet_their_objectives(models: list[tuple[flo
 
 def test_one_load_alone_always_fits_and_what_nobody_measured_takes_nothing() -> None:
     unknown = StageCost(None, 8, 8, 0.0, 1.0, 0.0, True)
-    assert occupancy([(cost(10, 0, 0.4), 1e6)]) == 1.0
-    assert occupancy([(unknown, 5.0), (cost(10, 0, 0.4), 10.0)]) == pytest.approx(0.1)
+    assert Turns([(cost(10, 0, 0.4), 1e6)]).busy() == 1.0
+    assert Turns([(unknown, 5.0), (cost(10, 0, 0.4), 10.0)]).busy() == pytest.approx(0.1)
+
+
+@given(st.lists(st.tuples(ALPHA, BETA, st.floats(0.02, 1.0), st.floats(0.0, 30.0)), min_size=1, max_size=8), st.data())
+def test_loads_that_come_one_by_one_take_turns_as_if_reckoned_together(
+    models: list[tuple[float, float, float, float]], data: st.DataObject
+) -> None:
+    loads = [(cost(alpha, beta, part), rate) for alpha, beta, part, rate in models]
+    turns = Turns([])
+    held: list[tuple[StageCost, float]] = []
+    for load in loads:
+        expected = Turns([*held, load]).busy()
+        assert turns.busy_with(load) == (None if expected is None else pytest.approx(expected))
+        if data.draw(st.booleans()):
+            turns.add(load)
+            held.append(load)
+            assert turns.busy() == (None if expected is None else pytest.approx(expected))
+
+
+@given(st.lists(st.tuples(st.floats(0.02, 0.2), st.floats(0.1, 300.0)), min_size=2, max_size=30))
+def test_as_few_leave_as_suffices(models: list[tuple[float, float]]) -> None:
+    loads = sorted(((cost(1.0, 4.0, part), rate) for part, rate in models), key=lambda load: -load[1])
+    count = leave(loads, len(loads) - 1)
+    assert Turns(loads[count:]).busy() is not None or count == len(loads) - 1
+    assert count == 0 or Turns(loads[count - 1 :]).busy() is None
+    assert leave(loads, 1) == (Turns(loads).busy() is None)
 
 
 # ---- costs -----------------------------------------------------------------------------------
@@ -301,17 +326,17 @@ def test_what_is_left_raises_the_lowest(demands: dict[str, float], devices: floa
 
 
 def test_models_share_what_they_fit_into_whatever_their_load() -> None:
-    assert share([(50.0, 9.0), (50.0, 9.0)], 100.0)
-    assert not share([(50.0, 9.0), (51.0, 9.0)], 100.0)
-    assert share([], 0.0)
+    assert Sharing([(50.0, 9.0), (50.0, 9.0)], 100.0).fits()
+    assert not Sharing([(50.0, 9.0), (51.0, 9.0)], 100.0).fits()
+    assert Sharing([], 0.0).fits()
 
 
 def test_the_cheapest_are_paged_beside_those_that_stay() -> None:
     hot, cold = (50.0, 5.0), (30.0, 0.001)
-    assert share([hot, *[cold] * 50], 80.0)
-    assert not share([hot, *[cold] * 50], 79.0)
-    assert not share([hot, *[cold] * 250], 80.0)
-    assert not share([hot, hot, *[cold] * 3], 110.0)
+    assert Sharing([hot, *[cold] * 50], 80.0).fits()
+    assert not Sharing([hot, *[cold] * 50], 79.0).fits()
+    assert not Sharing([hot, *[cold] * 250], 80.0).fits()
+    assert not Sharing([hot, hot, *[cold] * 3], 110.0).fits()
 
 
 @given(st.lists(st.floats(0.0, 0.3), min_size=1, max_size=7), st.integers(10, 150))
@@ -322,4 +347,17 @@ def test_of_equal_sizes_they_share_exactly_where_some_choice_of_those_that_stay_
     for stay in itertools.product((True, False), repeat=len(costs)):
         paged = [cost for cost, stays in zip(costs, stay, strict=True) if not stays]
         possible |= 20.0 * (sum(stay) + bool(paged)) <= room and math.fsum(sorted(paged)) <= PAGING
-    assert share([(20.0, cost) for cost in costs], float(room)) == possible
+    assert Sharing([(20.0, cost) for cost in costs], float(room)).fits() == possible
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from([0.0, 10.0, 20.0, 35.0]), st.sampled_from([0.0, 0.03, 0.07, 0.3])), max_size=9),
+    st.integers(0, 150),
+)
+def test_models_that_come_one_by_one_share_as_if_reckoned_together(needs: list[tuple[float, float]], room: int) -> None:
+    sharing = Sharing([], float(room))
+    for number, need in enumerate(needs):
+        together = Sharing(needs[: number + 1], float(room)).fits()
+        assert sharing.fits_with(need) == together
+        sharing.add(need)
+        assert sharing.fits() == together

@@ -11,8 +11,8 @@ import heapq
 from collections.abc import Iterable, Mapping, Sequence
 
 from cluster.planner.fleet import Slot, Unit, UnitId
-from cluster.planner.packing import Load, occupancy
-from cluster.planner.paging import Need, share
+from cluster.planner.ledger import Ledger, need
+from cluster.planner.packing import leave
 
 NEGLIGIBLE = 0.05
 """A deficit below this part of a device is left to the headroom."""
@@ -50,6 +50,7 @@ class Assignment:
         self._open: dict[str, list[Slot]] = {}
         self._suits: dict[str, float] = {}
         self._donors: list[tuple[float, int, Unit, Slot]] | None = None
+        self._ledger = Ledger(units, self._usage)
 
     def run(self) -> list[Unit]:
         """Assign; the units whose needs are not covered."""
@@ -96,12 +97,13 @@ class Assignment:
             if unit.leaving:
                 slot = unit.leaving.pop()
                 slot.leaving.discard(unit.id)
+                self._ledger.changed(slot)
                 self._hold(unit, slot, 0.0, slot.why)
                 continue
             there = [slot for slot in self._slots if slot.shard == unit.id.shard and slot.usable and unit.fits(slot)]
             fitting = [slot for slot in there if self.room(unit, slot)] or there
             if fitting:
-                slot = min(fitting, key=lambda slot: (self._work(slot), slot.order))
+                slot = min(fitting, key=lambda slot: (self._ledger.work(slot), slot.order))
                 self._hold(unit, slot, 0.0, "there is no other")
             else:
                 without.append(unit)
@@ -119,18 +121,12 @@ class Assignment:
 
     def busy(self, slot: Slot) -> float:
         """The part of its time that a device works, 1 where its models cannot take turns."""
-        work = occupancy(self._loads(slot))
+        work = self._ledger.turns(slot).busy()
         return 1.0 if work is None else work
 
     def _relative(self, unit: Unit) -> float:
         capacity = sum(self.part(unit, slot) for slot in unit.holders)
         return capacity / unit.wanted if unit.wanted > 0.0 else capacity
-
-    def _loads(self, slot: Slot) -> list[Load]:
-        return [(self._units[at].costs[slot.kind], rate / self._usage) for at, rate in slot.units.items()]
-
-    def _work(self, slot: Slot) -> float:
-        return sum(self._units[at].wanted / self._units[at].best for at in slot.units)
 
     # ---- giving back -----------------------------------------------------------------------
 
@@ -174,26 +170,31 @@ class Assignment:
         unit.holders.remove(slot)
         del slot.units[unit.id]
         slot.why = why
+        self._ledger.changed(slot)
 
     def _evict(self) -> None:
-        """From devices whose models can no longer take turns, or would be loaded again and again, the one with the
-        largest load leaves as soon as it is replaced."""
+        """From devices whose models can no longer take turns, or would be loaded again and again, those with the
+        largest loads leave as soon as they are replaced."""
         crowded = [slot for slot in reversed(self._slots) if len(slot.units) > 1]
         while crowded:
             slot = crowded.pop()
             if len(slot.units) < 2:
                 continue
-            if occupancy(self._loads(slot)) is not None and (
-                slot.memory <= 0.0 or share(self._needs(slot), slot.memory)
-            ):
+            fits = slot.memory <= 0.0 or self._ledger.sharing(slot).fits()
+            if fits and self._ledger.turns(slot).busy() is not None:
                 continue
-            largest = max(slot.units, key=lambda at: (slot.units[at] / self._units[at].best, at))
-            unit = self._units[largest]
-            self._drop(unit, slot, CROWDED)
-            slot.leaving.add(largest)
-            unit.leaving.append(slot)
-            self._spread(unit)  # what it did there falls to its other devices
-            crowded += [slot, *(other for other in unit.holders if len(other.units) > 1)]
+            order = sorted(slot.units, key=lambda at: (slot.units[at] / self._units[at].best, at), reverse=True)
+            # What one with other devices did here falls to those, which may change what is here.
+            spread = (number for number, at in enumerate(order, 1) if len(self._units[at].holders) > 1)
+            most = min(next(spread, len(order)), len(order) - 1)
+            count = leave([self._ledger.load(at, slot) for at in order], most) if fits else most
+            for at in order[:count]:
+                unit = self._units[at]
+                self._drop(unit, slot, CROWDED)
+                slot.leaving.add(at)
+                unit.leaving.append(slot)
+                self._spread(unit)
+                crowded += [slot, *(other for other in unit.holders if len(other.units) > 1)]
 
     def _spread(self, unit: Unit) -> None:
         """Divide the need over the unit's devices: its own first, the rest evenly over the shared ones."""
@@ -203,16 +204,22 @@ class Assignment:
             if len(slot.units) > 1:
                 shared.append(slot)
                 continue
-            slot.units[unit.id] = min(remaining, self.capacity(unit, slot))
-            remaining -= slot.units[unit.id]
+            part = min(remaining, self.capacity(unit, slot))
+            self._give(unit, slot, part)
+            remaining -= part
         for number, slot in enumerate(shared):
             part = min(remaining / (len(shared) - number), self.capacity(unit, slot))
-            slot.units[unit.id] = part
+            self._give(unit, slot, part)
             remaining -= part
         if unit.holders:
             unit.deficit = remaining if remaining > NEGLIGIBLE * unit.best else 0.0
         else:
             unit.deficit = max(remaining, LEAST * unit.best)
+
+    def _give(self, unit: Unit, slot: Slot, rate: float) -> None:
+        if slot.units[unit.id] != rate:
+            slot.units[unit.id] = rate
+            self._ledger.changed(slot)
 
     def _let_go(self, unit: Unit) -> None:
         """Give up devices that are to be left once those that stay serve what is needed, or all there is."""
@@ -223,6 +230,7 @@ class Assignment:
         if any(unit.id in slot.ready for slot in unit.holders) and ready >= min(unit.need, planned) * (1 - NEGLIGIBLE):
             for slot in unit.leaving:
                 slot.leaving.discard(unit.id)
+                self._ledger.changed(slot)
             unit.leaving.clear()
 
     # ---- taking on -------------------------------------------------------------------------
@@ -338,6 +346,7 @@ class Assignment:
         slot.taken = True
         slot.units[unit.id] = rate
         slot.why = why
+        self._ledger.joined(unit, slot)
         unit.holders.append(slot)
         unit.deficit -= rate
         if unit.deficit <= NEGLIGIBLE * unit.best:
@@ -356,8 +365,7 @@ class Assignment:
         for slot in self._open.get(unit.id.shard, [])[:CANDIDATES]:
             if unit.id in slot.units or unit.id in slot.leaving or not self.room(unit, slot):
                 continue
-            load = (unit.costs[slot.kind], unit.deficit / self._usage)
-            busy = occupancy([*self._loads(slot), load])
+            busy = self._ledger.turns(slot).busy_with((unit.costs[slot.kind], unit.deficit / self._usage))
             if busy is not None and (unit.model in slot.warm, busy) > rank:
                 best, rank = slot, (unit.model in slot.warm, busy)
         if best is not None:
@@ -380,7 +388,7 @@ class Assignment:
         found: dict[str, list[tuple[float, int, Slot]]] = {}
         for slot in self._slots:
             if slot.usable and slot.units:
-                busy = occupancy(self._loads(slot))
+                busy = self._ledger.turns(slot).busy()
                 if busy is not None and busy < FULL:
                     found.setdefault(slot.shard, []).append((-busy, slot.order, slot))
         return {shard: [slot for _, _, slot in sorted(slots)] for shard, slots in found.items()}
@@ -389,14 +397,4 @@ class Assignment:
         """Whether a device can hold the unit's models beside what it holds, the seldom used ones being paged in."""
         if not slot.usable or not unit.fits(slot):
             return False
-        return slot.memory <= 0.0 or share([*self._needs(slot), _need(unit, slot, unit.deficit)], slot.memory)
-
-    def _needs(self, slot: Slot) -> list[Need]:
-        needs = [(megabytes, float("inf")) for megabytes in slot.held.values()]
-        needs += [(self._units[at].memory[slot.kind], float("inf")) for at in slot.leaving if at not in slot.units]
-        return needs + [_need(self._units[at], slot, rate) for at, rate in slot.units.items()]
-
-
-def _need(unit: Unit, slot: Slot, rate: float) -> Need:
-    """What ``rate`` elements per second of a unit need of a device: at worst, each finds its model paged out."""
-    return unit.memory[slot.kind], rate * unit.costs[slot.kind].load
+        return slot.memory <= 0.0 or self._ledger.sharing(slot).fits_with(need(unit, slot, unit.deficit))

@@ -25,7 +25,7 @@ class StageCost:
     megabytes; ``known``: whether anybody has said or measured how long it takes; ``usable``: whether a request can meet
     its SLO at all if this type runs the stage."""
 
-    __slots__ = ("_profile", "known", "largest", "load", "memory", "part", "rate", "usable")
+    __slots__ = ("_latencies", "_profile", "known", "largest", "load", "memory", "part", "rate", "usable")
 
     def __init__(
         self,
@@ -38,6 +38,7 @@ class StageCost:
         usable: bool,
     ) -> None:
         self._profile = profile
+        self._latencies: dict[int, float] = {}
         self.known = profile is not None
         self.largest = largest
         self.part = part
@@ -51,7 +52,11 @@ class StageCost:
 
     def latency(self, batch: int) -> float:
         """Seconds for a batch; 0 where nothing is known."""
-        return 0.0 if self._profile is None else self._profile.latency(min(batch, self.largest))
+        seconds = self._latencies.get(batch)
+        if seconds is None:
+            seconds = 0.0 if self._profile is None else self._profile.latency(min(batch, self.largest))
+            self._latencies[batch] = seconds
+        return seconds
 
 
 class Costs:
