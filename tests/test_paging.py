@@ -7,6 +7,7 @@ import itertools
 import pytest
 
 from broker.engine.devices import Batch
+from broker.engine.dispatcher import RESPONSE
 from broker.engine.fleet import HeldModel
 from broker.engine.limits import Limits
 from broker.engine.paging import CLEARLY, HORIZON, LOOK, RECENT, WINDOW, Page
@@ -357,6 +358,26 @@ class Simulation:
                 begins = max(now, paging[-1][0]) if paging else now
                 paging.append((begins + LOAD * page.load, page))
         return requests
+
+
+@pytest.mark.parametrize("during", [True, False])
+def test_what_a_batch_waits_for_a_load_is_no_overhead(during: bool) -> None:
+    """Where the load keeps the device's processor from it; without one under way it would be."""
+    world = World("ab")
+    world.device("a", room=2)
+    request = world.submit(0.0, "b")
+    assert world.pages(0.0) == ["+b"]
+    world.scheduler.cancel(0.0, world.client, request.id)
+    if not during:
+        world.act_all(0.01)
+    world.submit(0.01, "a")
+    batch = world.grant(0.01)
+    if during:
+        world.act_all(0.05)
+    world.done(0.06, batch)
+    dispatcher = world.scheduler._dispatcher
+    assert (dispatcher.travel.base > OVERHEAD) == (not during)
+    assert dispatcher.response.base <= RESPONSE
 
 
 # ---- what is loaded ------------------------------------------------------------------------------

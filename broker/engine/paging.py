@@ -131,6 +131,8 @@ class Paging:
         if memory is None:
             return True
         self._news = True
+        if not any(other.device is page.device for other in self.under_way.values()):
+            memory.paged_until = now
         if memory.loading is model:
             memory.loading = None
         if not _known(model):
@@ -308,6 +310,8 @@ class Paging:
         page = Page(self._number, model, load, latest)
         self._number += 1
         self.under_way[page.action] = page
+        if model.device.memory is not None:
+            model.device.memory.paged_until = NEVER
         self.pages.append(page)
 
 

@@ -93,6 +93,8 @@ class Residency:
         """MiB of those that are there or on their way."""
         self.loading: PagedModel | None = None
         """The one on its way."""
+        self.paged_until = 0.0
+        """When the last LOAD or UNLOAD ended: batches may have waited for that."""
 
     def room(self) -> float:
         """MiB that are free; negative where an unload failed that others counted on."""

@@ -285,7 +285,7 @@ class Scheduler:
                 self._dispatcher.lose_model(batch.device, batch.stage.model)
             if code == "worker_died" or code == "unavailable":
                 batch.stage.trouble = detail
-            elif code == "too_late" and batch.device_was_free:
+            elif code == "too_late" and batch.device_was_free and not _paged(batch):
                 # It took as long as its window was open, at least.
                 self._dispatcher.travel.observe(len(batch.tasks), batch.closes - batch.granted_at)
             last = Outcome.DROPPED if code == "too_late" else Outcome.UNAVAILABLE
@@ -433,7 +433,9 @@ class Scheduler:
 
     def _note_overhead(self, now: float, batch: Batch, execution: float, input: float, output: float) -> None:
         """Learn from a batch what it took beside its own work: all of it where its device was free, the way of its
-        results alone where it was not."""
+        results alone where it was not. What it waited for a LOAD is neither."""
+        if _paged(batch):
+            return
         dispatcher = self._dispatcher
         if batch.device_was_free:
             total = now - batch.granted_at - execution - input - output
@@ -455,6 +457,12 @@ class Scheduler:
                     self._dispatcher.forget(now, stage)
         self._retiring = [pipeline for pipeline in self._retiring if pipeline.in_flight > 0]
         self.fleet.stale = True
+
+
+def _paged(batch: Batch) -> bool:
+    """Whether its device had a LOAD or an UNLOAD under way since it was granted."""
+    memory = batch.device.memory
+    return memory is not None and memory.paged_until > batch.granted_at
 
 
 NO_PIPELINE: Final = Pipeline("", 0.0, [], [])
