@@ -43,6 +43,7 @@ class Planned:
         self.pipeline = Pipeline("p", 10.0, self.stages, [("", len(profiles) - 1, "")])
         self.tables: list[LatencyTable | None] = [linear(profile, max_batch) for profile in profiles]
         self.max_batch = max_batch
+        self.bursts = BURSTS
 
     def alone(self, *devices: int) -> Planned:
         """So many devices of its own for each stage."""
@@ -71,18 +72,20 @@ class Planned:
         return self
 
     def plan(self, budget_ms: float) -> BatchPlan:
-        return plan_batches(self.pipeline, self.tables, budget_ms / 1e3)
+        plan = plan_batches(self.pipeline, self.tables, budget_ms / 1e3)
+        self.bursts = plan.bursts
+        return plan
 
     def path(self, batches: Sequence[int], rate: float = FULL_LOAD) -> float:
         """Seconds along the longest path: each stage's execution, and the wait for a device or for the batch to
-        fill."""
+        fill, with the last plan's room for bursts."""
         times = []
         for plan, table, batch in zip(self.stages, self.tables, batches, strict=True):
             if table is None or not plan.stage.devices:
                 times.append(0.0)
                 continue
             execution = plan.rounds(batch) * table.upper(batch)
-            wait = execution / plan.stage.devices * (1.0 if not plan.parents else 1.0 + BURSTS)
+            wait = execution / plan.stage.devices * (1.0 if not plan.parents else 1.0 + self.bursts)
             fill = batch / rate if batch > 1 else 0.0
             times.append(execution + max(wait, fill))
         after = self.pipeline.downstream(times)
@@ -181,8 +184,8 @@ def test_nothing_that_takes_as_long_takes_less_work(
     budget are not better by more than one step of each stage (the duality gap)."""
     assume(all(rate * (alpha + beta) / 1e3 > 0.5 for alpha, beta in of_stages))
     planned = Planned(of_stages, 7).shared(devices).rate(rate)
-    assume(planned.path(planned.ones(), rate) <= budget / 1e3)
     batches = planned.plan(budget).targets
+    assume(planned.path(planned.ones(), rate) <= budget / 1e3)
     took, work = planned.path(batches, rate), planned.work(batches)
     gap = sum(
         table.upper(batch) / batch - table.upper(batch + 1) / (batch + 1)
@@ -289,6 +292,24 @@ def test_the_ceiling_does_not_depend_on_the_rate() -> None:
     assert len(found) == 1
 
 
+# ---- room for bursts -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("rate", "bursts", "ceilings"), [(90.0, BURSTS, [6, 4]), (100.0, 0.0, [12, 12])])
+def test_no_room_is_left_for_bursts_where_batches_would_be_too_small_for_the_load(
+    rate: float, bursts: float, ceilings: list[int]
+) -> None:
+    """4 b + 20 ms, one device each. With room for bursts 2 l(b) + 5 l(b) <= 280 ms: b = 4 or 5, which carry some 110 a
+    second; without it 2 l(b) + 2 l(b) <= 280: b = 12, which carry 176."""
+    plan = Planned([(4.0, 20.0), (4.0, 20.0)], 16).alone(1, 1).rate(rate).plan(280.0)
+    assert (plan.bursts, plan.ceilings) == (bursts, ceilings)
+
+
+def test_the_room_stays_where_larger_batches_would_carry_hardly_more() -> None:
+    """30 ms each, 1 more for a batch: overloaded either way."""
+    assert Planned([(30.0, 1.0), (30.0, 1.0)], 16).alone(1, 1).rate(100.0).plan(500.0).bursts == BURSTS
+
+
 # ---- special stages ------------------------------------------------------------------------------
 
 
@@ -335,8 +356,9 @@ def test_what_may_hold_up_a_shared_device_is_waited_for() -> None:
 def test_the_items_of_a_map_stage_are_run_in_rounds() -> None:
     """Twelve items of 10 ms on two devices: one by one in six rounds, 60 ms and the wait for a device, 4/2 as long. In
     batches of 6 and 30 ms: one round."""
-    planned = Planned([(0.0, 0.0), (4.0, 6.0)], 64).alone(1, 2).rate(1e6)
+    planned = Planned([(0.0, 0.0), (4.0, 6.0)], 64).alone(1, 2).rate(20.0)
     stage = planned.stages[1]
+    stage.stage.rate = 240.0
     stage.is_map = True
     stage.note_items(12)
     plan = planned.plan(95.0)

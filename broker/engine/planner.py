@@ -77,7 +77,7 @@ def _plan_together(pipeline: Pipeline, tables: list[LatencyTable | None], hops: 
                 lane.target = batch_plan.targets[number]
                 lane.ceiling = batch_plan.ceilings[number]
             else:
-                plan_lane(plan, lane, batch_plan.times[number])
+                plan_lane(plan, lane, batch_plan.times[number], batch_plan.bursts)
             lane.margin = MARGIN * slo
             lane.reserve = lane.margin + (planned if planned > lane.remaining else lane.remaining)
 
