@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Sequence
 
 from cluster.membership import LEASE_TTL
@@ -25,7 +26,7 @@ class Election:
 
     What a leader writes goes through :meth:`transaction`, which the store refuses once the key is not the one that this
     candidate made: one that was frozen, and believes that it leads, can write nothing. ``now`` is monotonic time in
-    seconds, taken before the call; all calls are made by one thread.
+    seconds, taken before the call. One thread may beat while another one writes.
     """
 
     def __init__(self, store: Store, key: str, candidate: bytes, ttl: float = LEASE_TTL) -> None:
@@ -33,6 +34,8 @@ class Election:
         self._key = key
         self._candidate = candidate
         self._ttl = ttl
+        self._lock = threading.RLock()
+        """Of whoever takes up or ends a term."""
         self._lease = 0
         self._term = 0
         """The revision by which the key was made; 0 while another leads."""
@@ -45,16 +48,17 @@ class Election:
 
         Each call asks the store one thing as a rule, and a few where the leader changes.
         """
-        try:
-            self._beat(now)
-        except LeaseEndedError:
-            self._end_term()
-        except StoreError as error:
-            if not self._away:
-                self._away = True
-                log.warning("the election cannot go on at present: %s", error)
-        else:
-            self._away = False
+        with self._lock:
+            try:
+                self._beat(now)
+            except LeaseEndedError:
+                self._end_term()
+            except StoreError as error:
+                if not self._away:
+                    self._away = True
+                    log.warning("the election cannot go on at present: %s", error)
+            else:
+                self._away = False
 
     def is_leader(self, now: float) -> bool:
         """Whether this candidate leads, for all that it can know without asking: it ceases to well before another one
@@ -74,23 +78,27 @@ class Election:
         """
         if any(operation.key == self._key for operation in operations):
             raise ValueError(f"{self._key} belongs to the election; use resign()")
-        if not self.is_leader(now):
+        term = self._term  # another one may have begun by the time that the store answers
+        if not (term and self.is_leader(now)):
             raise NotLeaderError("another may lead by now: there was no keep-alive for too long, or never a term")
-        revision = self._store.transaction([Unchanged(self._key, self._term), *conditions], operations)
-        if revision is None and not self._is_mine(self._store.get(self._key)):
-            self._end_term()
+        revision = self._store.transaction([Unchanged(self._key, term), *conditions], operations)
+        if revision is None and _revision(self._store.get(self._key)) != term:
+            with self._lock:
+                if self._term == term:
+                    self._end_term()
             raise NotLeaderError(f"the key {self._key} is not this leader's any more; nothing was written")
         return revision
 
     def resign(self) -> None:
         """Leave the lead to others at once; with the next :meth:`beat` this candidate stands again."""
-        lease = self._lease
-        self._end_term()
-        if lease:
-            try:
-                self._store.revoke(lease)
-            except StoreError as error:
-                log.warning("the lead could not be given back, it ends with its lease: %s", error)
+        with self._lock:
+            lease = self._lease
+            self._end_term()
+            if lease:
+                try:
+                    self._store.revoke(lease)
+                except StoreError as error:
+                    log.warning("the lead could not be given back, it ends with its lease: %s", error)
 
     def _beat(self, now: float) -> None:
         if self._lease and now >= self._sent + self._ttl * RENEWAL:
@@ -117,9 +125,10 @@ class Election:
         revision = self._store.transaction([Unchanged(self._key, 0)], [Put(self._key, self._candidate, self._lease)])
         self._term = revision or 0
 
-    def _is_mine(self, entry: Entry | None) -> bool:
-        return entry is not None and entry.mod_revision == self._term
-
     def _end_term(self) -> None:
         self._lease = 0
         self._term = 0
+
+
+def _revision(entry: Entry | None) -> int:
+    return 0 if entry is None else entry.mod_revision

@@ -12,13 +12,13 @@ from cluster.coordinator.presence import Presence
 from cluster.coordinator.provider import Provider
 from cluster.coordinator.view import Records, arrival_rates, heard, view_of
 from cluster.decoded import Decoded
-from cluster.election import Election
+from cluster.election import Election, NotLeaderError
 from cluster.membership import Follower
 from cluster.planner.planner import Planner
 from cluster.planner.settings import Settings
 from cluster.planner.view import Move, Plan
 from cluster.records import Paths, TuningRecord
-from cluster.store.base import Delete, Entry, Operation, Put
+from cluster.store.base import Delete, Entry, Operation, Put, Unchanged
 from cluster.tuning.report import ReportRecord
 from cluster.tuning.tuner import Tuner
 
@@ -66,6 +66,8 @@ class Leader:
         self._paths = paths
         self._election = election
         self._provider = provider
+        self.term = election.term
+        """It writes in no other: what it knows may be outdated by then."""
         self._planner = Planner(config.settings)
         self._tuner = Tuner()
         self._decoded = Decoded()
@@ -223,8 +225,10 @@ class Leader:
             self._commit(now, batch, wait)
 
     def _commit(self, now: float, batch: Sequence[Operation], wait: bool) -> None:
-        revision = self._election.transaction(now, [], batch)
-        if revision is not None and wait:
+        revision = self._election.transaction(now, [Unchanged(self._paths.leader, self.term)], batch)
+        if revision is None:
+            raise NotLeaderError("the term in which this was planned is over; nothing was written")
+        if wait:
             self._written_at = now
             self._written.update({operation.key: revision for operation in batch if isinstance(operation, Put)})
 

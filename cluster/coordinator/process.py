@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 
+from cluster.coordinator.heartbeat import Heartbeat
 from cluster.coordinator.leader import CoordinatorConfig, Leader
 from cluster.coordinator.provider import Provider
 from cluster.election import Election, NotLeaderError
@@ -20,7 +21,7 @@ from laxity.version import __version__
 log = logging.getLogger("laxity.coordinator")
 
 TURN = 0.2
-"""Seconds between two looks at the lease and the signals."""
+"""Seconds between two looks at the lease, the records and the signals."""
 
 
 def run_coordinator_process(config: CoordinatorConfig, store_url: str, cluster: str, stop: threading.Event) -> None:
@@ -40,23 +41,21 @@ def run_coordinator_process(config: CoordinatorConfig, store_url: str, cluster: 
         membership.publish(encode(CoordinatorRecord(host, pid, __version__)))
         election = Election(store, paths.leader, encode(LeaderRecord(config.name, host, pid)), config.ttl)
         follower = Follower(store, paths.decided_by())
+        heartbeat = Heartbeat(membership, election, TURN)
         leader: Leader | None = None
-        term = 0
         away = False
+        heartbeat.start()
         try:
             while not stop.is_set():
                 changed = follower.poll(TURN)
-                now = time.monotonic()
-                membership.beat(now)
-                election.beat(now)
+                heartbeat.turn()
                 now = time.monotonic()
                 if not election.is_leader(now):
                     if leader is not None:
                         log.warning("%s leads no more", config.name)
                         leader = None
                     continue
-                if leader is None or term != election.term:
-                    term = election.term
+                if leader is None or leader.term != election.term:
                     log.info("%s leads", config.name)
                     leader = Leader(config, paths, election, provider, now)
                 if follower.away_since is not None:
@@ -74,6 +73,7 @@ def run_coordinator_process(config: CoordinatorConfig, store_url: str, cluster: 
                     log.warning("the plan cannot be written at present: %s", error)
         finally:
             follower.close()
+            heartbeat.stop()
             election.resign()
             membership.leave()
     finally:
