@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from broker.engine.devices import Batch
+from broker.engine.devices import MOST_BACK_OFF, PATIENCE, Batch
 from broker.engine.dispatcher import PROBE, RESPONSE
 from broker.engine.fleet import HeldModel
 from broker.engine.limits import Limits
@@ -186,6 +186,14 @@ def world_of_one(profile: Profile = EACH, *, devices: int = 1, slo: float = 1.0,
     for number in range(devices):
         world.device({key("s"): profile}, number=number)
     return world
+
+
+def wait_for_grant(world: World, now: float) -> Batch:
+    """The next batch, whenever it is due."""
+    while not (batches := world.scheduler.dispatch(now)):
+        now = world.scheduler.next_wake()
+    (batch,) = batches
+    return batch
 
 
 # ---- ok -------------------------------------------------------------------------------------
@@ -896,11 +904,42 @@ def test_a_batch_that_was_not_run_has_a_second_attempt(code: str) -> None:
 def test_what_never_reached_a_model_is_no_attempt() -> None:
     world = world_of_one()
     request = world.submit(0.0)
+    now = 0.0
     for _ in range(2 * MAX_ATTEMPTS):
-        world.done(0.01, world.grant(0.01), "unknown_model")
-    world.done(0.1, world.grant(0.01))
+        batch = wait_for_grant(world, now)
+        now = batch.granted_at
+        world.done(now, batch, "unknown_model")
+    batch = wait_for_grant(world, now)
+    world.done(batch.granted_at + 0.1, batch)
     assert world.end() is request
     assert request.outcome is Outcome.OK
+
+
+@pytest.mark.parametrize("code", ["busy", "not_loaded", "unknown_model", "unavailable"])
+def test_a_device_that_refuses_everything_gets_less_and_less(code: str) -> None:
+    world = world_of_one()
+    refused: list[float] = []
+    requests: list[Request] = []
+    now = 0.0
+    while now < 20.0:
+        requests.append(world.submit(now))
+        for batch in world.scheduler.dispatch(now):
+            refused.append(now)
+            world.done(now, batch, code)
+        now += 0.01
+    gaps = [after - before for before, after in itertools.pairwise(refused)]
+    assert len(refused) < 25
+    assert MOST_BACK_OFF <= max(gaps) <= MOST_BACK_OFF + 0.1
+    # One that runs, and it is as any other.
+    while not (batches := world.scheduler.dispatch(now)):
+        requests.append(world.submit(now))
+        now += 0.01
+    world.done(now + 0.1, batches[0])
+    for number in range(PATIENCE + 1):
+        world.submit(now + 0.1 * number + 0.1)
+        (batch,) = world.scheduler.dispatch(now + 0.1 * number + 0.1)
+        world.done(now + 0.1 * number + 0.1, batch, "busy")
+    world.idle(now + 0.1 * PATIENCE + 0.11)
 
 
 def test_what_runs_alone_stays_alone_when_its_agent_is_lost() -> None:

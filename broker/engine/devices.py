@@ -1,12 +1,19 @@
 """The devices (GPUs) that agents offer, and which of them would take a batch now."""
 
 from heapq import heappop, heappush
+from typing import Final
 
 from broker.engine.pending import Pending
 from broker.engine.predictor import LatencyTable
 from broker.engine.request import Task
 from broker.engine.residency import Residency
 from broker.engine.stage import Stage
+
+PATIENCE: Final = 2
+"""How many batches in a row a device may refuse before it is left out for a while."""
+BACK_OFF: Final = 0.05
+MOST_BACK_OFF: Final = 2.0
+"""For how many seconds it is left out then: BACK_OFF, doubled with each further one up to MOST_BACK_OFF."""
 
 
 class Batch:
@@ -66,6 +73,17 @@ class Device:
         self.collects_for: Stage | None = None
         """The stage that its next batch is collected for, where the policy collects."""
         self.collected: list[Task] = []
+        self.refusals = 0
+        """Batches in a row that it refused, or could not run for want of a server behind it."""
+        self.out_until = 0.0
+        """Until when it gets none therefore."""
+
+    def refuse(self, now: float) -> None:
+        """It refused a batch: with others to come it would, as fast as it asks for them, have all there are."""
+        self.refusals += 1
+        if self.refusals > PATIENCE:
+            doubled = min(self.refusals - PATIENCE - 1, 20)
+            self.out_until = now + min(BACK_OFF * 2.0**doubled, MOST_BACK_OFF)
 
     def shared(self) -> bool:
         """Whether several models may want it."""

@@ -50,6 +50,8 @@ class Fleet:
         """Groups with a new offer since they were last looked at, by identity."""
         self.collected: list[Device] = []
         """Devices that have pulled since, for which a batch was collected."""
+        self.left_out: list[Device] = []
+        """Devices that have pulled and get nothing yet, because they refused what they got."""
         self.stale = False
         """Whether pipelines or devices changed since :meth:`regroup`."""
         self.turns = 0
@@ -214,11 +216,43 @@ class Fleet:
             return False
         device.free_at = free_at
         device.has_pulled = True
+        if device.out_until > 0.0:
+            self._leave_out(device)
+        else:
+            self._take_pull(device)
+        return True
+
+    def _take_pull(self, device: Device) -> None:
         if len(device.batches) < MOST_BATCHES:
             if device.collects_for is not None:
                 self.collected.append(device)
             self._offer(device)
-        return True
+
+    def refused(self, now: float, device: Device) -> None:
+        """A device refused a batch; after several in a row it is left out for a while."""
+        device.refuse(now)
+        if device.out_until > 0.0 and device.pulled:
+            device.pulled = False
+            self._leave_out(device)
+
+    def _leave_out(self, device: Device) -> None:
+        if device not in self.left_out:
+            self.left_out.append(device)
+
+    def let_in(self, now: float) -> None:
+        """Take the pulls of devices that were left out for long enough."""
+        waiting = self.left_out
+        self.left_out = []
+        for device in waiting:
+            if device.out_until > now:
+                self.left_out.append(device)
+            elif device.group is not None:
+                device.out_until = 0.0
+                self._take_pull(device)
+
+    def next_let_in(self) -> float:
+        """When :meth:`let_in` has something to do."""
+        return min([device.out_until for device in self.left_out], default=NEVER)
 
     def _offer(self, device: Device) -> None:
         group = device.group

@@ -254,7 +254,15 @@ class Scheduler:
         if batch is None or batch.device.agent != agent:
             return False
         tasks = batch.tasks
+        device = batch.device
         self._close(batch)
+        if code in NOT_BEGUN or code == "unavailable":
+            self.fleet.refused(now, device)
+            if device.out_until > now:
+                self._dispatcher.uncollect(device)
+        else:
+            device.refusals = 0
+            device.out_until = 0.0
         if code == "ok" and len(results) != len(tasks):
             code = "model_error"
             detail = f"{len(results)} answers for a batch of {len(tasks)}"
@@ -380,6 +388,8 @@ class Scheduler:
         upkeep = self._upkeep
         if ledger.drained:
             self._forget_drained(now)
+        if fleet.left_out:
+            fleet.let_in(now)
         if fleet.stale:
             fleet.regroup()
             upkeep.next_refresh = 0.0
@@ -421,6 +431,8 @@ class Scheduler:
         look = self._paging.next_look
         if look < wake:
             wake = look
+        if self.fleet.left_out:
+            wake = min(wake, self.fleet.next_let_in())
         refresh = self._upkeep.next_refresh
         return wake if wake < refresh else refresh
 
