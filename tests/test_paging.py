@@ -10,7 +10,7 @@ from broker.engine.devices import Batch
 from broker.engine.dispatcher import RESPONSE
 from broker.engine.fleet import HeldModel
 from broker.engine.limits import Limits
-from broker.engine.paging import CLEARLY, HORIZON, LOOK, RECENT, WINDOW, Page
+from broker.engine.paging import CLEARLY, GRACE, HORIZON, LOOK, RECENT, WINDOW, Page
 from broker.engine.plan import FROM_REQUEST, Pipeline, StagePlan
 from broker.engine.policy import make_policy
 from broker.engine.request import Client, Request
@@ -200,6 +200,7 @@ def test_what_never_fits_is_not_loaded_and_evicts_nobody() -> None:
     request = world.submit(0.0, "b")
     assert world.pages(0.0) == []
     assert request.outcome is Outcome.DROPPED
+    assert "takes 101 of 100 MB" in request.detail
 
 
 def test_a_model_without_a_known_size_takes_no_room() -> None:
@@ -607,6 +608,68 @@ def test_a_load_that_fails_is_asked_for_again_later_and_later(code: str) -> None
     else:
         raise AssertionError("it is asked for without end")
     assert world.stage("b").trouble == "why"
+
+
+def test_a_load_that_is_not_answered_is_given_up() -> None:
+    world = World("ab")
+    world.device("a")
+    world.submit(0.0, "b")
+    assert world.pages(0.0) == ["-a", "+b"]
+    unload, load = world.told
+    world.act(0.001, unload)
+    world.until(0.001, load.latest + load.expected + GRACE)
+    late = load.latest + load.expected + GRACE
+    world.pages(late)
+    assert world.states() == {"a": HELD, "b": HELD}
+    assert world.taken() == 0.0
+    assert not world.scheduler.acted(late, "a", load.action, "ok", LOAD, "")
+    world.submit(late + BACK_OFF, "a")
+    assert world.pages(late + BACK_OFF) == ["+a"]
+
+
+def test_an_unload_that_is_not_answered_leaves_its_model_in_its_place() -> None:
+    world = World("ab")
+    world.device("a")
+    world.submit(0.0, "b")
+    assert world.pages(0.0) == ["-a", "+b"]
+    world.until(0.0, WINDOW + GRACE)
+    world.pages(WINDOW + LOAD + GRACE)
+    assert world.states() == {"a": RESIDENT, "b": HELD}
+
+
+@pytest.mark.parametrize("policy", ["naive", "clipper++"])
+def test_requests_of_a_model_that_never_loads_end_under_policies_that_drop_nobody(policy: str) -> None:
+    world = World("ab", policy=policy, slo=0.5)
+    world.device("a", room=2)
+    request = world.submit(0.0, "b")
+    now = 0.0
+    while request.outcome is None and now < 2.0:
+        _, pages = world.step(now)
+        for page in pages:
+            world.act(now, page, "model_error")
+        now = world.scheduler.next_wake()
+    assert request.outcome is Outcome.EXPIRED
+    assert request.ended_at == pytest.approx(0.5, abs=0.01)
+    assert "why" in request.detail
+
+
+def test_a_drop_says_why_its_model_is_not_loaded() -> None:
+    world = World("ab", slo=0.3)
+    world.device("a", room=2)
+    request = world.submit(0.0, "b")
+    now = 0.0
+    while request.outcome is None:
+        _, pages = world.step(now)
+        for page in pages:
+            world.act(now, page, "out_of_memory")
+        now = world.scheduler.next_wake()
+    assert request.outcome is Outcome.DROPPED
+    assert "its model could not be loaded: why" in request.detail
+    now = 10.0
+    world.submit(now, "b")
+    assert world.pages(now) == ["+b"]
+    world.act_all(now + LOAD)
+    assert world.stage("b").trouble == ""
 
 
 def test_another_device_is_asked_when_one_fails() -> None:

@@ -146,7 +146,7 @@ class Dispatcher:
 
     def _prune(self, now: float, stage: Stage) -> None:
         """End what waits here and can no longer make it, not even alone."""
-        if not stage.policy.runs_late or not stage.devices:
+        if not stage.policy.runs_late or not stage.devices or stage.cold():
             self._prune_queue(now, stage, stage.queue)
             if len(stage.behind):
                 self._prune_queue(now, stage, stage.behind)

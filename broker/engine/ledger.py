@@ -79,7 +79,8 @@ class Ledger:
         plan = request.pipeline.stages[number]
         plan.stage.tally.dropped += 1
         late = (now - request.deadline) * 1e3
-        self.end(now, request, Outcome.EXPIRED, plan.name, f"the deadline passed {late:.1f} ms ago")
+        detail = f"the deadline passed {late:.1f} ms ago{_not_loaded(plan.stage)}"
+        self.end(now, request, Outcome.EXPIRED, plan.name, detail)
 
     def drop(self, now: float, task: Task, short: float) -> None:
         """End a request that is predicted to miss its deadline by ``short`` seconds."""
@@ -91,7 +92,7 @@ class Ledger:
             task.request,
             Outcome.DROPPED,
             name,
-            f"predicted to miss its deadline by {short * 1e3:.1f} ms at stage {name!r}",
+            f"predicted to miss its deadline by {short * 1e3:.1f} ms at stage {name!r}{_not_loaded(task.stage)}",
         )
 
     def take_ended(self) -> list[Request]:
@@ -100,3 +101,8 @@ class Ledger:
         if ended:
             self._ended = []
         return ended
+
+
+def _not_loaded(stage: Stage) -> str:
+    """Why no device has its model, where that is known."""
+    return f" (its model could not be loaded: {stage.trouble})" if stage.trouble and stage.cold() else ""

@@ -31,6 +31,8 @@ LOOK: Final = 0.005
 """Seconds between two looks for room while there was none."""
 WINDOW: Final = 1.0
 """Seconds within which a device is to begin what it is told: batches that run may be in the way."""
+GRACE: Final = 5.0
+"""Seconds by which an answer may come later than it should before it is no longer waited for."""
 LEAST_COST: Final = 1e-5
 """Seconds that an element takes at least: where nothing is known of a model, it still is in demand."""
 
@@ -47,6 +49,7 @@ class Page:
         self.load = load
         self.latest = latest
         self.expected = held.load_seconds if load else 0.0
+        self.overdue_at = latest + self.expected + GRACE
 
 
 class _Order:
@@ -72,6 +75,8 @@ class Paging:
         self.pages: list[Page] = []
         self.under_way: dict[int, Page] = {}
         """Told, or to be told, and not answered."""
+        self.next_overdue = NEVER
+        """When the first of them is no longer waited for."""
         self.next_look = NEVER
         """When to look for room again if nothing happens until then."""
         self._ledger = ledger
@@ -120,6 +125,13 @@ class Paging:
 
     # ---- what happened ---------------------------------------------------------------------
 
+    def give_up(self, now: float) -> None:
+        """Wait no longer for answers that should have come long since."""
+        for page in [page for page in self.under_way.values() if page.overdue_at <= now]:
+            what = "LOAD" if page.load else "UNLOAD"
+            self.acted(now, page.device.agent, page.action, "too_late", 0.0, f"the {what} was not answered")
+        self.next_overdue = min([page.overdue_at for page in self.under_way.values()], default=NEVER)
+
     def acted(self, now: float, agent: str, action: int, code: str, seconds: float, detail: str) -> bool:
         """A LOAD or UNLOAD ended; False for one that is not this agent's."""
         page = self.under_way.get(action)
@@ -150,6 +162,7 @@ class Paging:
             if model.stage is not None:
                 model.stage.missed = 0.0
                 for lane in model.stage.lanes:
+                    lane.trouble = ""
                     lane.note_cold()
         else:
             memory.leave(model, HELD)
@@ -233,6 +246,9 @@ class Paging:
         assert memory is not None
         if model.memory_mb > memory.budget:
             model.retry_at = now + MAX_BACK_OFF
+            if model.stage is not None:
+                for lane in model.stage.lanes:
+                    lane.trouble = f"it takes {model.memory_mb:g} of {memory.budget:g} MB"
             self.touch(model)
             return None
         missing = model.memory_mb - memory.room()
@@ -310,6 +326,7 @@ class Paging:
         page = Page(self._number, model, load, latest)
         self._number += 1
         self.under_way[page.action] = page
+        self.next_overdue = min(self.next_overdue, page.overdue_at)
         if model.device.memory is not None:
             model.device.memory.paged_until = NEVER
         self.pages.append(page)

@@ -399,6 +399,8 @@ class Scheduler:
             upkeep.next_refresh = 0.0
         if now >= upkeep.next_refresh:
             upkeep.refresh(now, [*self.pipelines.values(), *self._retiring])
+        if now >= self._paging.next_overdue:
+            self._paging.give_up(now)
         self._paging.tell(now)
         if fleet.turned:
             self._touch_turned()
@@ -428,9 +430,7 @@ class Scheduler:
         sweep = self._dispatcher.next_sweep
         if sweep < wake:
             wake = sweep
-        look = self._paging.next_look
-        if look < wake:
-            wake = look
+        wake = min(wake, self._paging.next_look, self._paging.next_overdue)
         if self.fleet.left_out:
             wake = min(wake, self.fleet.next_let_in())
         refresh = self._upkeep.next_refresh

@@ -96,7 +96,8 @@ class Stage:
         self.ceiling = 1
         """The target batch under full load: no batch is larger, however many wait."""
         self.trouble = ""
-        """How a worker last died under one of its batches; for messages."""
+        """Why it was last not served: how a worker died under one of its batches, what a server behind it said, or why
+        its model could not be loaded (empty again once it was); for messages."""
         self.opens = NEVER
         self.closes = NEVER
         self.behind_turn = False
@@ -253,7 +254,7 @@ class Stage:
             if len(queue):
                 task = queue.lowest()
                 when = NEVER
-                if not self.devices:
+                if not self.devices or (self.policy.runs_late and self.cold()):
                     when = task.request.deadline
                 elif not self.policy.runs_late:
                     when = task.request.deadline
