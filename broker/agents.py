@@ -160,8 +160,8 @@ class Agents:
             agent.pulls.pop(number, None)
             self._scheduler.withdraw(agent.name, number)
         for device in ready.devices:
-            if agent.reports.get(device.device) == device:
-                continue
+            if agent.reports.get(device.device) == device and device.memory_mb <= 0:
+                continue  # of a device that pages, ACTEDs may have told another thing meanwhile
             agent.reports[device.device] = device
             models = [_held(model) for model in device.models]
             self._scheduler.report(agent.name, device.device, device.type, models, _memory(device.memory_mb))

@@ -913,6 +913,29 @@ def test_what_a_withdrawn_device_says_of_its_models_is_of_no_interest(code: str)
     assert request.outcome is None
 
 
+def test_a_device_that_pages_nothing_has_what_is_resident_alone() -> None:
+    world = World("ab")
+    models = [HeldModel(key(name), "", 100, [(1, RUN)], name == "a", 0.0, LOAD) for name in "ab"]
+    world.scheduler.report("a", 0, "gpu", models)
+    world.pull(0.0)
+    world.submit(0.0, "b")
+    assert world.pages(0.0) == []
+    assert world.stage("b").devices == 0
+    world.run(0.1, "a")
+
+
+def test_a_type_that_reads_like_a_device_is_none() -> None:
+    world = World("ab")
+    world.device("a")
+    world.step(0.0)
+    world.scheduler.report("z", 0, "a|0", [])
+    world.pull(0.0, "z")
+    world.step(0.0)
+    assert world.submit(0.0, "a").outcome is None
+    assert world.grant(0.0).device.agent == "a"
+    assert len(world.scheduler.fleet.groups()) == 2
+
+
 def test_nothing_is_due_for_what_nobody_waits_for() -> None:
     world = World("ab")
     world.device("a")

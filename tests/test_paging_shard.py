@@ -122,6 +122,29 @@ def test_a_refused_batch_asks_for_its_model(cluster: Any, specs: list[PipelineSp
     assert future.result(30) == "y"
 
 
+def test_a_device_that_says_again_what_it_said_first_is_believed(
+    cluster: Any, specs: list[PipelineSpec], node: Node
+) -> None:
+    """Its worker died, and what was loaded since is not there any more."""
+    a, b, _ = specs
+    node.greet(100.0, model(a, True), model(b))
+    node.send(Pull(0, 1, 0, 0))
+    client = cluster.client()
+    future = client.submit("b", "x")
+    for kind in (Unload, Load):
+        node.send(Acted(0, node.receive(kind).action, "ok"))
+    grant = node.receive(Grant)
+    node.send(Done(0, grant.batch, "ok", 0, 1000, ["y"]))
+    assert future.result(30) == "y"
+    node.greet(100.0, model(a, True), model(b))
+    node.send(Pull(0, 2, 0, 0))
+    future = client.submit("a", "x")
+    grant = node.receive(Grant)
+    assert grant.model == a.model_key("s")
+    node.send(Done(0, grant.batch, "ok", 0, 1000, ["y"]))
+    assert future.result(30) == "y"
+
+
 def test_an_agent_lost_in_the_middle_of_a_load(cluster: Any, specs: list[PipelineSpec], node: Node) -> None:
     a, b, _ = specs
     node.greet(100.0, model(a, True), model(b))

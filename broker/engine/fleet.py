@@ -61,7 +61,7 @@ class Fleet:
         self.replans = False
         """Whether a stage is served now that was not."""
         self._stages = stages
-        self._groups: dict[tuple[str, str], DeviceGroup] = {}
+        self._groups: dict[tuple[bool, str, str], DeviceGroup] = {}
         self._next_index = 0
 
     def groups(self) -> list[DeviceGroup]:
@@ -94,10 +94,12 @@ class Fleet:
                 if not model.resident:
                     continue
                 device.memory.enter(0.0, held)
+            elif not model.resident:
+                continue  # it cannot be told to load any
             else:
                 names.append(f"{model.key}|{model.variant}|{model.share}")
             tables[model.key] = table
-        key = (f"{agent}|{number}", "") if pages else (type, ",".join(names))
+        key = (True, f"{agent}|{number}", "") if pages else (False, type, ",".join(names))
         group = self._groups.get(key)
         if group is None or pages:
             group = DeviceGroup(type, tables)
