@@ -79,8 +79,8 @@ def model(spec: PipelineSpec, resident: bool = False, memory: float = 60.0, load
 def test_what_does_not_fit_is_paged(cluster: Any, specs: list[PipelineSpec], node: Node) -> None:
     a, b, _ = specs
     node.greet(100.0, model(a, True), model(b))
-    node.send(Pull(0, 1, 5_000_000, 0))
     pulled = time.monotonic()
+    node.send(Pull(0, 1, 5_000_000, 0))
     node.silent()
     client = cluster.client()
     future = client.submit("b", "x")
