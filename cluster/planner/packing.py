@@ -47,13 +47,14 @@ class Turns:
     load alone always can. Models whose latency nobody knows take nothing.
     """
 
-    __slots__ = ("_duty", "_executing", "_known", "_least")
+    __slots__ = ("_executing", "_known", "_least", "_longest")
 
     def __init__(self, loads: Sequence[Load]) -> None:
         self._known = [load for load in loads if load[0].known]
-        self._duty = min((longest_duty(cost, rate) for cost, rate in self._known), default=math.inf)
+        self._longest: float | None = None
+        """The cycle in seconds, where that is reckoned: not for one alone."""
         self._executing: float | None = None
-        """Seconds of execution in each cycle."""
+        """Seconds of execution in each cycle, likewise."""
         self._least: list[tuple[float, float]] = []
         """(cycle, seconds of execution at least): in a longer cycle they execute no less."""
 
@@ -61,17 +62,18 @@ class Turns:
         """Their occupancy."""
         if len(self._known) <= 1:
             return _alone(self._known)
-        return None if self._duty <= 0.0 else _part(self._now(), self._duty)
+        duty = self._duty()
+        return None if duty <= 0.0 else _part(self._now(duty), duty)
 
     def busy_with(self, load: Load) -> float | None:
         """Their occupancy with another load beside them."""
         if not load[0].known or not self._known:
             return self.busy() if self._known else _alone([load] if load[0].known else [])
-        duty = longest_duty(*load)
-        if min(duty, self._duty) <= 0.0:
+        duty, present = longest_duty(*load), self._duty()
+        if min(duty, present) <= 0.0:
             return None
-        if duty >= self._duty:
-            return _part(self._now() + _execution(*load, self._duty), self._duty)
+        if duty >= present:
+            return _part(self._now(present) + _execution(*load, present), present)
         own = _execution(*load, duty)
         shorter = bisect_right(self._least, (duty, math.inf))
         if shorter and self._least[shorter - 1][1] + own > duty:
@@ -84,17 +86,24 @@ class Turns:
         """Another load takes turns with them."""
         if not load[0].known:
             return
+        self._known.append(load)
+        if self._longest is None:
+            return
         duty = longest_duty(*load)
-        if duty < self._duty:
-            self._duty = duty
+        if duty < self._longest:
+            self._longest = duty
             self._executing = None
         elif self._executing is not None:
-            self._executing += _execution(*load, self._duty)
-        self._known.append(load)
+            self._executing += _execution(*load, self._longest)
 
-    def _now(self) -> float:
+    def _duty(self) -> float:
+        if self._longest is None:
+            self._longest = min(longest_duty(cost, rate) for cost, rate in self._known)
+        return self._longest
+
+    def _now(self, duty: float) -> float:
         if self._executing is None:
-            self._executing = _executions(self._known, self._duty)
+            self._executing = _executions(self._known, duty)
         return self._executing
 
 
