@@ -24,6 +24,9 @@ READY: Final = "ready"
 FAILED: Final = "failed"
 """States of a model on a device; ``failed`` is followed by ``: `` and what went wrong."""
 
+LONGEST: Final = 3600.0
+"""Seconds that nothing which is measured takes."""
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 
 
@@ -184,6 +187,9 @@ class ProfileRecord(msgspec.Struct, frozen=True):
         """ValueError for numbers that are no measurement: whoever reads them would reckon with them."""
         if self.profile:
             LatencyProfile(self.profile)
+        slowest = max([self.load_seconds, *(seconds for _, seconds in self.profile)])
+        if slowest >= LONGEST:
+            raise ValueError(f"{slowest} s are no measurement; give less than {LONGEST:.0f} s")
         for name in ("load_seconds", "memory_mb"):
             found = getattr(self, name)
             if not (math.isfinite(found) and found >= 0.0):

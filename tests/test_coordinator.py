@@ -372,3 +372,42 @@ def test_what_cannot_be_read_disturbs_nothing_else(world, caplog):
     world.run(15)
     assert set(world.serving()) == {"two"}
     assert "garbage" in caplog.text
+
+
+def test_what_cannot_have_been_measured_is_said_once_and_stops_no_coordinator(world, caplog):
+    spec = spec_of()
+    model = spec.model_key("a")
+    world.apply(spec)
+    figures = StageReport(model, 9, 9, 1, 0, 0, 1, 0.0, 0.0, [], {"A100": [(0, 1.0)]})
+    good = StageReport(spec.model_key("b"), 9, 9, 1, 0, 0, 1, 0.0, 0.0, [], {"A100": [(1, 1e-3)]})
+    world.store.put(PATHS.broker("s9"), encode(BrokerRecord("tcp://h:1", "tcp://h:2", 1, "h")))
+    world.store.put(PATHS.report("s9"), encode(ReportRecord(1, 1.0, [figures, good], {}, [])))
+    for number, value in enumerate(
+        [b'{"profile": [[0, 1]]}', PROFILE % b"-1e6", PROFILE % b"1e308", PROFILE % b"1e400"]
+    ):
+        world.store.put(PATHS.profile(model, f"kind {number}"), value)
+    world.store.put(
+        PATHS.profiles + model.replace("/", "~") + "/a b", encode(ProfileRecord([(1, 0.01)], 0.5, 1.0, "h"))
+    )
+    world.run(10)
+    assert set(world.serving()) == {"two"}
+    assert world.store.list(PATHS.profiles).entries == []
+    assert sum("cannot be true" in line and model in line for line in caplog.messages) == 1
+    assert sum("kind%202" in line for line in caplog.messages) == 1
+
+
+PROFILE = b'{"profile": [[1, 0.01]], "load_seconds": %s, "memory_mb": 1, "measured_at_host": "h"}'
+
+
+def test_what_was_measured_stays_while_it_is_not_known_what_is_wanted(world):
+    spec, newer = spec_of(), spec_of("500ms")
+    world.apply(spec)
+    world.run(10)
+    world.store.put(PATHS.pipeline("two"), b'{"version": "newer"}')
+    key = PATHS.profile(newer.model_key("a"), "A100")
+    world.store.put(key, encode(ProfileRecord([(1, 0.01)], 0.5, 100.0, "h")))
+    world.run(10)
+    assert world.store.get(key) is not None
+    world.apply(spec)
+    world.run(5)
+    assert world.store.get(key) is None

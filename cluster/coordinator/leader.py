@@ -19,6 +19,7 @@ from cluster.planner.settings import Settings
 from cluster.planner.view import Move, Plan
 from cluster.records import Paths, TuningRecord
 from cluster.store.base import Delete, Entry, Operation, Put, Unchanged
+from cluster.tuning.merge import believed
 from cluster.tuning.report import ReportRecord
 from cluster.tuning.tuner import Tuner
 
@@ -74,7 +75,8 @@ class Leader:
         self._nodes = Presence(config.ttl, now)
         self._shards = Presence(config.ttl, now)
         self._reports: dict[str, tuple[ReportRecord, float]] = {}
-        """The latest of each shard, and when it came."""
+        """The latest of each shard, without what cannot be true, and when it came."""
+        self._seen: dict[str, ReportRecord] = {}
         self._observed_at = now
         self._plan_at = now
         self._planned_at = now - PAUSE
@@ -116,10 +118,11 @@ class Leader:
     def _take_reports(self, now: float) -> None:
         present = self._decoded.under(ReportRecord, self._paths.reports)
         for shard, report in present.items():
-            known = self._reports.get(shard)
-            if known is None or known[0] is not report:
-                self._reports[shard] = (report, now)
-        self._reports = {shard: known for shard, known in self._reports.items() if shard in present}
+            if self._seen.get(shard) is not report:
+                self._reports[shard] = (believed(shard, report), now)
+                self._seen[shard] = report
+        for shard in self._seen.keys() - present.keys():
+            del self._reports[shard], self._seen[shard]
 
     def _fresh(self, now: float) -> dict[str, ReportRecord]:
         return {shard: report for shard, (report, came) in self._reports.items() if now < came + REPORT_LASTS}
@@ -158,7 +161,7 @@ class Leader:
             if self._problems.get(model) != why:
                 log.warning("%s: %s", model, why)
         self._problems = plan.problems
-        forgotten = [*self._forget(now, records, plan), *self._stale_profiles(records)]
+        forgotten = [*self._forget(now, records, plan), *(Delete(key) for key in records.stale_profiles())]
         keys = {operation.key for operation in forgotten}
         operations = [write for write in changes(self._paths, records, plan) if write.key not in keys] + forgotten
         if operations:
@@ -178,12 +181,6 @@ class Leader:
             and node not in holding
         ]
         return [Delete(key) for node in gone for key in (self._paths.state(node), self._paths.placement(node))]
-
-    def _stale_profiles(self, records: Records) -> list[Operation]:
-        """Take away what was measured of versions that nobody wants, serves or holds any more."""
-        versions = records.versions()
-        stale = [at for at in records.profiles if at[0].rpartition("/")[0] not in versions]
-        return [Delete(self._paths.profile(model, kind)) for model, kind in stale]
 
     def _power(self, now: float, records: Records, plan: Plan) -> None:
         wanted: dict[str, bool] = {}

@@ -19,6 +19,7 @@ from cluster.records import (
     ProfileRecord,
     ServingRecord,
     failure,
+    name_of,
 )
 from cluster.tuning.report import ReportRecord
 
@@ -38,10 +39,34 @@ class Records:
         self.placements = decoded.under(PlacementRecord, paths.placements)
         self.states = decoded.under(NodeStateRecord, paths.states)
         self.drains = decoded.under(DrainRecord, paths.drains)
-        self.profiles = {
-            paths.profiled(key): record for key, record in decoded.by_key(ProfileRecord, paths.profiles).items()
-        }
+        self.profiles: dict[tuple[str, str], ProfileRecord] = {}
         """By (model key, device type)."""
+        self._profiles: dict[str, tuple[str, str]] = {}
+        for key, profile in decoded.by_key(ProfileRecord, paths.profiles).items():
+            at = paths.profiled(key)
+            if paths.profile(*at) == key:  # not somebody else's, who would never find it
+                self.profiles[at] = profile
+                self._profiles[key] = at
+        self._profile_keys = decoded.keys(paths.profiles)
+        self._unreadable_profiles = decoded.unreadable(paths.profiles)
+        unknown = decoded.unreadable(paths.pipelines) | decoded.unreadable(paths.serving)
+        self._unknown = {name_of(key) for key in unknown}
+        """Pipelines of which it is not known which version is wanted or served."""
+
+    def stale_profiles(self) -> list[str]:
+        """The keys of what was measured of versions that nobody wants, serves or holds any more, and of what cannot be
+        read or found."""
+        versions = self.versions()
+        stale = []
+        for key in sorted(self._profile_keys):
+            at = self._profiles.get(key)
+            if at is None or key in self._unreadable_profiles:
+                stale.append(key)
+                continue
+            version = at[0].rpartition("/")[0]
+            if version not in versions and version.partition("@")[0] not in self._unknown:
+                stale.append(key)
+        return stale
 
     def versions(self) -> set[str]:
         """Every 'pipeline@version' that is wanted, served or placed."""

@@ -6,17 +6,19 @@ more than its time. One that says impossible things (another version of laxity, 
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterable
 from typing import Final
 
 import msgspec
 
+from cluster.records import LONGEST
 from cluster.tuning.report import ReportRecord, StageReport
 from cluster.tuning.sketch import BINS, Sketch, merged
 
-LONGEST: Final = 3600.0
-"""Seconds that no figure in a report is longer than."""
+log = logging.getLogger("laxity.coordinator")
+
 MOST: Final = 1e12
 """What no count is above."""
 
@@ -66,6 +68,16 @@ def busiest(states: dict[str, dict[str, StageState]]) -> dict[str, dict[str, Sta
     return chosen
 
 
+def believed(shard: str, report: ReportRecord) -> ReportRecord:
+    """A shard's report without the stages whose figures cannot be true, which is said."""
+    stages = [stage for stage in report.stages if sound(stage)]
+    if len(stages) == len(report.stages):
+        return report
+    wrong = ", ".join(stage.model for stage in report.stages if not sound(stage))
+    log.error("%s reports what cannot be true of %s; that is left out", shard, wrong)
+    return msgspec.structs.replace(report, stages=stages)
+
+
 def sound(stage: StageReport) -> bool:
     """Whether these figures can be true."""
     version, slash, name = stage.model.rpartition("/")
@@ -74,6 +86,8 @@ def sound(stage: StageReport) -> bool:
     counts = [stage.arrived, stage.started, stage.batches, stage.dropped, stage.waiting, stage.devices, *stage.waits]
     times = [stage.queued, stage.execution]
     for measured in stage.latency.values():
+        if any(batch < 1 for batch, _ in measured):
+            return False
         counts += [batch for batch, _ in measured]
         times += [seconds for _, seconds in measured]
     return (
