@@ -287,6 +287,10 @@ class SchedulerMachine(RuleBasedStateMachine):
     def _act(self, index: int, code: str, seconds: float = 0.03) -> None:
         page = self.told.pop(index)
         device = page.device
+        if page.overdue_at <= self.now:
+            # It was given up, and never carried out either.
+            assert not self.scheduler.acted(self.now, device.agent, page.action, code, seconds, "why")
+            return
         there = self.there.get((device.agent, device.number))
         if there is not None and device.memory is not None and device.memory.models.get(page.model) is page.held:
             if code == "ok" and page.load:
