@@ -29,7 +29,7 @@ BETA = st.floats(0.0, 20.0)
 
 def cost(alpha: float, beta: float, part: float, largest: int = 64) -> StageCost:
     profile = LatencyProfile.from_spec(Profile(alpha_ms=alpha, beta_ms=beta))
-    return StageCost(profile, largest, largest, part, 1.0, 0.0, True)
+    return StageCost(profile, largest, largest, part, 1.0, 1.0, 0.0, True)
 
 
 # ---- keys ------------------------------------------------------------------------------------
@@ -69,7 +69,7 @@ def test_models_that_share_a_device_meet_their_objectives(models: list[tuple[flo
 
 
 def test_one_load_alone_always_fits_and_what_nobody_measured_takes_nothing() -> None:
-    unknown = StageCost(None, 8, 8, 0.0, 1.0, 0.0, True)
+    unknown = StageCost(None, 8, 8, 0.0, 1.0, 1.0, 0.0, True)
     assert Turns([(cost(10, 0, 0.4), 1e6)]).busy() == 1.0
     assert Turns([(unknown, 5.0), (cost(10, 0, 0.4), 10.0)]).busy() == pytest.approx(0.1)
 

@@ -81,10 +81,11 @@ def test_planners_go_by_what_was_measured_where_a_spec_does_not_say() -> None:
     view = view_of(0.0, Records(PATHS, decoded), reports, presence, presence, 0.0)
     assert view.profiles == {
         (spec.model_key("s"), "T4"): found.profile,
-        (spec.model_key("t"), "T4"): [(1, 0.5)],
+        (spec.model_key("t"), "T4"): [(1, 0.5), (8, pytest.approx(1.0))],  # all takes 50 times as long
     }
     costs = Costs(2.0).of(spec, frozenset({"T4", "A100"}), view.profiles, view.footprints)
-    assert (costs["s", "T4"].load, costs["s", "T4"].memory) == (0.25, 300.0)
+    assert (costs["s", "T4"].load, costs["s", "T4"].page, costs["s", "T4"].memory) == (2.0, 0.25, 300.0)
+    assert costs["t", "T4"].page == 0.007
     assert (costs["s", "A100"].load, costs["s", "A100"].memory) == (2.0, 0.0)
     assert (costs["t", "T4"].load, costs["t", "T4"].memory) == (0.007, 9.0)
     assert costs["s", "T4"].latency(8) == pytest.approx(0.020)

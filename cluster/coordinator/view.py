@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 
 from cluster.coordinator.presence import BARELY, Presence
@@ -22,6 +23,7 @@ from cluster.records import (
     name_of,
 )
 from cluster.tuning.report import ReportRecord
+from pipelines.profile import LatencyProfile
 
 
 class Records:
@@ -153,16 +155,29 @@ def _placement(records: Records) -> dict[DeviceId, Placed]:
 
 
 def _profiles(records: Records, reports: Mapping[str, ReportRecord]) -> dict[tuple[str, str], list[tuple[int, float]]]:
-    """What shards measured of late, or else agents some time ago."""
+    """What agents measured some time ago, corrected by what shards did of late."""
     profiles = {at: record.profile for at, record in records.profiles.items() if record.profile}
-    reported = {
-        (stage.model, kind): measured
-        for report in reports.values()
-        for stage in report.stages
-        for kind, measured in stage.latency.items()
-        if measured
-    }
-    return {**profiles, **reported}
+    for report in reports.values():
+        for stage in report.stages:
+            for kind, measured in stage.latency.items():
+                if measured:
+                    record = records.profiles.get((stage.model, kind))
+                    profiles[stage.model, kind] = _corrected(record.profile if record is not None else [], measured)
+    return profiles
+
+
+def _corrected(before: list[tuple[int, float]], measured: list[tuple[int, float]]) -> list[tuple[int, float]]:
+    """What was measured of late; at other sizes what was before, times the ratio at the nearest size of both."""
+    if not before:
+        return measured
+    profile = LatencyProfile(before)
+    ratios = {batch: seconds / known for batch, seconds in measured if (known := profile.latency(batch)) > 0.0}
+    points = dict(measured)
+    for batch, seconds in before:
+        if batch not in points:
+            nearest = min(ratios, key=lambda size: abs(math.log(size / batch)), default=None)
+            points[batch] = seconds * (ratios[nearest] if nearest is not None else 1.0)
+    return sorted(points.items())
 
 
 def _in_flight(

@@ -21,11 +21,11 @@ Footprints = Mapping[tuple[str, str], Footprint]
 
 class StageCost:
     """One model on one type of device. ``rate``: elements per second at the best batch within the plan; ``part``: what
-    of the SLO is the stage's, in seconds; ``largest``: its largest batch; ``load``: seconds to load; ``memory``:
-    megabytes; ``known``: whether anybody has said or measured how long it takes; ``usable``: whether a request can meet
-    its SLO at all if this type runs the stage."""
+    of the SLO is the stage's, in seconds; ``largest``: its largest batch; ``load``: seconds to load; ``page``: those to
+    bring it from the host's memory onto the device; ``memory``: megabytes; ``known``: whether anybody has said or
+    measured how long it takes; ``usable``: whether a request can meet its SLO at all if this type runs the stage."""
 
-    __slots__ = ("_latencies", "_profile", "known", "largest", "load", "memory", "part", "rate", "usable")
+    __slots__ = ("_latencies", "_profile", "known", "largest", "load", "memory", "page", "part", "rate", "usable")
 
     def __init__(
         self,
@@ -34,6 +34,7 @@ class StageCost:
         largest: int,
         part: float,
         load: float,
+        page: float,
         memory: float,
         usable: bool,
     ) -> None:
@@ -43,6 +44,7 @@ class StageCost:
         self.largest = largest
         self.part = part
         self.load = load
+        self.page = page
         self.memory = memory
         self.usable = usable
         self.rate = UNKNOWN_RATE
@@ -116,7 +118,8 @@ class Costs:
             longest = _through(graph, times)
             for name, stage in spec.stages.items():
                 stated = stage.profile.on(kind) if stage.profile is not None else None
-                found = footprints.get((name, kind), Footprint(self._load_seconds, 0.0))
+                load = self._load_seconds if stated is None or stated.load_ms is None else stated.load_ms / 1e3
+                found = footprints.get((name, kind), Footprint(load, 0.0))
                 share = times.get(name, 0.0) / longest[name] if longest[name] > 0.0 else 1.0
                 slower = table[name].latency(1) - fastest[name] if name in table else 0.0
                 costs[name, kind] = StageCost(
@@ -124,7 +127,8 @@ class Costs:
                     min(batch, stage.max_batch),
                     stage.max_batch,
                     spec.slo * share,
-                    found.load_seconds if stated is None or stated.load_ms is None else stated.load_ms / 1e3,
+                    load,
+                    found.page_seconds if stated is None or stated.load_ms is None else load,
                     found.memory_mb if stated is None or stated.memory_mb is None else stated.memory_mb,
                     through[name] + slower <= spec.slo,
                 )

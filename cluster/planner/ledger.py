@@ -65,4 +65,4 @@ class Ledger:
 
 def need(unit: Unit, slot: Slot, rate: float) -> Need:
     """What ``rate`` elements per second of a unit need of a device: at worst, each finds its model paged out."""
-    return unit.memory[slot.kind], rate * unit.costs[slot.kind].load
+    return unit.memory[slot.kind], rate * unit.costs[slot.kind].page

@@ -50,10 +50,10 @@ class Served(msgspec.Struct, frozen=True):
 
 
 class Footprint(msgspec.Struct, frozen=True):
-    """What was found out about a model on devices of a type: the seconds that loading it takes, and megabytes (0: not
-    known)."""
+    """What was found out about a model on devices of a type: the seconds that bringing it from the host's memory onto
+    the device takes (not those of loading it there in the first place), and megabytes (0: not known)."""
 
-    load_seconds: float
+    page_seconds: float
     memory_mb: float
 
 
