@@ -134,14 +134,19 @@ class Paging:
         return page
 
     def taken(self) -> float:
-        """Megabytes of the device's memory that are taken now, at most: LOADs behind another action have not begun."""
-        taken = self.models.present()
+        """Megabytes of the device's memory that are taken now, at most: of the LOADs only the first one can have begun,
+        and that only if there was room. (An UNLOAD that came too late is heard of before the LOAD that counted on it,
+        and came too late as well.)"""
+        there = self.models.present()
+        begun = 0.0
         first = True
         for page in self.pages.values():
-            if page.loads and not first:
-                taken -= page.model.memory
+            if page.loads:
+                there -= page.model.memory
+                if first:
+                    begun = page.model.memory
             first = False
-        return taken
+        return there + begun if self.models.fits(there + begun) else there
 
     # ---- what is to be held ----------------------------------------------------------------
 
