@@ -10,7 +10,7 @@ import threading
 import time
 
 from broker.files import files_in_store
-from broker.reporting import Reporter
+from broker.reporting import reporter
 from broker.routing import RoutingFollower
 from broker.shell import Shard, ShardConfig
 from cluster.decoded import Decoded
@@ -99,13 +99,13 @@ def run_shard_process(config: ShardConfig, store_url: str, cluster: str, stop: t
         shard = Shard(config)
         pipelines = PipelineFollower(shard)
         tuning = TuningFollower(shard)
-        reporter = Reporter(shard.report, store, paths.report(config.name), membership)
+        reports = reporter(shard.report, store, paths.report(config.name), membership)
         routing = RoutingFollower()
         decoded = Decoded()
         log.info("shard %s: services at %s, agents at %s", config.name, shard.frontend, shard.backend)
         try:
             with serving("shard", shard.run, shard.stop, stop):
-                reporter.start()
+                reports.start()
                 counted_at = float("-inf")
                 while not stop.is_set():
                     if follower.poll(TURN):
@@ -124,7 +124,7 @@ def run_shard_process(config: ShardConfig, store_url: str, cluster: str, stop: t
                         membership.publish(encode(_record(shard)))
                     membership.beat(now)
         finally:
-            reporter.stop()
+            reports.stop()
             follower.close()
             membership.leave()
     finally:

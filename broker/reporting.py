@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import logging
-import threading
-import time
 from collections.abc import Callable, Sequence
 
 from broker.drift import DriftWatch
 from broker.engine.report import Report, StageFigures
 from broker.engine.tuning import Tuning
 from cluster.membership import Membership
+from cluster.publisher import Publisher
 from cluster.records import TuningRecord, encode
-from cluster.store.base import LeaseEndedError, Store, StoreError
+from cluster.store.base import Store
 from cluster.tuning.report import ReportRecord, StageReport
 from cluster.tuning.sketch import sketch
 from pipelines.policies import PARAMETERS
@@ -25,65 +24,25 @@ PLACES = 6
 """Decimal places of seconds: microseconds."""
 
 
-class Reporter:
-    """Puts a shard's reports under ``key``, under the lease of its ``membership``.
+class _Reports:
+    """A shard's reports one after the other, each of the whole time since the last one."""
 
-    In a thread of its own: a call to the store may last, and neither the shard nor its lease is to wait for it. There
-    is one push at a time; while it lasts nothing is reported, and the next report is of the whole time since.
-    """
-
-    def __init__(
-        self, take: Callable[[], tuple[Report, list[str]]], store: Store, key: str, membership: Membership
-    ) -> None:
+    def __init__(self, take: Callable[[], tuple[Report, list[str]]]) -> None:
         self._take = take
-        self._store = store
-        self._key = key
-        self._membership = membership
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="reports")
         self._number = 0
         self._drift = DriftWatch()
-        self._away = False
 
-    def start(self) -> None:
-        self._thread.start()
+    def next(self) -> bytes:
+        report, agents = self._take()
+        for news in self._drift.note(report.stages):
+            log.warning("%s", news)
+        self._number += 1
+        return encode(report_record(report, self._number, agents))
 
-    def stop(self) -> None:
-        """End the thread; a push that is under way is waited for."""
-        self._stopping.set()
-        if self._thread.ident is not None:
-            self._thread.join()
 
-    def _run(self) -> None:
-        due = time.monotonic()
-        while not self._stopping.wait(max(due - time.monotonic(), 0.0)):
-            due = max(due + PERIOD, time.monotonic())
-            lease = self._membership.lease
-            if not lease:
-                continue  # the shard is not registered (any more): nobody would look for its reports
-            try:
-                report, agents = self._take()
-            except (RuntimeError, TimeoutError) as error:
-                log.debug("no report: %s", error)
-                continue
-            for news in self._drift.note(report.stages):
-                log.warning("%s", news)
-            self._number += 1
-            self._push(encode(report_record(report, self._number, agents)), lease)
-
-    def _push(self, value: bytes, lease: int) -> None:
-        try:
-            self._store.put(self._key, value, lease)
-        except LeaseEndedError:
-            pass  # there will be another
-        except StoreError as error:
-            if not self._away:
-                self._away = True
-                log.warning("reports cannot be written at present: %s", error)
-        else:
-            if self._away:
-                self._away = False
-                log.info("reports are written again")
+def reporter(take: Callable[[], tuple[Report, list[str]]], store: Store, key: str, membership: Membership) -> Publisher:
+    """Puts a shard's reports under ``key``; ``take`` asks the shard. While a put lasts nothing is reported."""
+    return Publisher("reports", _Reports(take).next, store, key, membership, period=PERIOD, retry=PERIOD)
 
 
 def report_record(report: Report, number: int, agents: Sequence[str]) -> ReportRecord:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 import re
-import threading
 import time
 from collections.abc import Callable, Sequence
 
 from cluster.membership import Membership
+from cluster.publisher import Publisher
 from cluster.records import DeviceGauges, NodeGaugesRecord, encode
-from cluster.store.base import LeaseEndedError, Store, StoreError
+from cluster.store.base import Store
 from nodes.device import DeviceConfig, DeviceLoad
 from nodes.nvml import GpuReader
-
-log = logging.getLogger("laxity.node")
 
 PERIOD = 5.0
 """Seconds between two publications."""
@@ -60,58 +57,13 @@ def gpus_among(devices: Sequence[DeviceConfig]) -> dict[int, int]:
     return {number: int(match[1]) for number, match in matches if match is not None}
 
 
-class GaugePublisher:
-    """Puts the gauges under ``key``, under the lease of the agent's ``membership``; ``loads`` asks the agent.
+def gauge_publisher(
+    loads: Callable[[], list[DeviceLoad]], gauges: Gauges, store: Store, key: str, membership: Membership
+) -> Publisher:
+    """Puts the gauges under ``key``; ``loads`` asks the agent. (The driver may take its time as well.)"""
 
-    In a thread of its own: the store and the driver may take their time, and neither batches nor the lease wait.
-    """
+    def take() -> bytes:
+        now_loads = loads()
+        return encode(gauges.record(time.monotonic(), now_loads))
 
-    def __init__(
-        self, loads: Callable[[], list[DeviceLoad]], gauges: Gauges, store: Store, key: str, membership: Membership
-    ) -> None:
-        self._loads = loads
-        self._gauges = gauges
-        self._store = store
-        self._key = key
-        self._membership = membership
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="gauges")
-        self._away = False
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def stop(self) -> None:
-        """End the thread; a put that is under way is waited for."""
-        self._stopping.set()
-        if self._thread.ident is not None:
-            self._thread.join()
-
-    def _run(self) -> None:
-        delay = 0.0
-        while not self._stopping.wait(delay):
-            lease = self._membership.lease
-            if not lease:  # the agent is not registered yet, or no more
-                delay = RETRY
-                continue
-            delay = PERIOD
-            try:
-                loads = self._loads()
-            except (RuntimeError, TimeoutError) as error:
-                log.debug("no gauges: %s", error)
-                continue
-            self._put(encode(self._gauges.record(time.monotonic(), loads)), lease)
-
-    def _put(self, value: bytes, lease: int) -> None:
-        try:
-            self._store.put(self._key, value, lease)
-        except LeaseEndedError:
-            pass  # there will be another
-        except StoreError as error:
-            if not self._away:
-                self._away = True
-                log.warning("the devices' gauges cannot be written at present: %s", error)
-        else:
-            if self._away:
-                self._away = False
-                log.info("the devices' gauges are written again")
+    return Publisher("gauges", take, store, key, membership, period=PERIOD, retry=RETRY)

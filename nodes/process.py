@@ -32,7 +32,7 @@ from laxity.version import __version__
 from nodes.agent import Agent, AgentConfig, DeviceState, Placement, Work
 from nodes.engine.models import FAILED, READY
 from nodes.files import ModelFiles
-from nodes.gauges import GaugePublisher, Gauges, gpus_among
+from nodes.gauges import Gauges, gauge_publisher, gpus_among
 from nodes.known_profiles import KnownProfiles
 from nodes.nvml import GpuReader
 from pipelines.spec import PipelineSpec
@@ -169,7 +169,7 @@ def run_agent_process(config: AgentConfig, store_url: str, cluster: str, stop: t
         emulated = [number for number, device in enumerate(config.devices) if device.kind == "emulated"]
         files = ModelFiles(cache, config.name, emulated)
         gpus = GpuReader(gpus_among(config.devices))
-        gauges = GaugePublisher(agent.loads, Gauges(gpus), store, paths.gauges(config.name), membership)
+        gauges = gauge_publisher(agent.loads, Gauges(gpus), store, paths.gauges(config.name), membership)
         view = ClusterView(paths, config.name)
         follower = Follower(store, view.prefixes())
         placed: Placement | None = None

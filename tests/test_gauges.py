@@ -17,7 +17,7 @@ from cluster.records import DeviceGauges, GpuGauges, NodeGaugesRecord, Paths, de
 from cluster.store.base import StoreError
 from cluster.store.memory import MemoryStore
 from nodes.device import DeviceConfig, DeviceLoad
-from nodes.gauges import GaugePublisher, Gauges, gpus_among
+from nodes.gauges import Gauges, gauge_publisher, gpus_among
 from nodes.nvml import GpuReader
 
 WAIT = 20.0
@@ -144,7 +144,7 @@ def test_gauges_lie_under_the_lease_of_the_agent() -> None:
     membership = Membership(store, paths.node("a"))
     membership.publish(b"{}")
     loads = [DeviceLoad(0, 1.0, 1, 10.0, 0.0)]
-    publisher = GaugePublisher(lambda: loads, Gauges(GpuReader({})), store, paths.gauges("a"), membership)
+    publisher = gauge_publisher(lambda: loads, Gauges(GpuReader({})), store, paths.gauges("a"), membership)
     publisher.start()
     try:
         assert store.get(paths.gauges("a")) is None
@@ -170,7 +170,7 @@ def test_a_store_that_is_away_is_told_once(caplog: pytest.LogCaptureFixture) -> 
 
     store = Away()
     membership = Membership(store, "/laxity/c/nodes/a")
-    publisher = GaugePublisher(list, Gauges(GpuReader({})), store, "/laxity/c/metrics/a", membership)
+    publisher = gauge_publisher(list, Gauges(GpuReader({})), store, "/laxity/c/metrics/a", membership)
     publisher._put(b"1", 1)
     publisher._put(b"2", 1)
     assert len(caplog.records) == 1

@@ -8,7 +8,7 @@ import time
 import msgspec
 
 from broker.process import TuningFollower
-from broker.reporting import Reporter
+from broker.reporting import reporter
 from cluster.decoded import Decoded
 from cluster.membership import Follower, Membership
 from cluster.records import Paths, TuningRecord, decode, encode
@@ -54,7 +54,7 @@ class Reporting:
         self.membership.publish(b"{}")
         self._watch = store.watch(PATHS.reports, 1)
         self._seen: list[ReportRecord] = []
-        self.reporter = Reporter(cluster.shard.report, store, PATHS.report("s0"), self.membership)
+        self.reporter = reporter(cluster.shard.report, store, PATHS.report("s0"), self.membership)
 
     def report(self) -> ReportRecord | None:
         entry = self.store.get(PATHS.report("s0"))
