@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import socket
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,6 +14,7 @@ import click
 import msgspec
 
 from cli.options import check_duration, explain_errors, json_option, near, print_json
+from cli.output_file import check_directory, html_option, write_file
 from cli.profile_report import render
 from cli.profile_tables import print_measured
 from cli.progress import StepDisplay
@@ -87,12 +86,7 @@ def _check_devices(_context: click.Context, _parameter: click.Parameter, value: 
     metavar="FILE",
     help="Write the SPEC with the measured profiles to this file, which may be SPEC itself.",
 )
-@click.option(
-    "--html",
-    type=click.Path(dir_okay=False, writable=True, path_type=Path),
-    metavar="REPORT",
-    help="Write a report with plots to this file.",
-)
+@html_option
 @json_option
 @explain_errors
 def profile(
@@ -129,9 +123,8 @@ def profile(
       laxity profile classify --devices cpu+cuda --json
       laxity profile ocr --write measured.yaml && laxity simulate measured.yaml --gpus 16 --load 0.8 --duration 60s
     """
-    for file in (write, html):
-        if file is not None and not file.parent.is_dir():
-            raise click.UsageError(f"there is no directory {str(file.parent)!r} to write {file.name!r} into")
+    check_directory(write)
+    check_directory(html)
     source = find_spec(name)
     text = read_text(source)
     spec = parse_spec(text, file=str(source), root=str(source.resolve().parent))
@@ -172,7 +165,8 @@ def profile(
         click.echo(f"Error: {failure}", err=True)
     changed = write is not None and write.exists() and read_text(source) != text
     if write is not None and profiles and not changed:
-        _write(write, _with_profiles(text, profiles, spec, write))
+        write_file(write, _with_profiles(text, profiles, spec, write))
+        click.echo(f"Wrote {write}", err=True)
     elif profiles and not as_json:
         for stage, found in profiles.items():
             click.echo(f"\n{stage}:\n{profile_block(found)}")
@@ -180,7 +174,8 @@ def profile(
         failures.append(f"{source} was changed while it was measured, and is left as it is; paste the profiles into it")
         click.echo(f"Error: {failures[-1]}", err=True)
     if html is not None and measured:
-        _write(html, render(spec, measured, socket.gethostname(), shlex.join(["laxity", *sys.argv[1:]])))
+        write_file(html, render(spec, measured, socket.gethostname(), shlex.join(["laxity", *sys.argv[1:]])))
+        click.echo(f"Wrote {html}", err=True)
     sys.exit(1 if failures else 0)
 
 
@@ -269,33 +264,6 @@ def _with_profiles(text: str, profiles: Mapping[str, Profile], spec: PipelineSpe
         raise click.ClickException(str(error)) from None
     except SpecError as error:
         raise click.ClickException(f"{file} would not be a valid pipeline:\n{error}") from None
-
-
-def _write(file: Path, text: str) -> None:
-    """Replace a file as a whole: where that fails, what it was is still there."""
-    target = file.resolve()
-    try:
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=target.parent, prefix=f".{target.name}.", delete=False
-        ) as new:
-            try:
-                new.write(text)
-                new.flush()
-                os.fsync(new.fileno())
-                os.chmod(new.name, target.stat().st_mode & 0o7777 if target.exists() else 0o666 & ~_umask())
-                os.replace(new.name, target)
-            except BaseException:
-                os.unlink(new.name)
-                raise
-    except OSError as error:
-        raise click.ClickException(f"{file} cannot be written: {error.strerror}") from error
-    click.echo(f"Wrote {file}", err=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _as_json(spec: PipelineSpec, measured: Sequence[StageTimes], profiles: Mapping[str, Profile]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import click
 import msgspec
 
 from cli.options import check_duration, check_split_option, explain_errors, json_option, print_json
+from cli.output_file import check_directory, html_option, write_file
 from cli.progress import RunsDisplay
 from cli.runs import Run, RunDied, execute_all
 from cli.scenario import Demand, Hardware, ScenarioError, build_scenario, one_each, parse_loss, parse_policies
@@ -174,12 +175,7 @@ _POSITIVE = click.FloatRange(0, min_open=True)
     help="Up to so much more, a message.",
 )
 @click.option("--jobs", type=click.IntRange(1, 1024), help="Processes to run policies in (default: one a core).")
-@click.option(
-    "--html",
-    type=click.Path(dir_okay=False, writable=True, path_type=Path),
-    metavar="REPORT",
-    help="Write a report with plots to this file.",
-)
+@html_option
 @json_option
 @explain_errors
 def simulate(
@@ -259,8 +255,7 @@ def simulate(
         raise click.UsageError("with --autoscale the planner decides who holds what: leave out --split and --pool")
     if bool(loads) == bool(rates):
         raise click.UsageError("give either --rate (requests per second) or --load (a part of the capacity)")
-    if html is not None and not html.parent.is_dir():
-        raise click.UsageError(f"there is no directory {str(html.parent)!r} to write {html.name!r} into")
+    check_directory(html)
     try:
         chosen = list(dict.fromkeys(parse_policies(policies)))
         specs = _specs(names, slos)
@@ -316,7 +311,8 @@ def simulate(
                 click.echo()
             print_results(group, objectives[group[0].pipeline])
     if html is not None:
-        _write(html, render(results, objectives, shlex.join(["laxity", *sys.argv[1:]])))
+        write_file(html, render(results, objectives, shlex.join(["laxity", *sys.argv[1:]])))
+        click.echo(f"Report: {html}", err=True)
 
 
 def _specs(names: Sequence[str], slos: Sequence[float]) -> list[PipelineSpec]:
@@ -367,11 +363,3 @@ def _demands(
         )
     ]
     return [demands] if several else [[demand] for demand in demands]
-
-
-def _write(file: Path, text: str) -> None:
-    try:
-        file.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise click.ClickException(f"{file} cannot be written: {error.strerror}") from error
-    click.echo(f"Report: {file}", err=True)
