@@ -48,8 +48,8 @@ class Shards:
         return file.is_file() and file.read_bytes() == content
 
     def begun(self, shard):
-        """How many files are being written there."""
-        return len(list((self._directory / shard.config.name / "new").iterdir()))
+        """How many files are being written there (a shard that has just begun may have no such directory yet)."""
+        return len(list((self._directory / shard.config.name).glob("new/*")))
 
     def stop(self, shard):
         thread = next(thread for each, thread in self._running if each is shard)
