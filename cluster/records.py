@@ -56,7 +56,8 @@ class BrokerRecord(msgspec.Struct, frozen=True):
     """``brokers/<shard>``, under a lease: where services (``frontend``) and agents (``backend``) connect.
 
     ``counters`` are the shard's own, about a second old: requests submitted and in flight, and how many ended in
-    each outcome; submitted = in_flight + the outcomes' sum. ``release`` is the software's version.
+    each outcome; submitted = in_flight + the outcomes' sum. ``release`` is the software's version, ``http``
+    where metrics, health and traces are to be had ('' where nowhere).
     """
 
     frontend: str
@@ -65,6 +66,7 @@ class BrokerRecord(msgspec.Struct, frozen=True):
     host: str
     counters: dict[str, int] = {}
     release: str = ""
+    http: str = ""
 
 
 class DeviceRecord(msgspec.Struct, frozen=True):
@@ -86,6 +88,7 @@ class NodeRecord(msgspec.Struct, frozen=True):
     state: Literal["loading", "ready"]
     devices: list[DeviceRecord] = []
     release: str = ""
+    http: str = ""
 
 
 class GpuGauges(msgspec.Struct, frozen=True):
@@ -170,6 +173,7 @@ class CoordinatorRecord(msgspec.Struct, frozen=True):
     host: str
     pid: int
     release: str = ""
+    http: str = ""
 
 
 class ProfileRecord(msgspec.Struct, frozen=True):
