@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -12,14 +12,13 @@ from rich.table import Table
 from rich.text import Text
 
 from cli.device_gauges import gauge_columns
+from cli.draining import drain_nodes, not_empty, resume_nodes
 from cli.following import follow, timeout_option
 from cli.options import (
-    cluster_argument,
     cluster_option,
     explain_errors,
     find_store,
     json_option,
-    near,
     print_json,
     print_table,
     store_option,
@@ -27,8 +26,7 @@ from cli.options import (
 from cli.rollout import missing_services
 from cli.services import node
 from cli.snapshot import Snapshot, look
-from cluster.records import READY, DrainRecord, Paths, encode
-from cluster.store import open_store
+from cluster.records import READY
 
 __all__ = ["node"]
 
@@ -82,15 +80,12 @@ def drain(names: Sequence[str], why: str, wait: bool, timeout: float, cluster: s
       laxity node drain gpu-host-1 gpu-host-2
     """
     url = find_store(cluster, store)
-    seen = look(url, cluster)
-    _check(names, seen, cluster)
-    paths = Paths(cluster)
-    _write(url, lambda opened: [opened.put(paths.drain(name), encode(DrainRecord(why))) for name in names])
+    seen = drain_nodes(url, cluster, names, why)
     missing = missing_services(seen) if seen.leader is None else ""
     if missing:
         click.echo(f"Noted; {missing}.", err=True)
     if wait:
-        follow(url, cluster, timeout, lambda _, seen: _emptied(seen, names))
+        follow(url, cluster, timeout, lambda _, seen: not_empty(seen, names))
     for name in names:
         click.echo(f"{name} is {'empty' if wait else 'being emptied'}; `laxity node resume {name}` takes it back")
 
@@ -107,11 +102,7 @@ def resume(names: Sequence[str], cluster: str, store: str | None) -> None:
     Example:
       laxity node resume gpu-host-1 gpu-host-2
     """
-    url = find_store(cluster, store)
-    seen = look(url, cluster)
-    _check(names, seen, cluster)
-    paths = Paths(cluster)
-    _write(url, lambda opened: [opened.delete(paths.drain(name)) for name in names])
+    seen = resume_nodes(find_store(cluster, store), cluster, names)
     for name in names:
         click.echo(f"{name} may hold models again" if name in seen.drains else f"{name} was not drained")
 
@@ -188,36 +179,3 @@ def _models(models: dict[str, dict[str, int]]) -> str:
         ready[pipeline] += counts["ready"]
         wanted[pipeline] += counts["devices"]
     return ", ".join(f"{pipeline} {ready[pipeline]}/{wanted[pipeline]}" for pipeline in sorted(wanted)) or "-"
-
-
-def _check(names: Sequence[str], seen: Snapshot, cluster: str) -> None:
-    if seen.fixed:
-        raise click.ClickException(
-            f"the plan of the cluster {cluster!r} is fixed: it was started without coordinators, which empty nodes; "
-            f"start it with `laxity up ... --coordinators 1{cluster_argument(cluster)}`"
-        )
-    known = seen.known_nodes() | seen.drains.keys()
-    for name in names:
-        if name not in known:
-            raise click.ClickException(f"there is no node {name!r}; {near(name, known, 'there are')}")
-
-
-def _write(url: str, write: Callable[[Any], Any]) -> None:
-    opened = open_store(url)
-    try:
-        write(opened)
-    finally:
-        opened.close()
-
-
-def _emptied(seen: Snapshot, names: Sequence[str]) -> str:
-    """Which of the nodes still hold something; '' once all are empty."""
-    holding = []
-    for name in names:
-        record = seen.nodes.get(name)
-        held = sum(len(device.models) for device in record.devices) if record is not None else 0
-        placement = seen.placements.get(name)
-        placed = sum(len(device.models) for device in placement.devices.values()) if placement is not None else 0
-        if held or placed or seen.state(name) == "active":
-            holding.append(f"{name} holds {max(held, placed)} models")
-    return ", ".join(holding)
