@@ -7,6 +7,7 @@ from broker.engine.pending import Pending
 from broker.engine.predictor import LatencyTable
 from broker.engine.request import Task
 from broker.engine.residency import Residency
+from broker.engine.spans import Run
 from broker.engine.stage import Stage
 
 PATIENCE: Final = 2
@@ -33,6 +34,7 @@ class Batch:
         expected: float,
         next_deadline: float,
         alone: bool,
+        run: Run,
     ) -> None:
         self.number = number
         self.device = device
@@ -47,6 +49,8 @@ class Batch:
         self.next_deadline = next_deadline
         self.alone = alone
         """Whether its tasks are to be run without others, because a batch that they were in raised or died."""
+        self.run = run
+        """What is kept of it for those who ask how its requests went."""
 
 
 class Device:

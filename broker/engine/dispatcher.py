@@ -12,6 +12,7 @@ from broker.engine.policy import FORCED
 from broker.engine.predictor import LatencyTable
 from broker.engine.request import GRANTED, QUEUED, Task
 from broker.engine.residency import HELD, RESIDENT, UNLOADING
+from broker.engine.spans import Estimate, Run
 from broker.engine.stage import NEVER, Stage
 from broker.engine.timers import Timers
 from broker.engine.window import closes_at
@@ -178,17 +179,17 @@ class Dispatcher:
                 stage.probe_at = NEVER
                 task.is_probe = True
             elif now + least > task.due and not task.settled():
-                self._drop(now, task, now + least - task.due)
+                self._drop(now, task, _alone(now, task, table))
             else:
                 break
 
-    def _drop(self, now: float, task: Task, short: float) -> None:
+    def _drop(self, now: float, task: Task, estimate: Estimate) -> None:
         stage = task.stage
         # Who is dropped for want of a load says nothing of the predictions, unless it had no hope when it came.
-        if stage.probe_at >= NEVER and (not stage.cold() or task.queued_at + short >= now):
+        if stage.probe_at >= NEVER and (not stage.cold() or task.queued_at + estimate.short >= now):
             stage.probe_at = now + PROBE
         self._paging.miss(stage)
-        self._ledger.drop(now, task, short)
+        self._ledger.drop(now, task, estimate)
 
     def _end_waiting(self, now: float, task: Task) -> None:
         """The deadline passed in the queue: nobody's fault, unless there was nobody to run it."""
@@ -226,7 +227,7 @@ class Dispatcher:
         """Form a batch; those that cannot make it are dropped."""
         formed = stage.policy.form.form(stage, table, start)
         for index, task in enumerate(formed.dropped):
-            self._drop(now, task, formed.short[index])
+            self._drop(now, task, formed.estimates[index])
         return [task for task in formed.batch if task.request.outcome is None] if formed.dropped else formed.batch
 
     def _give(
@@ -246,7 +247,6 @@ class Dispatcher:
         earliest = tasks[0].due
         deadline = tasks[0].request.deadline
         for task in tasks:
-            task.state = GRANTED
             if task.due < earliest:
                 earliest = task.due
             if task.request.deadline < deadline:
@@ -274,8 +274,16 @@ class Dispatcher:
         expected = table.busy(size)
         number = self._batch_number
         self._batch_number = number + 1
-        batch = Batch(number, device, stage, tasks, now, device_was_free, start, closes, expected, deadline, alone)
+        opened = stage.opens if stage.opens < now else now
+        run = Run(number, device.agent, device.number, size, opened, closes, now, stage.blocked_for(now), expected)
+        for task in tasks:
+            task.state = GRANTED
+            task.run = run
+            task.grants += 1
+        batch = Batch(number, device, stage, tasks, now, device_was_free, start, closes, expected, deadline, alone, run)
         self._note_waits(now, stage, tasks, start)
+        if stage.metrics is not None:
+            stage.metrics.granted(now, stage, tasks, start, closes)
         stage.granted(size)
         stage.probe_at = NEVER
         group.take(device, start + expected)
@@ -409,3 +417,12 @@ class Dispatcher:
             if task.request.outcome is None:
                 task.state = QUEUED
                 stage.push(task)
+
+
+def _alone(now: float, task: Task, table: LatencyTable | None) -> Estimate:
+    """What a task that waits must expect if it is run alone and at once, or as soon as its model can be loaded."""
+    stage = task.stage
+    start = stage.ready_at(now) if stage.cold() else now
+    if table is None:
+        return Estimate(start, task.due, 0.0, 1, 0.0)
+    return Estimate(start + table.input(1), task.due, table.upper(1), 1, stage.remaining)

@@ -2,10 +2,10 @@
 
 from typing import Final
 
-from broker.engine.devices import Batch
 from broker.engine.ledger import Ledger
 from broker.engine.plan import FROM_REQUEST, StagePlan
-from broker.engine.request import NO_MORE, NO_SPREAD, NO_VALUES, MapGroup, Request, StageTime, Task
+from broker.engine.request import NO_MORE, NO_SPREAD, NO_VALUES, MapGroup, Request, Task
+from broker.engine.spans import note_end
 from broker.engine.stage import Stage
 from laxity.node import PayloadError
 from laxity.outcomes import Outcome
@@ -32,13 +32,13 @@ class Flow:
             if request.outcome is None:
                 self._enqueue(now, request, number)
 
-    def finish_task(self, now: float, task: Task, answer: Payload, batch: Batch, execution: float) -> None:
+    def finish_task(self, now: float, task: Task, answer: Payload, execution: float) -> None:
         """A task of a live request was run: its stage is done, or one item of it."""
         request = task.request
         group = task.group
         request.forget(task)
-        if request.timings is not None:
-            _note_time(now, task, batch, execution)
+        if request.timed or (self._ledger.spans and (request.sampled or not _ends_ok(now, task))):
+            note_end(now, task, execution)
         if group is None:
             self._finish_stage(now, request, task.number, answer)
             return
@@ -142,6 +142,8 @@ class Flow:
                 each.arrivals += items
         else:
             lane.arrivals += count
+        if stage.metrics is not None:
+            stage.metrics.came(count, request.deadline - now)
         if not stage.lets_in(request.priority > 0):
             why = f"overload control: stage {plan.name!r} admits {stage.admits:.0%} at present"
             if stage.limit:
@@ -195,24 +197,12 @@ class Flow:
         self._ledger.end(now, request, OK, "", "")
 
 
-def _note_time(now: float, task: Task, batch: Batch, execution: float) -> None:
-    """Note how the stage went, so that queued + execution is the time it took; a map stage's from its first item's
-    arrival to its last item's end."""
+def _ends_ok(now: float, task: Task) -> bool:
+    """Whether the request ends ok now that this task was run: the times of its stages would be of no interest."""
     request = task.request
-    assert request.timings is not None
-    elapsed = now - task.queued_at
-    group = task.group
-    time = group.time if group is not None else None
-    if time is None:
-        time = StageTime(task.stage_name(), batch.number)
-        request.timings.append(time)
-        if group is not None:
-            group.time = time
-        time.execution = execution
-    elif batch.number != time.batch_number:
-        time.batch_number = batch.number
-        time.execution += execution
-    time.queued = elapsed - time.execution if elapsed > time.execution else 0.0
-    time.batch = max(time.batch, len(batch.tasks))
-    time.items += 1
-    time.remaining = request.deadline - now
+    return (
+        request.left == 1
+        and task.group is None
+        and request.pipeline.whole_answer == task.number
+        and now <= request.deadline
+    )

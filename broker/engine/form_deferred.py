@@ -25,9 +25,9 @@ class FormDeferred(Form):
 
 def dropping_passed(formed: Formed, stage: "Stage", table: LatencyTable, start: float) -> Formed:
     """Those that were passed over are dropped."""
-    finish = start + table.upper(max(len(formed.batch), 1)) + stage.remaining
+    size = max(len(formed.batch), 1)
     for task in formed.passed:
-        formed.drop(task, finish - task.due)
+        formed.drop(task, start, table.upper(size), size, stage.remaining)
     return formed
 
 

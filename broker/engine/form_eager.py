@@ -35,7 +35,7 @@ class FormUnexpired(Form):
         while len(formed.batch) < stage.target and len(queue):
             task = queue.pop_lowest()
             if task.due < start and not task.settled():
-                formed.drop(task, start - task.due)
+                formed.drop(task, start, 0.0, 0, 0.0)
             else:
                 if task.group is not None:
                     task.group.admitted = True
@@ -55,7 +55,7 @@ class FormEarly(Form):
         while len(formed.batch) < size and len(queue):
             task = queue.pop_lowest()
             if task.due < finish and not task.settled():
-                formed.drop(task, finish - task.due)
+                formed.drop(task, start, table.upper(size), size, stage.remaining)
             else:
                 formed.take(task, stage, table, start)
             if len(formed.batch) + len(queue) < size:
@@ -120,9 +120,10 @@ class FormProactive(Form):
         while len(formed.batch) < room and len(queue):
             task = queue.pop_highest() if stage.order.highest_first else queue.pop_lowest()
             size = stage.collected + len(formed.batch) + 1
-            finish = start + table.upper(size if size > typical else typical) + stage.remaining
-            if task.due < finish and not task.settled():
-                formed.drop(task, finish - task.due)
+            if size < typical:
+                size = typical
+            if task.due < start + table.upper(size) + stage.remaining and not task.settled():
+                formed.drop(task, start, table.upper(size), size, stage.remaining)
             else:
                 formed.take(task, stage, table, start)
         return formed
@@ -134,4 +135,4 @@ def _drop_hopeless(stage: "Stage", table: LatencyTable, start: float, formed: Fo
     lone = start + table.upper(1) + stage.remaining
     while len(queue) and queue.lowest().due < lone and not queue.lowest().settled():
         task = queue.pop_lowest()
-        formed.drop(task, lone - task.due)
+        formed.drop(task, start, table.upper(1), 1, stage.remaining)

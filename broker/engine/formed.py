@@ -3,35 +3,42 @@
 from typing import TYPE_CHECKING
 
 from broker.engine.predictor import LatencyTable
-from broker.engine.request import Task
+from broker.engine.request import MapGroup, Task
+from broker.engine.spans import Estimate
 
 if TYPE_CHECKING:
     from broker.engine.stage import Stage
 
 
 class Formed:
-    """``batch`` is what to run; ``dropped`` cannot make it, each short by the seconds in ``short``; ``passed`` stand in
+    """``batch`` is what to run; ``dropped`` cannot make it, each for the reason in ``estimates``; ``passed`` stand in
     the way of the batch that was formed (form_deferred.py)."""
 
     def __init__(self) -> None:
         self.batch: list[Task] = []
         self.dropped: list[Task] = []
-        self.short: list[float] = []
+        self.estimates: list[Estimate] = []
         self.passed: list[Task] = []
 
-    def drop(self, task: Task, short: float) -> None:
-        """Leave a task out for good."""
+    @property
+    def short(self) -> list[float]:
+        """By how many seconds each of ``dropped`` would miss."""
+        return [estimate.short for estimate in self.estimates]
+
+    def drop(self, task: Task, start: float, execution: float, size: int, downstream: float) -> None:
+        """Leave a task out for good: in a batch of ``size`` from ``start`` on that takes ``execution``, and with
+        ``downstream`` behind it, it would miss."""
         self.dropped.append(task)
-        self.short.append(short)
+        self.estimates.append(Estimate(start, task.due, execution, size, downstream))
 
     def take(self, task: Task, stage: "Stage", table: LatencyTable, start: float) -> None:
         """Take a task that makes it into the batch; drop it if it is the first item of a map request that does not
         make it as a whole (a map stage is all or nothing)."""
         group = task.group
         if group is not None and not group.admitted:
-            short = makespan_short(task, stage, table, start)
-            if short > 0.0:
-                self.drop(task, short)
+            took = makespan(group, stage, table)
+            if start + took + stage.remaining - task.due > 0.0:
+                self.drop(task, start, took, min(group.left, stage.target), stage.remaining)
                 return
             group.admitted = True
         self.batch.append(task)
@@ -57,19 +64,17 @@ class Form:
         raise NotImplementedError
 
 
-def makespan_short(task: Task, stage: "Stage", table: LatencyTable, start: float) -> float:
-    """By how many seconds the request of a map stage's first item would miss, run in rounds of the target batch on
-    each of the stage's devices (not positive: it makes it)."""
-    group = task.group
-    assert group is not None
+def makespan(group: MapGroup, stage: "Stage", table: LatencyTable) -> float:
+    """Seconds in which the items of a map stage's request are run, in rounds of the target batch on each of the stage's
+    devices."""
     if group.spread:
-        return start + _makespan(group.spread, stage, table) + stage.remaining - task.due
+        return _makespan(group.spread, stage, table)
     items = group.left
     target = stage.target
     gpus = stage.devices
     each = items if items < target else target
     rounds = -(-items // (each * gpus)) if gpus > 0 else items
-    return start + rounds * table.upper(each) + stage.remaining - task.due
+    return rounds * table.upper(each)
 
 
 def _makespan(spread: list[tuple["Stage", int]], stage: "Stage", table: LatencyTable) -> float:

@@ -4,6 +4,7 @@ from typing import Final
 
 from broker.engine.limits import Limits
 from broker.engine.request import QUEUED, Request, Task
+from broker.engine.spans import Estimate, note_unfinished
 from broker.engine.stage import Stage
 from laxity.outcomes import Outcome
 
@@ -13,8 +14,10 @@ OK: Final = Outcome.OK
 class Ledger:
     """Keeps submitted = Σ ended + in flight, the bytes held, and the stages that have to be looked at again."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, spans: bool = False) -> None:
         self.limits = limits
+        self.spans = spans
+        """Whether it is kept how the stages of requests went (else only where their clients want to know)."""
         self.submitted = 0
         self.in_flight = 0
         self.bytes = 0
@@ -41,7 +44,10 @@ class Ledger:
         """A request came in; False where its client has one of that id in flight already, which changes nothing."""
         if request.client.requests.setdefault(request.id, request) is not request:
             return False
-        request.pipeline.in_flight += 1
+        pipeline = request.pipeline
+        pipeline.in_flight += 1
+        if pipeline.metrics is not None:
+            pipeline.metrics.submitted += 1
         self.submitted += 1
         self.in_flight += 1
         self.bytes += request.nbytes
@@ -56,6 +62,8 @@ class Ledger:
         request.detail = detail
         request.ended_at = now
         if request.newest is not None:
+            if self.spans:
+                note_unfinished(request)
             for task in request.tasks:
                 if task.state == QUEUED:
                     task.stage.take_out(task)
@@ -71,6 +79,8 @@ class Ledger:
         else:
             self._not_ok[outcome] += 1
         self._ended.append(request)
+        if pipeline.metrics is not None:
+            pipeline.metrics.end(now, request, outcome, stage, detail)
         if pipeline.retired and pipeline.in_flight == 0:
             self.drained = True
 
@@ -82,10 +92,13 @@ class Ledger:
         detail = f"the deadline passed {late:.1f} ms ago{_not_loaded(plan.stage)}"
         self.end(now, request, Outcome.EXPIRED, plan.name, detail)
 
-    def drop(self, now: float, task: Task, short: float) -> None:
-        """End a request that is predicted to miss its deadline by ``short`` seconds."""
+    def drop(self, now: float, task: Task, estimate: Estimate) -> None:
+        """End a request that is predicted to miss its deadline."""
         name = task.stage_name()
         task.stage.tally.dropped += 1
+        estimate.at = now
+        short = estimate.short
+        task.request.estimate = estimate
         task.request.short_by = short
         self.end(
             now,

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Final
 
+from broker.engine.spans import Estimate, Run, StageTime
 from laxity.outcomes import Outcome
 from laxity.payload import Payload
 
@@ -27,23 +28,6 @@ class Client:
     def __init__(self, name: str) -> None:
         self.name = name
         self.requests: dict[int, Request] = {}
-
-
-class StageTime:
-    """How one stage of a request went, in seconds; ``remaining`` is what was left of the budget when it ended.
-
-    ``queued`` + ``execution`` is the time that the stage took. For a map stage ``execution`` is that of all batches
-    that had items of it (``batch_number`` is the last of them) and ``batch`` the size of the largest.
-    """
-
-    def __init__(self, stage: str, batch_number: int) -> None:
-        self.stage = stage
-        self.batch_number = batch_number
-        self.queued = 0.0
-        self.execution = 0.0
-        self.batch = 0
-        self.items = 0
-        self.remaining = 0.0
 
 
 class MapGroup:
@@ -90,6 +74,10 @@ class Task:
         self.taken_at = 0.0
         """When it left the queue for a batch."""
         self.attempts = 0
+        self.grants = 0
+        """How often it was given to a device."""
+        self.run: Run | None = None
+        """The batch that it was last in."""
         self.is_probe = False
         self.state = QUEUED
         self.previous: Task | None = None
@@ -148,12 +136,21 @@ class Request:
         self.left = len(pipeline.stages)
         self.newest: Task | None = None
         """The first of its live tasks, which are linked: most requests have one at a time."""
+        self.timed = timed
+        """Whether its client wants to know how long the stages took."""
+        self.sampled = False
+        """Whether its trace is kept whatever becomes of it."""
+        self.traceparent = ""
+        """The client's W3C trace context."""
         self.timings: list[StageTime] | None = [] if timed else None
+        """How its stages went: of all of them where it is timed or sampled; else of those before where it ended."""
         self.outcome: Outcome | None = None
         self.answer: Payload | None = None
         self.end_stage = ""
         self.detail = ""
         self.short_by = 0.0
+        self.estimate: Estimate | None = None
+        """Why it was dropped, if for a prediction."""
         self.cold = False
         """Whether it waited for a model to be loaded."""
         self.ended_at = 0.0

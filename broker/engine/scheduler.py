@@ -21,6 +21,7 @@ from broker.engine.fleet import Fleet, HeldModel
 from broker.engine.flow import Flow
 from broker.engine.ledger import Ledger
 from broker.engine.limits import Limits
+from broker.engine.metrics import Metrics
 from broker.engine.paging import Page, Paging
 from broker.engine.plan import Pipeline
 from broker.engine.policy import WORST_CASE
@@ -50,23 +51,37 @@ class Scheduler:
     ``first_batch`` numbers the first batch, and the first LOAD or UNLOAD: an agent may still answer one of a shard that
     ran before this one, so shells choose it anew each time. ``overhead`` is a first guess of the seconds that a batch
     takes beside its execution. ``preemption`` says that the shell can stop a running batch (:meth:`take_preempted`).
+    With ``metrics`` it is counted what happens (metrics.py). With ``spans`` it is kept of every request how its stages went, save of those that end ok and are not sampled.
     """
 
-    def __init__(self, limits: Limits, first_batch: int = 0, overhead: float = 0.001, preemption: bool = False) -> None:
-        self.ledger = Ledger(limits)
+    def __init__(
+        self,
+        limits: Limits,
+        first_batch: int = 0,
+        overhead: float = 0.001,
+        preemption: bool = False,
+        spans: bool = False,
+        metrics: bool = False,
+    ) -> None:
+        self.ledger = Ledger(limits, spans)
         self.pipelines: dict[str, Pipeline] = {}
         self.stages: dict[str, Stage] = {}
         """By model key, those of retiring pipelines included."""
         self.fleet = Fleet(self.stages)
+        self.metrics = Metrics() if metrics else None
         self._paging = Paging(self.ledger, self.fleet, first_batch)
         self._dispatcher = Dispatcher(self.ledger, self.fleet, self._paging, first_batch, overhead, preemption)
-        self._upkeep = Upkeep(self.ledger, self.fleet, self._dispatcher)
+        self._upkeep = Upkeep(self.ledger, self.fleet, self._dispatcher, self.metrics)
         self.batches = self._dispatcher.batches
         self._flow = Flow(self.ledger)
         self._retiring: list[Pipeline] = []
         self._tunings: dict[str, Tuning] = {}
         """By pipeline name; another version of a pipeline goes on with them."""
         self._reported_at = -1.0
+        self._unknown = Pipeline("", 0.0, [], [])
+        """What requests for unknown pipelines belong to."""
+        if self.metrics is not None:
+            self.metrics.attach(self._unknown)
 
     # ---- pipelines and devices ---------------------------------------------------------
 
@@ -85,6 +100,8 @@ class Scheduler:
                 break
         else:
             pipeline.rated = self._upkeep.periods
+        if self.metrics is not None:
+            self.metrics.attach(pipeline)
         self.pipelines[pipeline.name] = pipeline
         tuning = self._tunings.get(pipeline.name)
         if tuning is not None:
@@ -114,7 +131,11 @@ class Scheduler:
         """What there is to tell since the last call."""
         period = now - self._reported_at if self._reported_at >= 0.0 else 0.0
         self._reported_at = now
-        return Report(period, self.stages, [*self.pipelines.values(), *self._retiring])
+        return Report(now, period, self.stages, self.serving(), self.metrics)
+
+    def serving(self) -> list[Pipeline]:
+        """All pipelines, those included that take no more requests and have some in flight."""
+        return [*self.pipelines.values(), *self._retiring]
 
     def unready(self) -> list[str]:
         """The pipelines with a stage that no device holds, as of the last ``dispatch``."""
@@ -152,6 +173,8 @@ class Scheduler:
         lost = [batch for batch in self.batches.values() if batch.device.agent == agent]
         for batch in lost:
             self._close(batch)
+            if batch.stage.metrics is not None:
+                batch.stage.metrics.ended("agent_lost", 0.0, 0.0)
             self._retry(now, batch, why, False, True, Outcome.UNAVAILABLE)
         return len(lost)
 
@@ -178,7 +201,7 @@ class Scheduler:
         pipeline = self.pipelines.get(pipeline_name)
         if pipeline is None:
             known = ", ".join(sorted(self.pipelines)) or "none"
-            request = Request(client, id, NO_PIPELINE, arrival, arrival, priority, payload, False)
+            request = Request(client, id, self._unknown, arrival, arrival, priority, payload, False)
             if not ledger.enter(request):
                 return None
             ledger.end(now, request, Outcome.REJECTED, "", f"unknown pipeline {pipeline_name!r}; served here: {known}")
@@ -266,6 +289,11 @@ class Scheduler:
         if code == "ok" and len(results) != len(tasks):
             code = "model_error"
             detail = f"{len(results)} answers for a batch of {len(tasks)}"
+        metrics = batch.stage.metrics
+        if metrics is not None:
+            metrics.ended(code, execution, batch.expected)
+        if code == "ok" or execution > 0.0:
+            batch.run.ran(now, execution, input, output, self._dispatcher.response.base)
         if code == "ok":
             group = batch.device.group
             if group is not None and batch.stage.key in group.tables:
@@ -285,7 +313,7 @@ class Scheduler:
                 if index in failures:
                     self.ledger.end(now, task.request, Outcome.FAILED, task.stage_name(), failures[index])
                 else:
-                    self._flow.finish_task(now, task, results[index], batch, execution)
+                    self._flow.finish_task(now, task, results[index], execution)
         elif code in BISECTED:
             self._bisect(now, batch, detail or code)
         else:
@@ -319,6 +347,9 @@ class Scheduler:
         if batch is None:
             return
         self._close(batch)
+        for task in batch.tasks:
+            task.grants -= 1
+            task.run = None
         self._requeue(batch, [task for task in batch.tasks if task.request.outcome is None])
 
     def _close(self, batch: Batch) -> None:
@@ -398,7 +429,7 @@ class Scheduler:
             fleet.replans = False
             upkeep.next_refresh = 0.0
         if now >= upkeep.next_refresh:
-            upkeep.refresh(now, [*self.pipelines.values(), *self._retiring])
+            upkeep.refresh(now, self.serving())
         if now >= self._paging.next_overdue:
             self._paging.give_up(now)
         self._paging.tell(now)
@@ -461,13 +492,16 @@ class Scheduler:
     def _forget_drained(self, now: float) -> None:
         """Let go of the retired pipelines that have nothing in flight any more."""
         self.ledger.drained = False
-        for pipeline in self._retiring:
-            if pipeline.in_flight == 0:
-                for stage in pipeline.lanes:
-                    if self.stages.get(stage.key) is stage:
-                        del self.stages[stage.key]
-                    self._dispatcher.forget(now, stage)
+        drained = [pipeline for pipeline in self._retiring if pipeline.in_flight == 0]
         self._retiring = [pipeline for pipeline in self._retiring if pipeline.in_flight > 0]
+        for pipeline in drained:
+            for stage in pipeline.lanes:
+                if self.stages.get(stage.key) is stage:
+                    del self.stages[stage.key]
+                self._dispatcher.forget(now, stage)
+            if self.metrics is not None:
+                running = self.pipelines.get(pipeline.name)
+                self.metrics.forget(pipeline.name, self._retiring if running is None else [running, *self._retiring])
         self.fleet.stale = True
 
 
@@ -475,7 +509,3 @@ def _paged(batch: Batch) -> bool:
     """Whether its device had a LOAD or an UNLOAD under way since it was granted."""
     memory = batch.device.memory
     return memory is not None and memory.paged_until > batch.granted_at
-
-
-NO_PIPELINE: Final = Pipeline("", 0.0, [], [])
-"""What requests for unknown pipelines belong to."""
