@@ -71,10 +71,12 @@ class Membership:
         self._store.put(self._key, value, self._lease)
         self._written = value
 
-    def leave(self) -> None:
-        """Take the record away."""
+    def leave(self, pause: float = 0.0) -> None:
+        """Take the record away; with ``pause`` only after so many seconds, if nobody has taken it over by then."""
         if self._lease:
             try:
+                if pause > 0.0 and self._value is not None:
+                    self._store.put(self._key, self._value, self._store.grant_lease(pause))
                 self._store.revoke(self._lease)
             except StoreError as error:
                 log.warning("the record %s could not be taken away: %s", self._key, error)
@@ -89,6 +91,8 @@ class Follower:
         self._prefix = prefix
         self._watch: Watch | None = None
         self._away = False
+        self.trouble = ""
+        """What the store's last error said."""
         self.entries: dict[str, Entry] = {}
         """By key, as last seen."""
         self.revision = 0
@@ -112,6 +116,7 @@ class Follower:
             if not self._away:
                 self._away = True
                 log.warning("the store is away, going on with what is known: %s", error)
+            self.trouble = str(error)
             self.close()
             # What is here waits for the store, not for another part of the program.
             time.sleep(timeout)
