@@ -14,6 +14,7 @@ from broker.engine.scheduler import Scheduler
 from broker.files import ShardFiles
 from broker.greeting import refusal, worth_a_line
 from broker.routing import Routing
+from broker.taps import Taps
 from cluster.telemetry import RequestTelemetry
 from laxity import protocol
 from laxity.node import PayloadError
@@ -31,6 +32,7 @@ from laxity.protocol import (
     StageTiming,
     Store,
     Submit,
+    Tap,
     Welcome,
 )
 
@@ -116,6 +118,8 @@ class Clients:
         self._by_name: dict[str, Connection] = {}
         self._full: set[str] = set()
         self._routing = Routing()
+        self._taps: Taps | None = None
+        """Those who record what comes; None while there is nobody."""
         self._turns = 0
         self._unready: list[str] = []
         self.undeliverable = 0
@@ -169,8 +173,15 @@ class Clients:
             return True
         if isinstance(message, Hello):
             self._hello(now, sender, message)
+        elif isinstance(message, Tap):
+            if self._taps is None:
+                self._taps = Taps(endpoint)
+            self._taps.tap(now, sender, message)
         elif connection is None:
-            if not isinstance(message, Goodbye):
+            if isinstance(message, Goodbye):
+                if self._taps is not None:
+                    self._taps.leave(sender)
+            else:
                 self._say(sender, Goodbye(reason="unknown peer: say HELLO first", retry=True))
         else:
             connection.heard_at = now
@@ -243,6 +254,7 @@ class Clients:
         unpacker = Unpacker(frames)
         client = connection.client
         scheduler = self._scheduler
+        taps = self._taps
         malformed = ""
         for index, request in enumerate(requests):
             if index >= protocol.MAX_SHARED:
@@ -256,6 +268,8 @@ class Clients:
             if wrong:
                 self._reject(now, connection, request, wrong)
                 continue
+            if taps is not None:
+                taps.note(client.requests, arrival, request, payload)
             budget = request.budget_us
             scheduler.submit(
                 now,
@@ -268,6 +282,8 @@ class Clients:
                 payload,
                 request.timings,
             )
+        if taps is not None:
+            taps.send(now)
         if not malformed:
             try:
                 unpacker.finish()
@@ -401,6 +417,10 @@ class Clients:
         for connection in [c for c in self._by_name.values() if c.heard_at < silent]:
             log.info("service %s is silent: forgetting it", connection.client.name)
             self._forget(now, connection)
+        if self._taps is not None:
+            self._taps.check(now)
+            if not self._taps:
+                self._taps = None
 
     def _forget(self, now: float, connection: Connection) -> None:
         self._by_routing_id.pop(connection.routing_id, None)

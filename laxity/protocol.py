@@ -345,6 +345,46 @@ class Stored(Message, tag=23):
     retry: bool = False
 
 
+# ---- recording: operators to a shard's frontend, without a greeting ------------------------
+
+
+class Tap(Message, tag=24):
+    """TAP: tell me of the requests that come for these pipelines (none named: for all), from now on. Sent again every
+    second, so that it goes on, with the bytes of TAPPED (headers and frames) ``taken`` so far, so that the shard sends
+    no more than its peer can take. Without ``payloads`` the shard tells what payloads are made of, not what is in
+    them. GOODBYE ends it."""
+
+    pipelines: list[str] = []
+    payloads: bool = True
+    taken: int = 0
+
+
+class TappedRequest(msgspec.Struct, array_like=True, gc=False):
+    """One request as it came, ``at_us`` on the shard's clock; the rest is as in SUBMIT."""
+
+    at_us: int
+    pipeline: str
+    budget_us: int | None
+    priority: int
+    payload: Node
+
+
+class Tapped(Message, tag=25):
+    """TAPPED: requests, the frames of their payloads following in the same order (none without ``payloads``); also
+    without any, to answer TAP. ``began_us`` is when the tap began and ``sent_us`` now, on the shard's clock; ``lost``
+    counts the requests since then that were not told because the peer was too slow."""
+
+    began_us: int
+    sent_us: int
+    lost: int = 0
+    payloads: bool = True
+    requests: list[TappedRequest] = []
+
+
+TAP_EVERY: Final = 1.0
+"""Seconds after which TAP is sent again."""
+TAP_WINDOW: Final = 32 * 1024 * 1024
+"""Bytes of TAPPED on their way to a peer, at most (one message may be larger)."""
 MAX_CHUNK: Final = 1024 * 1024
 """The most bytes of a file in one message."""
 NOT_HERE: Final = -1
@@ -352,8 +392,8 @@ NOT_YET: Final = -2
 """What CHUNK's ``total`` is where there are no bytes."""
 
 
-FromClient = Union[Hello, Submit, Cancel, Heartbeat, Goodbye, Fetch, Store]  # noqa: UP007
-ToClient = Union[Welcome, Result, Heartbeat, Goodbye, Chunk, Stored]  # noqa: UP007
+FromClient = Union[Hello, Submit, Cancel, Heartbeat, Goodbye, Fetch, Store, Tap]  # noqa: UP007
+ToClient = Union[Welcome, Result, Heartbeat, Goodbye, Chunk, Stored, Tapped]  # noqa: UP007
 FromAgent = Union[Ready, Pull, Done, Acted, Heartbeat, Goodbye, Fetch]  # noqa: UP007
 ToAgent = Union[Welcome, Grant, Load, Unload, Heartbeat, Goodbye, Chunk]  # noqa: UP007
 

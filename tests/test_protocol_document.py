@@ -43,6 +43,8 @@ def nodes_of(message):
         return [request.payload for request in message.requests]
     if isinstance(message, protocol.Result):
         return [answer.payload for answer in message.answers]
+    if isinstance(message, protocol.Tapped):
+        return [request.payload for request in message.requests]
     if isinstance(message, protocol.Grant):
         return [node for task in message.tasks for node in task]
     return message.results if isinstance(message, protocol.Done) else []
@@ -111,3 +113,4 @@ def test_the_limits_are_those_of_the_code():
     assert f"| {protocol.MAX_SHARED} |" in text
     assert f"| {protocol.MAX_CHUNK:,} |" in text
     assert f"| {protocol.MAX_NAME} characters |" in text
+    assert f"{protocol.TAP_WINDOW:,} bytes of TAPPED" in text
