@@ -6,13 +6,14 @@ import logging
 from collections.abc import Callable, Sequence
 
 from broker.drift import DriftWatch
-from broker.engine.report import Report, StageFigures
+from broker.engine.metrics import Lost
+from broker.engine.report import PipelineFigures, Report, StageFigures
 from broker.engine.tuning import Tuning
 from cluster.membership import Membership
 from cluster.publisher import Publisher
 from cluster.records import TuningRecord, encode
 from cluster.store.base import Store
-from cluster.tuning.report import ReportRecord, StageReport
+from cluster.tuning.report import LONGEST_DETAIL, MOST_DROPS, DropReport, PipelineReport, ReportRecord, StageReport
 from cluster.tuning.sketch import sketch
 from pipelines.policies import PARAMETERS
 
@@ -53,6 +54,8 @@ def report_record(report: Report, number: int, agents: Sequence[str]) -> ReportR
         stages=[_stage(figures) for figures in report.stages],
         in_flight=report.in_flight,
         agents=list(agents),
+        pipelines=[_pipeline(figures) for figures in report.pipelines],
+        drops=[_drop(lost, report.at) for lost in reversed(report.lost[-MOST_DROPS:])],
     )
 
 
@@ -86,4 +89,31 @@ def _stage(figures: StageFigures) -> StageReport:
             for kind, measured in figures.latency.items()
         },
         drift={kind: round(ratio, 3) for kind, ratio in figures.drift.items()},
+        slack=_rounded(figures.slack),
+        load_factor=round(figures.load_factor, 3),
+        order=figures.order,
     )
+
+
+def _pipeline(figures: PipelineFigures) -> PipelineReport:
+    return PipelineReport(
+        pipeline=figures.name,
+        submitted=figures.submitted,
+        outcomes=figures.outcomes,
+        latency=_rounded(figures.latency),
+    )
+
+
+def _drop(lost: Lost, now: float) -> DropReport:
+    return DropReport(
+        request=f"{lost.client}-{lost.id}",
+        pipeline=lost.pipeline,
+        stage=lost.stage,
+        outcome=lost.outcome,
+        detail=lost.detail[:LONGEST_DETAIL],
+        ago=round(now - lost.at, PLACES),
+    )
+
+
+def _rounded(seconds: tuple[float, float]) -> tuple[float, float]:
+    return round(seconds[0], PLACES), round(seconds[1], PLACES)

@@ -13,7 +13,7 @@ from cluster.store.base import Store
 from nodes.device import DeviceConfig, DeviceLoad
 from nodes.nvml import GpuReader
 
-PERIOD = 5.0
+PERIOD = 2.0
 """Seconds between two publications."""
 RETRY = 0.5
 """Seconds between two looks whether the agent is registered."""

@@ -9,6 +9,7 @@ from laxity.payload import Payload
 
 if TYPE_CHECKING:
     from broker.engine.batch_plan import BatchPlan
+    from broker.engine.metrics import PipelineMetrics
     from broker.engine.tuning import Tuning
 
 FROM_REQUEST: Final = -1
@@ -110,6 +111,8 @@ class Pipeline:
         self.retired = False
         """No longer takes new requests; those in flight finish."""
         self.in_flight = 0
+        self.metrics: PipelineMetrics | None = None
+        """Of all versions; None where nothing is counted."""
         self.asleep = False
         """Nobody has asked for it of late: nothing is brought up to date until somebody does (upkeep.py)."""
         self.quiet = 0

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from broker.engine.metrics import Lost, Metrics, PipelineMetrics, quantile
 from broker.engine.predictor import LatencyTable
 
 if TYPE_CHECKING:
@@ -34,7 +35,9 @@ class Tally:
 class StageFigures:
     """One stage over the time since it was last reported. ``queued`` (mean queueing delay) and ``waits`` (every batch
     wait) are of the last whole period, which is told once; ``execution`` is the batches' mean, ``latency`` has
-    measured (batch, seconds) by device type, ``drift`` how many times as much as the profiles say that is. Seconds."""
+    measured (batch, seconds) by device type, ``drift`` how many times as much as the profiles say that is, ``slack`` the
+    10th percentile and the median from the grant of a batch to the closing of its window (-1.0 where none was counted).
+    Seconds."""
 
     def __init__(self, stage: "Stage") -> None:
         self.model = stage.key
@@ -43,6 +46,9 @@ class StageFigures:
         self.waits: list[float] = []
         self.latency: dict[str, list[tuple[int, float]]] = {}
         self.drift: dict[str, float] = {}
+        self.slack = (-1.0, -1.0)
+        self.load_factor = stage.order.load
+        self.order = order_name(stage)
         ended = 0
         execution = 0.0
         for lane in stage.lanes:
@@ -61,6 +67,8 @@ class StageFigures:
             tally.execution = 0.0
             tally.periods = lane.waits.periods
         self.queued = _mean_queued(stage)
+        if self.batches:
+            self.slack = _slack(stage)
         self.execution = execution / ended if ended else 0.0
         for group in stage.groups:
             if group.type not in self.latency:
@@ -79,6 +87,23 @@ def _mean_queued(stage: "Stage") -> float:
         return stage.waits.last
     arrived = sum([lane.arrived for lane in stage.lanes])
     return sum([lane.waits.last * lane.arrived for lane in stage.lanes]) / arrived if arrived > 0.0 else 0.0
+
+
+def order_name(stage: "Stage") -> str:
+    """By what its queue is ordered at present: ``fcfs``, ``lbf`` or ``hbf``."""
+    if not stage.by_deadline:
+        return "fcfs"
+    return "hbf" if stage.order.highest_first else "lbf"
+
+
+def _slack(stage: "Stage") -> tuple[float, float]:
+    """Of the windows of the batches that were granted since this was last asked."""
+    metrics = stage.metrics
+    if metrics is None or metrics.shared:
+        return (-1.0, -1.0)
+    buckets = metrics.slack.since(metrics.told_slack)
+    metrics.told_slack = metrics.slack.buckets.copy()
+    return (quantile(metrics.slack.bounds, buckets, 0.1), quantile(metrics.slack.bounds, buckets, 0.5))
 
 
 def _measured(stage: "Stage", tables: list[LatencyTable]) -> list[tuple[int, float]]:
@@ -101,12 +126,59 @@ def _off(drift: float) -> float:
     return abs(drift - 1.0)
 
 
-class Report:
-    """Everything since the report before. ``in_flight`` counts requests by 'pipeline@version', retiring ones too."""
+class PipelineFigures:
+    """One pipeline, all versions, since it was last reported: what came, what ended by outcome, and the median and the
+    99th percentile of the latency in seconds of what ended ok (-1.0 where nothing did)."""
 
-    def __init__(self, period: float, stages: dict[str, "Stage"], pipelines: list["Pipeline"]) -> None:
+    def __init__(self, metrics: PipelineMetrics) -> None:
+        self.name = metrics.name
+        self.submitted = metrics.submitted - metrics.told_submitted
+        self.outcomes: dict[str, int] = {}
+        self.latency = (-1.0, -1.0)
+        ok = metrics.ok - metrics.told_ok
+        if ok:
+            self.outcomes["ok"] = ok
+            buckets = metrics.latency.since(metrics.told_latency)
+            bounds = metrics.latency.bounds
+            self.latency = (quantile(bounds, buckets, 0.5), quantile(bounds, buckets, 0.99))
+            metrics.told_latency = metrics.latency.buckets.copy()
+        if metrics.ended - metrics.told_ended > ok:
+            for key, count in metrics.not_ok.items():
+                more = count - metrics.told_not_ok.get(key, 0)
+                if more:
+                    self.outcomes[key[1]] = self.outcomes.get(key[1], 0) + more
+            metrics.told_not_ok = metrics.not_ok.copy()
+        metrics.told_submitted = metrics.submitted
+        metrics.told_ended = metrics.ended
+        metrics.told_ok = metrics.ok
+
+
+class Report:
+    """Everything since the report before. ``in_flight`` counts requests by 'pipeline@version', retiring ones too.
+    ``pipelines`` are those for which something came or ended, ``lost`` the newest requests that were dropped, expired,
+    failed or unavailable; both are empty without ``metrics``."""
+
+    def __init__(
+        self,
+        now: float,
+        period: float,
+        stages: dict[str, "Stage"],
+        pipelines: list["Pipeline"],
+        metrics: Metrics | None,
+    ) -> None:
+        self.at = now
         self.period = period
         self.stages = [StageFigures(stage) for stage in stages.values()]
         self.in_flight: dict[str, int] = {}
         for pipeline in pipelines:
             self.in_flight[pipeline.id()] = pipeline.in_flight
+        self.pipelines: list[PipelineFigures] = []
+        self.lost: list[Lost] = []
+        if metrics is None:
+            return
+        for counted in metrics.pipelines.values():
+            changed = counted.submitted != counted.told_submitted or counted.ended != counted.told_ended
+            if changed and counted.name:
+                self.pipelines.append(PipelineFigures(counted))
+        self.lost = list(metrics.lost)
+        metrics.lost.clear()

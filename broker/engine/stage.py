@@ -12,6 +12,7 @@ from broker.engine.waits import Waits
 
 if TYPE_CHECKING:
     from broker.engine.devices import Device, DeviceGroup
+    from broker.engine.metrics import StageMetrics
     from broker.engine.residency import PagedModel
 
 NEVER: Final = 1e18
@@ -70,6 +71,8 @@ class Stage:
         self.limit = ""
         """The stage on whose account it is less than all, where it was told so (tuning.py)."""
         self.tally = Tally()
+        self.metrics: StageMetrics | None = None
+        """Of all lanes and versions; None where nothing is counted."""
         self._credit = 0.0
         self._blocked = 0.0
         self._blocked_since = NEVER

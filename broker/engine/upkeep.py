@@ -9,6 +9,7 @@ from typing import Final
 from broker.engine.dispatcher import Dispatcher
 from broker.engine.fleet import Fleet
 from broker.engine.ledger import Ledger
+from broker.engine.metrics import Metrics
 from broker.engine.plan import Pipeline
 from broker.engine.planner import replan
 from broker.engine.stage import NEVER, Stage
@@ -30,13 +31,14 @@ SHED_TO: Final = 0.6
 class Upkeep:
     """Keeps ``next_refresh`` and the dispatcher's ``next_sweep``."""
 
-    def __init__(self, ledger: Ledger, fleet: Fleet, dispatcher: Dispatcher) -> None:
+    def __init__(self, ledger: Ledger, fleet: Fleet, dispatcher: Dispatcher, metrics: Metrics | None) -> None:
         self.next_refresh = 0.0
         self.periods = 0
         """How many have ended."""
         self._ledger = ledger
         self._fleet = fleet
         self._dispatcher = dispatcher
+        self._metrics = metrics
         self._rated_at = -1.0
         self._awake: list[Pipeline] = []
         """In the order in which they are served; those that woke since the last refresh at the end."""
@@ -98,6 +100,8 @@ class Upkeep:
         elif elapsed >= REFRESH * 0.999:
             self._rated_at = now
             self.periods += 1
+            if self._metrics is not None:
+                self._metrics.end_period()
             for pipeline in awake:
                 _rest(pipeline)
                 pipeline.rated = self.periods
