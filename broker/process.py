@@ -13,8 +13,10 @@ from broker.files import files_in_store
 from broker.reporting import reporter
 from broker.routing import RoutingFollower
 from broker.shell import Shard, ShardConfig
+from cluster.addresses import advertised
 from cluster.decoded import Decoded
 from cluster.membership import Follower, Membership
+from cluster.observe.sidecar import Sidecar
 from cluster.records import BrokerRecord, Paths, ServingRecord, TuningRecord, encode
 from cluster.serving import serving
 from cluster.store import wait_for_store
@@ -25,8 +27,6 @@ log = logging.getLogger("laxity.broker")
 
 TURN = 0.2
 """Seconds between two looks at the lease, the counters and the signals."""
-ANYWHERE = ("0.0.0.0", "[::]", "*")
-"""Hosts that mean all interfaces."""
 COUNTERS = 1.0
 """Seconds between two publications of the counters."""
 
@@ -82,8 +82,10 @@ def spare_collector() -> None:
     gc.set_threshold(100_000, 50, 100)
 
 
-def run_shard_process(config: ShardConfig, store_url: str, cluster: str, stop: threading.Event) -> None:
-    """Serve until ``stop`` is set, as the only business of this process.
+def run_shard_process(
+    config: ShardConfig, store_url: str, cluster: str, stop: threading.Event, sidecar: Sidecar
+) -> None:
+    """Serve until ``stop`` is set, as the only business of this process, which ``sidecar`` tells of.
 
     Raises StoreError, RecordError or AddressInUse where it cannot begin, and RuntimeError where the shard's thread
     ended by itself.
@@ -121,7 +123,7 @@ def run_shard_process(config: ShardConfig, store_url: str, cluster: str, stop: t
                     now = time.monotonic()
                     if now >= counted_at + COUNTERS:
                         counted_at = now
-                        membership.publish(encode(_record(shard)))
+                        membership.publish(encode(_record(shard, sidecar.address)))
                     membership.beat(now)
         finally:
             reports.stop()
@@ -131,18 +133,7 @@ def run_shard_process(config: ShardConfig, store_url: str, cluster: str, stop: t
         store.close()
 
 
-def advertised(address: str, host: str) -> str:
-    """What others are told of an address that a socket is bound to: the same, with ``host`` in its place where that is
-    given. One that is bound on all interfaces ('tcp://0.0.0.0:7100') and has no ``host`` is told by this one's name."""
-    scheme, _, rest = address.partition("://")
-    bound, _, port = rest.rpartition(":")
-    if scheme != "tcp" or not (host or bound in ANYWHERE):
-        return address
-    name = host or socket.getfqdn()
-    return f"tcp://[{name}]:{port}" if ":" in name else f"tcp://{name}:{port}"
-
-
-def _record(shard: Shard) -> BrokerRecord:
+def _record(shard: Shard, http: str) -> BrokerRecord:
     status = shard.status()
     host = shard.config.advertise
     return BrokerRecord(
@@ -152,4 +143,5 @@ def _record(shard: Shard) -> BrokerRecord:
         host=socket.gethostname(),
         counters={"submitted": status.submitted, "in_flight": status.in_flight, **status.ended},
         release=__version__,
+        http=http,
     )

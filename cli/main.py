@@ -27,6 +27,8 @@ COMMANDS = {
     "coordinator": ("cli.services:coordinator", "Run a coordinator (a service; `up` starts it for you)."),
 }
 """By command name: where it is, and what the list of commands says of it."""
+HIDDEN = {"observe": "cli.observe:observe"}
+"""Commands that only processes of a cluster start."""
 
 
 _UNWRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
@@ -39,9 +41,10 @@ class LazyGroup(click.Group):
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in COMMANDS:
+        where = COMMANDS[cmd_name][0] if cmd_name in COMMANDS else HIDDEN.get(cmd_name)
+        if where is None:
             return None
-        module, _, name = COMMANDS[cmd_name][0].partition(":")
+        module, _, name = where.partition(":")
         command = getattr(import_module(module), name)
         assert isinstance(command, click.Command)
         return command

@@ -3,21 +3,26 @@
 
 from __future__ import annotations
 
-import logging
+import functools
 import re
-import signal
-import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import click
 
+from cli.children import laxity
 from cli.configuration import ConfigurationError, read_configuration
+from cli.control import Reread, ServiceCommand, take_control
 from cli.options import check_duration, check_size, check_store, cluster_option, explain_errors
 from cli.planner_options import planner_options
+from cluster.addresses import split_address
+from cluster.control import Control
+from cluster.logs import FORMATS, LEVELS, configure_logs
+from cluster.observe.sidecar import Beginning, Sidecar
 
+C = TypeVar("C")
 _ADDRESS = re.compile(r"tcp://([^\s/:]+|\[[^\s/\]]+\]):(\d{1,5}|\*)|ipc://\S+")
 _setting = partial(click.option, show_envvar=True)
 """An option that the environment and the file may set as well."""
@@ -29,6 +34,15 @@ def _check_address(_context: click.Context, _parameter: click.Parameter, value: 
             f"{value!r} is no address; write tcp://HOST:PORT, with * as PORT for any free one and 0.0.0.0 as HOST for "
             "every interface"
         )
+    return value
+
+
+def _check_http(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
+    if value:
+        try:
+            split_address(value)
+        except ValueError as error:
+            raise click.BadParameter(str(error)) from None
     return value
 
 
@@ -82,8 +96,66 @@ def _telemetry_options(what: str) -> Callable[[Callable[..., None]], Callable[..
     return lambda function: where(limit(function))
 
 
-def _service(group: click.Group) -> Callable[[Callable[..., None]], click.Command]:
-    """Make a function ``GROUP run``, with what all services take: the store, the cluster's name and a file."""
+def _drain_option(what: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    return _setting(
+        "--drain-timeout",
+        default="10s",
+        show_default=True,
+        callback=check_duration,
+        metavar="TIME",
+        help=f"Asked to end (SIGTERM), it finishes {what}; for so long at most.",
+    )
+
+
+def _http_options(otlp: bool = False) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Where a service is observed from outside; ``otlp``: it has traces."""
+    http = _setting(
+        "--http",
+        default="127.0.0.1:*",
+        show_default=True,
+        callback=_check_http,
+        metavar="HOST:PORT",
+        help="Where /metrics (Prometheus), /v2/health/live and ready, and what else there is to see are served, by "
+        "another process that is started when somebody asks; '*' for a free port (`laxity status` tells it), '' for "
+        "nowhere.",
+    )
+    traces = _setting(
+        "--otlp",
+        default="",
+        metavar="URL",
+        help="Send traces there by OTLP over HTTP, such as http://collector:4318 (default: nowhere).",
+    )
+    return lambda function: http(traces(function)) if otlp else http(function)
+
+
+def _sidecar(
+    process: Literal["shard", "agent", "coordinator"], name: str, http: str, host: str = "", otlp: str = ""
+) -> Sidecar:
+    """What tells of a service, which it starts; OSError where its address cannot be had."""
+    arguments = ["--otlp", otlp] if otlp else []
+    source = Beginning(process, name, "the store has not answered yet")
+    return Sidecar(http, host, laxity("observe", *arguments), source, at_once=bool(otlp))
+
+
+def _service(group: click.Group, kind: str, named: str) -> Callable[[Callable[..., None]], click.Command]:
+    """Make a function ``GROUP run``, with what all services take: the store, the cluster's name, a file, and how they
+    log. ``kind`` is what logs call the process, ``named`` the option that says which one it is."""
+    form = _setting(
+        "--log-format",
+        type=click.Choice(FORMATS),
+        default="text",
+        show_default=True,
+        envvar="LAXITY_LOG_FORMAT",
+        help="How it logs to stderr: lines for people, or a JSON object a line.",
+    )
+    level = _setting(
+        "--log-level",
+        type=click.Choice(LEVELS),
+        default="info",
+        show_default=True,
+        envvar="LAXITY_LOG_LEVEL",
+        help="What it logs at least; debug has each batch with its requests.",
+    )
     store = _setting(
         "--store",
         required=True,
@@ -99,13 +171,19 @@ def _service(group: click.Group) -> Callable[[Callable[..., None]], click.Comman
         expose_value=False,
         callback=_read_file,
         envvar="LAXITY_CONFIG",
-        help=f"A YAML file with options: `store` and `cluster` at its top, the others under `{group.name}:`, with _ in "
-        "place of - in their names.",
+        help=f"A YAML file with options: `store`, `cluster` and `log_...` at its top, the others under `{group.name}:`, "
+        "with _ in place of - in their names. Read again on SIGHUP.",
     )
     settings = {"auto_envvar_prefix": f"LAXITY_{str(group.name).upper()}"}
 
     def make(function: Callable[..., None]) -> click.Command:
-        return group.command("run", context_settings=settings)(store(cluster_option(config(explain_errors(function)))))
+        @functools.wraps(function)
+        def run(log_format: str, log_level: str, **values: Any) -> None:
+            configure_logs(log_format, log_level, kind, values[named])
+            function(**values)
+
+        command = group.command("run", cls=ServiceCommand, context_settings=settings)
+        return command(store(cluster_option(config(form(level(explain_errors(run)))))))
 
     return make
 
@@ -118,7 +196,7 @@ def broker() -> None:
     """Broker shards."""
 
 
-@_service(broker)
+@_service(broker, "shard", "shard")
 @_setting("--shard", required=True, metavar="ID", help="The shard's name, unique in the cluster.")
 @_setting(
     "--frontend",
@@ -174,9 +252,11 @@ def broker() -> None:
     metavar="N",
     help="Requests in flight at most; more are rejected.",
 )
+@_drain_option("what is in flight, while its services submit to other shards")
 @_cache_options
 @_telemetry_options("request")
-def broker_run(store: str, cluster: str, shard: str, **settings: Any) -> None:
+@_http_options(otlp=True)
+def broker_run(store: str, cluster: str, shard: str, http: str, otlp: str, **settings: Any) -> None:
     """Run one broker shard until SIGTERM or Ctrl-C.
 
     It serves the pipelines that the store assigns to it and follows their changes. Services and agents on other hosts
@@ -192,11 +272,13 @@ def broker_run(store: str, cluster: str, shard: str, **settings: Any) -> None:
     """
     from broker.errors import AddressInUse
     from broker.process import run_shard_process
-    from broker.shell import ShardConfig
+    from broker.shell import LIVE, ShardConfig
 
-    stop = _until_signal()
+    control = _control(lambda given: ShardConfig(name=shard, **given), settings, LIVE, ("shard", shard))
     try:
-        run_shard_process(ShardConfig(name=shard, **settings), store, cluster, stop)
+        config = ShardConfig(name=shard, **settings)
+        with _sidecar("shard", shard, http, config.advertise, otlp) as sidecar:
+            run_shard_process(config, store, cluster, control, sidecar)
     except (AddressInUse, OSError, RuntimeError) as error:
         raise click.ClickException(str(error)) from error
 
@@ -209,7 +291,7 @@ def node() -> None:
     """Node agents, and the nodes that they make of hosts."""
 
 
-@_service(node)
+@_service(node, "agent", "agent")
 @_setting("--agent", required=True, metavar="ID", help="The agent's name, unique in the cluster.")
 @_setting(
     "--devices",
@@ -228,9 +310,11 @@ def node() -> None:
     help="Between two heartbeats until a shard says how often it wants them.",
 )
 @_setting("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the jitter of emulated devices.")
+@_drain_option("the batches that run")
 @_cache_options
 @_telemetry_options("action")
-def node_run(store: str, cluster: str, agent: str, devices: str, **settings: Any) -> None:
+@_http_options()
+def node_run(store: str, cluster: str, agent: str, devices: str, http: str, **settings: Any) -> None:
     """Run the agent of this host until SIGTERM or Ctrl-C.
 
     Its devices hold the models that the placement in the store names, for the shards named there.
@@ -243,7 +327,7 @@ def node_run(store: str, cluster: str, agent: str, devices: str, **settings: Any
       laxity node run --config /etc/laxity.yaml --agent $(hostname)
       laxity node run --store sqlite:///var/lib/laxity/store.db --agent play --devices emulated:16
     """
-    from nodes.agent import AgentConfig
+    from nodes.agent import LIVE, AgentConfig
     from nodes.discovery import NoSuchDevices, parse_devices
     from nodes.process import run_agent_process
 
@@ -251,9 +335,15 @@ def node_run(store: str, cluster: str, agent: str, devices: str, **settings: Any
         configs = parse_devices(devices)
     except NoSuchDevices as error:
         raise click.UsageError(str(error)) from None
-    stop = _until_signal()
+
+    def make(given: Mapping[str, Any]) -> AgentConfig:
+        return AgentConfig(name=agent, devices=configs, **given)
+
+    control = _control(make, settings, LIVE, ("agent", agent))
     try:
-        run_agent_process(AgentConfig(name=agent, devices=configs, **settings), store, cluster, stop)
+        config = make(settings)
+        with _sidecar("agent", agent, http) as sidecar:
+            run_agent_process(config, store, cluster, control, sidecar)
     except (OSError, RuntimeError) as error:
         raise click.ClickException(str(error)) from error
 
@@ -266,7 +356,7 @@ def coordinator() -> None:
     """Coordinators."""
 
 
-@_service(coordinator)
+@_service(coordinator, "coordinator", "name")
 @_setting("--name", required=True, metavar="ID", help="The coordinator's name, unique in the cluster.")
 @_setting(
     "--provider-up",
@@ -292,14 +382,12 @@ def coordinator() -> None:
     help="After which a lost node that does not come back is listed no more.",
 )
 @planner_options
+@_http_options()
 def coordinator_run(
     store: str,
     cluster: str,
     name: str,
-    provider_up: str,
-    provider_down: str,
-    ttl: float,
-    forget: float,
+    http: str,
     **settings: Any,
 ) -> None:
     """Run a coordinator until SIGTERM or Ctrl-C.
@@ -318,22 +406,21 @@ def coordinator_run(
       laxity coordinator run --config /etc/laxity.yaml --name c1 \\
           --provider-up 'ipmitool -H {node}-bmc power on' --provider-down 'ipmitool -H {node}-bmc power soft'
     """
-    from cluster.coordinator.leader import CoordinatorConfig
+    from cluster.coordinator.leader import LIVE, CoordinatorConfig
     from cluster.coordinator.process import run_coordinator_process
     from cluster.coordinator.provider import ProviderError
     from cluster.planner.settings import Settings
 
-    config = CoordinatorConfig(
-        name=name,
-        settings=Settings(**settings),
-        provider_up=provider_up,
-        provider_down=provider_down,
-        ttl=ttl,
-        forget=forget,
-    )
-    stop = _until_signal()
+    def make(given: Mapping[str, Any]) -> CoordinatorConfig:
+        planner = {field: given[field] for field in Settings.__struct_fields__}
+        others = {field: value for field, value in given.items() if field not in planner}
+        return CoordinatorConfig(name=name, settings=Settings(**planner), **others)
+
+    control = _control(make, settings, LIVE, ("coordinator", name))
+    config = make(settings)
     try:
-        run_coordinator_process(config, store, cluster, stop)
+        with _sidecar("coordinator", name, http) as sidecar:
+            run_coordinator_process(config, store, cluster, control, sidecar)
     except ProviderError as error:
         raise click.UsageError(str(error)) from None
     except (OSError, RuntimeError) as error:
@@ -344,10 +431,8 @@ SERVICES = {"broker": broker_run, "node": node_run, "coordinator": coordinator_r
 """The services by their sections in the file."""
 
 
-def _until_signal() -> threading.Event:
-    """Log to stderr; an event that SIGTERM and SIGINT set."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
-    return stop
+def _control(
+    make: Callable[[Mapping[str, Any]], C], settings: Mapping[str, Any], live: Collection[str], process: tuple[str, str]
+) -> Control[C]:
+    """Take the signals; see :class:`~cli.control.Reread`."""
+    return take_control(Reread(click.get_current_context(), make, settings, live, process))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from cluster.filecache import FileCache, default_directory
 from cluster.membership import Follower, Membership
+from cluster.observe.sidecar import Sidecar
 from cluster.records import (
     BrokerRecord,
     DeviceRecord,
@@ -102,9 +103,9 @@ class ClusterView:
             self.files[key] = record.files
 
 
-def node_record(states: list[DeviceState], withheld: dict[int, dict[str, str]]) -> NodeRecord:
+def node_record(states: list[DeviceState], withheld: dict[int, dict[str, str]], http: str = "") -> NodeRecord:
     """An agent's record: ``ready`` once each device's models are loaded or given up. ``withheld``: by device, the
-    states of models that it does not know of yet."""
+    states of models that it does not know of yet. ``http``: where its figures are to be had."""
     models = [{**withheld.get(device.number, {}), **device.models} for device in states]
     settled = all(state == READY or state.startswith(FAILED) for held in models for state in held.values())
     return NodeRecord(
@@ -122,14 +123,16 @@ def node_record(states: list[DeviceState], withheld: dict[int, dict[str, str]]) 
             for device, held in zip(states, models, strict=True)
         ],
         release=__version__,
+        http=http,
     )
 
 
 class NodePublisher:
     """Publishes an agent's record when its devices' states change, or those of the models that wait for files."""
 
-    def __init__(self, membership: Membership) -> None:
+    def __init__(self, membership: Membership, http: str) -> None:
         self._membership = membership
+        self._http = http
         self._lock = threading.Lock()
         self._states: list[DeviceState] | None = None
         self._withheld: dict[int, dict[str, str]] = {}
@@ -147,13 +150,15 @@ class NodePublisher:
 
     def _publish(self) -> None:
         if self._states is not None:
-            self._membership.publish(encode(node_record(self._states, self._withheld)))
+            self._membership.publish(encode(node_record(self._states, self._withheld, self._http)))
 
 
-def run_agent_process(config: AgentConfig, store_url: str, cluster: str, stop: threading.Event) -> None:
-    """Serve until ``stop`` is set; then finish what runs. Waits for a store that is away. Raises StoreError or
-    RecordError where it cannot begin, and RuntimeError where the agent's thread ended by itself (its shards are of
-    another version)."""
+def run_agent_process(
+    config: AgentConfig, store_url: str, cluster: str, stop: threading.Event, sidecar: Sidecar
+) -> None:
+    """Serve until ``stop`` is set; then finish what runs. ``sidecar`` tells of it. Waits for a store that is away.
+    Raises StoreError or RecordError where it cannot begin, and RuntimeError where the agent's thread ended by itself
+    (its shards are of another version)."""
     paths = Paths(cluster)
     key = paths.node(config.name)
     store = wait_for_store(store_url, stop)
@@ -161,7 +166,7 @@ def run_agent_process(config: AgentConfig, store_url: str, cluster: str, stop: t
         return
     try:
         membership = Membership(store, key)
-        publisher = NodePublisher(membership)
+        publisher = NodePublisher(membership, sidecar.address)
         types = {device.type for device in config.devices if device.kind != "emulated"}
         profiles = KnownProfiles(store, paths, socket.gethostname(), types)
         agent = Agent(config, publisher.devices, profiles.measured)

@@ -68,6 +68,8 @@ def test_a_file_gives_what_flags_do_not(file: Path) -> None:
         "cache_bytes": 100 * 1024**3,
         "telemetry": "",
         "telemetry_bytes": 512 * 1024**2,
+        "http": "127.0.0.1:*",
+        "otlp": "",
     }
     assert parsed("node", "--config", str(file))["devices"] == "emulated:4"
     leader = parsed("coordinator", "--config", str(file))

@@ -13,6 +13,7 @@ import pytest
 from cluster.coordinator.presence import Presence
 from cluster.coordinator.view import Records, view_of
 from cluster.decoded import Decoded
+from cluster.observe.sidecar import Beginning, Sidecar
 from cluster.planner.costs import Costs
 from cluster.records import (
     READY,
@@ -236,7 +237,8 @@ class RunningAgent:
     def __init__(self, url: str, name: str, cache: Path) -> None:
         config = AgentConfig(name=name, devices=[DeviceConfig("cpu", "cpu")], cache=str(cache))
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=run_agent_process, args=(config, url, "test", self._stop))
+        sidecar = Sidecar("", "", [], Beginning("agent", name, ""))
+        self._thread = threading.Thread(target=run_agent_process, args=(config, url, "test", self._stop, sidecar))
         self._thread.start()
 
     def close(self) -> None:

@@ -13,6 +13,7 @@ from cluster.coordinator.leader import CoordinatorConfig, Leader
 from cluster.coordinator.provider import Provider
 from cluster.election import Election, NotLeaderError
 from cluster.membership import Follower, Membership
+from cluster.observe.sidecar import Sidecar
 from cluster.records import CoordinatorRecord, LeaderRecord, Paths, encode
 from cluster.store import wait_for_store
 from cluster.store.base import StoreError
@@ -24,8 +25,10 @@ TURN = 0.2
 """Seconds between two looks at the lease, the records and the signals."""
 
 
-def run_coordinator_process(config: CoordinatorConfig, store_url: str, cluster: str, stop: threading.Event) -> None:
-    """Stand for leadership, and lead while elected, until ``stop`` is set.
+def run_coordinator_process(
+    config: CoordinatorConfig, store_url: str, cluster: str, stop: threading.Event, sidecar: Sidecar
+) -> None:
+    """Stand for leadership, and lead while elected, until ``stop`` is set; ``sidecar`` tells of it.
 
     Raises StoreError or RecordError where it cannot begin, and
     :class:`~cluster.coordinator.provider.ProviderError` for a command that cannot be run.
@@ -38,7 +41,7 @@ def run_coordinator_process(config: CoordinatorConfig, store_url: str, cluster: 
         paths = Paths(cluster)
         host, pid = socket.gethostname(), os.getpid()
         membership = Membership(store, paths.coordinator(config.name), config.ttl)
-        membership.publish(encode(CoordinatorRecord(host, pid, __version__)))
+        membership.publish(encode(CoordinatorRecord(host, pid, __version__, sidecar.address)))
         election = Election(store, paths.leader, encode(LeaderRecord(config.name, host, pid)), config.ttl)
         follower = Follower(store, paths.decided_by())
         heartbeat = Heartbeat(membership, election, TURN)

@@ -1,0 +1,96 @@
+"""HTTP that no client can hold up for others: bounded in connections, and in what an unfinished one may take."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+import h11
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+MOST_CONNECTIONS: Final = 128
+"""With one more, the one that has waited longest without a request under way is closed."""
+REQUEST_WITHIN: Final = 10.0
+"""Seconds in which a request has to be there, from the connection or its first byte."""
+CHECK: Final = 5.0
+"""Seconds between two looks at a connection; one that has taken nothing of its answer in between is closed."""
+KEEP_ALIVE: Final = 75
+"""Seconds that a connection may be idle between two requests: more than Prometheus' usual interval."""
+MOST_HEAD: Final = 16 * 1024
+"""Bytes of a request's line and headers."""
+
+
+class BoundedProtocol(H11Protocol):
+    """One connection."""
+
+    _timer: asyncio.TimerHandle
+    _waits_since = 0.0
+    """When the connection, or the first byte of its next request, came."""
+    _unsent = 0
+    """Bytes of answers not yet taken at the last look."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._waits_since = self.loop.time()
+        self._timer = self.loop.call_later(CHECK, self._check)
+        if len(self.connections) > MOST_CONNECTIONS:
+            others = [each for each in self.connections if isinstance(each, BoundedProtocol) and each.waits()]
+            min(others, key=lambda each: each._waits_since, default=self).transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._timer.cancel()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self.waits() and not self._has_begun():
+            self._waits_since = self.loop.time()
+        super().data_received(data)
+
+    def waits(self) -> bool:
+        """Whether no request is under way."""
+        return self.cycle is None or self.cycle.response_complete
+
+    def _has_begun(self) -> bool:
+        """Whether a part of the next request is there (of the first one, as soon as somebody connects)."""
+        return self.cycle is None or bool(self.conn.trailing_data[0]) or self.conn.their_state is not h11.IDLE
+
+    def _check(self) -> None:
+        unsent = self.transport.get_write_buffer_size()
+        unread = unsent > 0 and unsent == self._unsent
+        late = self.waits() and self._has_begun() and self.loop.time() > self._waits_since + REQUEST_WITHIN
+        if unread or late:
+            self.transport.abort()
+            return
+        self._unsent = unsent
+        self._timer = self.loop.call_later(CHECK, self._check)
+
+
+class _Server(uvicorn.Server):
+    """Leaves signals to whoever runs it."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def serve_http(app: ASGIApp, listener: socket.socket) -> None:
+    """Serve on a socket that is bound already, for ever, without a log of requests."""
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # clients' mistakes are no news
+    settings: dict[str, Any] = {"loop": "asyncio", "ws": "none", "lifespan": "off", "interface": "asgi3"}
+    config = uvicorn.Config(
+        app,
+        http=BoundedProtocol,
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        timeout_keep_alive=KEEP_ALIVE,
+        h11_max_incomplete_event_size=MOST_HEAD,
+        **settings,
+    )
+    _Server(config).run(sockets=[listener])
