@@ -15,6 +15,7 @@ from broker.files import ShardFiles
 from broker.greeting import refusal, worth_a_line
 from broker.routing import Routing
 from broker.taps import Taps
+from broker.tracing import Tracer
 from cluster.telemetry import RequestTelemetry
 from laxity import protocol
 from laxity.node import PayloadError
@@ -107,6 +108,7 @@ class Clients:
         shard: str,
         heartbeat: float,
         telemetry: RequestTelemetry | None,
+        tracer: Tracer | None,
     ) -> None:
         self._endpoint = endpoint
         self._scheduler = scheduler
@@ -114,6 +116,7 @@ class Clients:
         self._shard = shard
         self._heartbeat = heartbeat
         self._telemetry = telemetry
+        self._tracer = tracer
         self._by_routing_id: dict[bytes, Connection] = {}
         self._by_name: dict[str, Connection] = {}
         self._full: set[str] = set()
@@ -253,6 +256,7 @@ class Clients:
         arrival = now - connection.transit(now, submit.sent_us)
         unpacker = Unpacker(frames)
         client = connection.client
+        tracer = self._tracer
         scheduler = self._scheduler
         taps = self._taps
         malformed = ""
@@ -271,7 +275,7 @@ class Clients:
             if taps is not None:
                 taps.note(client.requests, arrival, request, payload)
             budget = request.budget_us
-            scheduler.submit(
+            taken = scheduler.submit(
                 now,
                 client,
                 request.id,
@@ -282,6 +286,8 @@ class Clients:
                 payload,
                 request.timings,
             )
+            if tracer is not None and taken is not None:
+                tracer.begin(taken, request.traceparent)
         if taps is not None:
             taps.send(now)
         if not malformed:
@@ -300,6 +306,10 @@ class Clients:
             budget = request.budget_us or 0
             client = connection.client.name
             self._telemetry.ended(now, client, request.id, request.pipeline, 0, budget, 0, "rejected", 0, "", 0, detail)
+        if self._tracer is not None:
+            pipeline, budget_s = request.pipeline[: protocol.MAX_NAME], (request.budget_us or 0) * 1e-6
+            name = connection.client.name
+            self._tracer.rejected(now, name, request.id, pipeline, request.traceparent, budget_s, detail)
         answer = Answer(request.id, Outcome.REJECTED, None, 0, "", detail)
         self._deliver(connection, protocol.encode(Result([answer])), [], 1)
 
@@ -332,7 +342,9 @@ class Clients:
                 self._deliver_all(connection, requests[start : start + protocol.MAX_SHARED])
 
     def note(self, ended: list[EngineRequest]) -> None:
-        """Have telemetry note what became of these requests."""
+        """Have the tracer and telemetry note what became of these requests."""
+        if self._tracer is not None:
+            self._tracer.note(ended)
         telemetry = self._telemetry
         if telemetry is None:
             return

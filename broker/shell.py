@@ -12,6 +12,7 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from random import Random
 from typing import Any, Final
 
 import msgspec
@@ -27,6 +28,7 @@ from broker.files import ShardFiles
 from broker.plans import build_pipeline
 from broker.reporting import tuning_of
 from broker.routing import Routing
+from broker.tracing import Tracer
 from cluster.filecache import DEFAULT_LIMIT, FileCache, default_directory
 from cluster.records import FileRecord, TuningRecord
 from cluster.telemetry import DEFAULT_LIMIT as TELEMETRY_LIMIT
@@ -69,6 +71,10 @@ class ShardConfig(msgspec.Struct, kw_only=True, frozen=True):
     """The directory for a row of each request (see ``cluster/telemetry.py``); '' for none."""
     telemetry_bytes: int = TELEMETRY_LIMIT
     """Bytes of rows kept there at most."""
+    traces: int = 20_000
+    """Traces of requests that are kept, the newest ones; 0 for none."""
+    trace_sample: float = 0.01
+    """The part (0 to 1) of the requests without a traceparent of which one is kept whatever becomes of them."""
 
 
 class ShardStatus(msgspec.Struct, frozen=True):
@@ -109,14 +115,17 @@ class Shard:
         self._scheduler = Scheduler(
             Limits(config.max_bytes, config.max_payload, config.max_requests),
             first_batch=secrets.randbits(28) << 32,
+            spans=config.traces > 0,
         )
+        self.tracer = Tracer(config.name, config.traces, config.trace_sample, Random()) if config.traces > 0 else None
+        """The newest requests' traces, for other threads to read; None where none are kept."""
         cache = FileCache(Path(config.cache) if config.cache else default_directory(), config.cache_bytes)
         self._files = ShardFiles(cache, self.call)
         self._telemetry = (
             RequestTelemetry(config.telemetry, config.name, config.telemetry_bytes) if config.telemetry else None
         )
         self._clients = Clients(
-            self._frontend, self._scheduler, self._files, config.name, config.heartbeat, self._telemetry
+            self._frontend, self._scheduler, self._files, config.name, config.heartbeat, self._telemetry, self.tracer
         )
         self._agents = Agents(self._backend, self._scheduler, self._files, config.name, config.heartbeat)
         self._calls = Calls()

@@ -255,6 +255,22 @@ def broker() -> None:
 @_drain_option("what is in flight, while its services submit to other shards")
 @_cache_options
 @_telemetry_options("request")
+@_setting(
+    "--traces",
+    type=click.IntRange(min=0),
+    default=20_000,
+    show_default=True,
+    metavar="N",
+    help="Traces kept for `laxity trace`, the newest: of sampled requests, and of all that went wrong. 0: none.",
+)
+@_setting(
+    "--trace-sample",
+    type=click.FloatRange(0.0, 1.0),
+    default=0.01,
+    show_default=True,
+    metavar="PART",
+    help="The part of the requests that is sampled, of those without a traceparent (whose flag says it).",
+)
 @_http_options(otlp=True)
 def broker_run(store: str, cluster: str, shard: str, http: str, otlp: str, **settings: Any) -> None:
     """Run one broker shard until SIGTERM or Ctrl-C.

@@ -20,4 +20,5 @@ class Source(Protocol):
 
     def traces(self, after: int, limit: int) -> tuple[int, list[TraceRecord]]:
         """The oldest of those that were kept after the ``after``-th, at most ``limit``; and the number of the last
-        one. What is no longer there is skipped."""
+        one. What is no longer there is skipped. A negative ``after`` counts from the end, so that (-n, n) gives the
+        newest n. At most 1,000 are given at a time."""
