@@ -41,6 +41,8 @@ LONGEST: Final = 3600.0
 MOST_MEMORY: Final = 1e9
 """MiB that no device has more than."""
 
+MOST_MISSED: Final = 10_000
+"""Lost agents whose names are kept, to know them again."""
 PASSING: Final = ("ok", "busy", "too_late", "cancelled", "not_loaded", "unknown_model")
 """How a LOAD or UNLOAD ends when nothing is wrong with the model or the device."""
 
@@ -77,6 +79,18 @@ class Agents:
         self.malformed = 0
         self.lost = 0
         """Agents that fell silent or vanished."""
+        self.heartbeats = 0
+        self.reconnects = 0
+        """Greetings of agents that were here before, and had not left."""
+        self._missed: set[str] = set()
+        """Agents lost of late."""
+
+    def configure(self, now: float, heartbeat: float) -> None:
+        """Have agents beat in this interval, in seconds."""
+        self._heartbeat = heartbeat
+        for agent in self._by_name.values():
+            agent.heard_at = now  # who beat more seldom until now was not silent
+            self._say(agent.routing_id, self._welcome())
 
     def __len__(self) -> int:
         return len(self._by_name)
@@ -87,7 +101,7 @@ class Agents:
 
     # ---- in --------------------------------------------------------------------------
 
-    def drain(self, clock: Callable[[], float], most: int) -> bool:
+    def take(self, clock: Callable[[], float], most: int) -> bool:
         """Take in up to ``most`` messages; whether there may be more. Each is stamped as it is taken: a stamp from
         before would make a PULL seem to have dwelt here longer than it did."""
         return all(self._receive(clock()) for _ in range(most))
@@ -129,6 +143,7 @@ class Agents:
             elif isinstance(message, Acted):
                 self._acted(now, agent, message)
             elif isinstance(message, Heartbeat):
+                self.heartbeats += 1
                 self._say(sender, Heartbeat())
             elif isinstance(message, Goodbye):
                 self._leave(now, agent)
@@ -149,6 +164,9 @@ class Agents:
             self._leave(now, other)  # one connection is one agent's
         if agent is None:
             self._note_ended()
+            if ready.agent in self._missed:
+                self._missed.discard(ready.agent)
+                self.reconnects += 1
             agent = Agent(ready.agent, sender, connection, now)
             self._by_name[ready.agent] = agent
             self._by_routing_id[sender] = agent
@@ -165,10 +183,10 @@ class Agents:
             agent.reports[device.device] = device
             models = [_held(model) for model in device.models]
             self._scheduler.report(agent.name, device.device, device.type, models, _memory(device.memory_mb))
-        self._say(
-            sender,
-            Welcome(version=protocol.VERSION, shard=self._shard, heartbeat_us=round(self._heartbeat * 1e6)),
-        )
+        self._say(sender, self._welcome())
+
+    def _welcome(self) -> Welcome:
+        return Welcome(version=protocol.VERSION, shard=self._shard, heartbeat_us=round(self._heartbeat * 1e6))
 
     def _pull(self, now: float, agent: Agent, pull: Pull) -> None:
         if pull.device not in agent.reports:
@@ -312,6 +330,8 @@ class Agents:
 
     def _lose(self, now: float, agent: Agent, why: str) -> None:
         self.lost += 1
+        if len(self._missed) < MOST_MISSED:
+            self._missed.add(agent.name)
         log.warning("%s; %d of its batches were queued again", why, self._forget(now, agent, why))
 
     def _leave(self, now: float, agent: Agent) -> None:

@@ -125,17 +125,29 @@ class Clients:
         """Those who record what comes; None while there is nobody."""
         self._turns = 0
         self._unready: list[str] = []
+        self._draining = False
         self.undeliverable = 0
         """Answers whose service was gone."""
         self.malformed = 0
         """Messages that were none of this protocol."""
+        self.heartbeats = 0
+        self.reconnects = 0
+        """Greetings of services that are known."""
+
+    def configure(self, now: float, heartbeat: float, telemetry: RequestTelemetry | None) -> None:
+        """Go on with this interval, in seconds, and these rows; to be announced where the interval is another."""
+        self._telemetry = telemetry
+        if heartbeat != self._heartbeat:
+            self._heartbeat = heartbeat
+            for connection in self._by_name.values():
+                connection.heard_at = now  # who beat more seldom until now was not silent
 
     def __len__(self) -> int:
         return len(self._by_name)
 
     # ---- in --------------------------------------------------------------------------
 
-    def drain(self, clock: Callable[[], float], most: int) -> bool:
+    def take(self, clock: Callable[[], float], most: int) -> bool:
         """Take in up to ``most`` messages; whether there may be more. Each is stamped as it is taken: a stamp from
         before would make a PULL seem to have dwelt here longer than it did."""
         return all(self._receive(clock()) for _ in range(most))
@@ -189,6 +201,7 @@ class Clients:
         else:
             connection.heard_at = now
             if isinstance(message, Heartbeat):
+                self.heartbeats += 1
                 self._say(sender, Heartbeat())
             elif isinstance(message, Cancel):
                 for request in message.ids:
@@ -206,7 +219,9 @@ class Clients:
         if connection is None:
             connection = Connection(sender, Client(hello.client), now)
             self._by_name[hello.client] = connection
-        elif connection.routing_id != sender:
+        else:
+            self.reconnects += 1
+        if connection.routing_id != sender:
             self._by_routing_id.pop(connection.routing_id, None)
             connection.reconnect(sender, now)
         connection.heard_at = now
@@ -221,11 +236,20 @@ class Clients:
             heartbeat_us=round(self._heartbeat * 1e6),
             max_payload=scheduler.ledger.limits.max_payload,
             pipelines=[(name, round(pipeline.slo * 1e6)) for name, pipeline in scheduler.pipelines.items()],
-            unready=scheduler.unready(),
+            unready=self._not_ready(),
             shards=self._routing.shards,
             routes=self._routing.routes,
             revision=self._routing.revision,
         )
+
+    def _not_ready(self) -> list[str]:
+        """The pipelines that services had better submit to another shard, if there is one."""
+        return list(self._scheduler.pipelines) if self._draining else self._scheduler.unready()
+
+    def drain(self) -> None:
+        """Tell every service to submit to other shards from now on, where there are any."""
+        self._draining = True
+        self.announce()
 
     def announce(self) -> None:
         """Tell every service that the pipelines served, or the routes to them, have changed."""
@@ -241,7 +265,7 @@ class Clients:
         if turns == self._turns:
             return
         self._turns = turns
-        if self._scheduler.unready() != self._unready:
+        if self._not_ready() != self._unready:
             self.announce()
 
     def route(self, routing: Routing) -> None:

@@ -14,6 +14,7 @@ from broker.reporting import reporter
 from broker.routing import RoutingFollower
 from broker.shell import Shard, ShardConfig
 from cluster.addresses import advertised
+from cluster.control import Control
 from cluster.decoded import Decoded
 from cluster.membership import Follower, Membership
 from cluster.observe.sidecar import Sidecar
@@ -27,6 +28,9 @@ log = logging.getLogger("laxity.broker")
 
 TURN = 0.2
 """Seconds between two looks at the lease, the counters and the signals."""
+RESTART = 2.0
+"""Seconds that a shard which left in good order may be away before its devices are given to others: started again it
+finds what it had."""
 COUNTERS = 1.0
 """Seconds between two publications of the counters."""
 
@@ -83,15 +87,15 @@ def spare_collector() -> None:
 
 
 def run_shard_process(
-    config: ShardConfig, store_url: str, cluster: str, stop: threading.Event, sidecar: Sidecar
+    config: ShardConfig, store_url: str, cluster: str, control: Control[ShardConfig], sidecar: Sidecar
 ) -> None:
-    """Serve until ``stop`` is set, as the only business of this process, which ``sidecar`` tells of.
+    """Serve until ``control`` says stop, then drain, as the only business of this process, which ``sidecar`` tells of.
 
     Raises StoreError, RecordError or AddressInUse where it cannot begin, and RuntimeError where the shard's thread
     ended by itself.
     """
     spare_collector()
-    store = wait_for_store(store_url, stop)
+    store = wait_for_store(store_url, control.stop)
     if store is None:
         return
     try:
@@ -106,11 +110,20 @@ def run_shard_process(
         decoded = Decoded()
         log.info("shard %s: services at %s, agents at %s", config.name, shard.frontend, shard.backend)
         try:
-            with serving("shard", shard.run, shard.stop, stop):
+            ended = threading.Event()
+            with serving("shard", shard.run, shard.stop, ended):
                 reports.start()
                 counted_at = float("-inf")
-                while not stop.is_set():
-                    if follower.poll(TURN):
+                while not ended.is_set():
+                    if control.stop.is_set():
+                        # What is in flight ends meanwhile; routes and records are followed on.
+                        shard.drain()
+                        if ended.wait(TURN) or control.at_once.is_set():
+                            break
+                    changed = control.changed()
+                    if changed is not None:
+                        shard.configure(changed)
+                    if follower.poll(0.0 if shard.draining else TURN):
                         entries = follower.entries
                         decoded.update(entries)
                         served = decoded.under(ServingRecord, paths.serving)
@@ -121,14 +134,14 @@ def run_shard_process(
                         shard.route(routing.update(served, brokers, follower.revision))
                         shard.keep_files(*files_in_store(entries, paths, config.name))
                     now = time.monotonic()
-                    if now >= counted_at + COUNTERS:
+                    if now >= counted_at + COUNTERS and not shard.draining:
                         counted_at = now
                         membership.publish(encode(_record(shard, sidecar.address)))
                     membership.beat(now)
         finally:
             reports.stop()
             follower.close()
-            membership.leave()
+            membership.leave(RESTART)
     finally:
         store.close()
 

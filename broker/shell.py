@@ -41,8 +41,10 @@ log = logging.getLogger("laxity.broker")
 
 OVERDUE: Final = 4
 """Heartbeats after which peers are looked after although messages go on to come."""
-DRAIN: Final = 128
+TURN: Final = 128
 """Messages taken from one socket before the other one and the engine get their turn."""
+QUIET: Final = 0.2
+"""Seconds without any request after which a draining shard takes its services to have heard of it."""
 
 
 class ShardConfig(msgspec.Struct, kw_only=True, frozen=True):
@@ -63,6 +65,8 @@ class ShardConfig(msgspec.Struct, kw_only=True, frozen=True):
     """Bytes of payloads held at most."""
     max_requests: int = 200_000
     """Requests in flight at most."""
+    drain_timeout: float = 10.0
+    """Seconds that what is in flight has to end before a shard that was asked to leaves."""
     cache: str = ""
     """The directory for the files of pipelines; '' for the user's own (see ``cluster/filecache.py``)."""
     cache_bytes: int = DEFAULT_LIMIT
@@ -75,6 +79,13 @@ class ShardConfig(msgspec.Struct, kw_only=True, frozen=True):
     """Traces of requests that are kept, the newest ones; 0 for none."""
     trace_sample: float = 0.01
     """The part (0 to 1) of the requests without a traceparent of which one is kept whatever becomes of them."""
+
+
+LIVE: Final = frozenset(
+    {"heartbeat", "max_payload", "max_bytes", "max_requests", "drain_timeout", "cache_bytes"}
+    | {"telemetry", "telemetry_bytes"}
+)
+"""What :meth:`Shard.configure` changes while it runs."""
 
 
 class ShardStatus(msgspec.Struct, frozen=True):
@@ -99,6 +110,8 @@ class Shard:
     def __init__(self, config: ShardConfig) -> None:
         self.config = config
         self._context: zmq.Context[Any] = zmq.Context()
+        self._largest_payload = config.max_payload
+        """That the bound sockets let in."""
         max_frame = config.max_payload + protocol.MAX_HEADER
         try:
             self._frontend = Endpoint(self._context, config.frontend, max_frame)
@@ -119,8 +132,8 @@ class Shard:
         )
         self.tracer = Tracer(config.name, config.traces, config.trace_sample, Random()) if config.traces > 0 else None
         """The newest requests' traces, for other threads to read; None where none are kept."""
-        cache = FileCache(Path(config.cache) if config.cache else default_directory(), config.cache_bytes)
-        self._files = ShardFiles(cache, self.call)
+        self._cache = FileCache(Path(config.cache) if config.cache else default_directory(), config.cache_bytes)
+        self._files = ShardFiles(self._cache, self.call)
         self._telemetry = (
             RequestTelemetry(config.telemetry, config.name, config.telemetry_bytes) if config.telemetry else None
         )
@@ -130,8 +143,46 @@ class Shard:
         self._agents = Agents(self._backend, self._scheduler, self._files, config.name, config.heartbeat)
         self._calls = Calls()
         self._stopping = False
+        self.draining = False
+        """Whether it was asked to leave, and finishes what it has."""
+        self._drain_by = float("inf")
+        self._quiet_at = 0.0
+        self._submitted = 0
 
     # ---- from other threads ----------------------------------------------------------------
+
+    def configure(self, config: ShardConfig) -> None:
+        """Go on with these settings, of which those in :data:`LIVE` may be others than before. Waits for the shard's
+        thread (from another thread only); RuntimeError once that has ended."""
+        before = self.config
+        rows = self._telemetry
+        if (config.telemetry, config.telemetry_bytes) != (before.telemetry, before.telemetry_bytes):
+            rows = RequestTelemetry(config.telemetry, config.name, config.telemetry_bytes) if config.telemetry else None
+            if rows is not None:
+                rows.start()
+        largest = self._largest_payload
+        if config.max_payload > largest:
+            log.warning("payloads above %d bytes are taken after a restart only", largest)
+
+        def configure() -> RequestTelemetry | None:
+            now = time.monotonic()
+            limits = self._scheduler.ledger.limits
+            limits.max_bytes, limits.max_requests = config.max_bytes, config.max_requests
+            told = (limits.max_payload, before.heartbeat)
+            limits.max_payload = min(config.max_payload, largest)
+            self.config = config
+            previous, self._telemetry = self._telemetry, rows
+            self._clients.configure(now, config.heartbeat, rows)
+            if told != (limits.max_payload, config.heartbeat):
+                self._clients.announce()
+            if before.heartbeat != config.heartbeat:
+                self._agents.configure(now, config.heartbeat)
+            return previous
+
+        self._cache.limit = config.cache_bytes
+        previous = self._calls.ask(configure)
+        if previous is not None and previous is not rows:
+            previous.stop()
 
     def call(self, function: Callable[[], None]) -> None:
         """Have ``function`` run in the shard's thread, soon; nothing once :meth:`run` has ended."""
@@ -177,6 +228,22 @@ class Shard:
         """What there is to tell since the last call, and the agents that are heard. Waits for the shard's thread (from
         another thread only); RuntimeError once it has ended."""
         return self._calls.ask(lambda: (self._scheduler.take_report(time.monotonic()), self._agents.names()))
+
+    def drain(self) -> None:
+        """Have services submit to other shards, finish what is in flight (and what still comes, where there is no
+        other one) for up to ``drain_timeout`` seconds; then :meth:`stop`."""
+
+        def drain() -> None:
+            if not self.draining:
+                now = time.monotonic()
+                self.draining = True
+                self._drain_by = now + self.config.drain_timeout
+                self._quiet_at = now + QUIET
+                self._submitted = self._scheduler.ledger.submitted
+                self._clients.drain()
+                self._calls.add(lambda: None)  # another turn, which looks whether there is anything to wait for
+
+        self.call(drain)
 
     def stop(self) -> None:
         """Say goodbye and leave :meth:`run`; what is in flight is left to the services to submit elsewhere."""
@@ -233,9 +300,11 @@ class Shard:
                 wake = min(self._scheduler.next_wake(), next_check)
                 if self._clients.stuck:
                     wake = min(wake, clock() + 0.01)
+                if self.draining:
+                    wake = min(wake, self._quiet_at, self._drain_by)
                 ended = self._wait(poller, wake - clock()) or ended
             self._calls.run()  # first: a pipeline that was applied before a request was made is known to it
-            more = self._drain(clock)
+            more = self._take(clock)
             now = clock()
             # Not while messages lie unread: they may be a gone agent's last results, or the very signs of life (after
             # a freeze of this process). Those of an overload come without end: what is older has been read by then.
@@ -250,12 +319,28 @@ class Shard:
             self._clients.flush()
             self._act(clock)
             self._clients.announce_readiness()
+            if self.draining and not more and self._drained(clock()):
+                self._stopping = True
         now = clock()
+        left = self._scheduler.ledger.in_flight
+        if left:
+            log.warning("%d requests are in flight: their services submit them elsewhere", left)
         # Their services are not told one by one: after GOODBYE they submit them again, to a shard that stays.
         self._scheduler.shut_down(now, f"shard {self.config.name} is shutting down")
         self._clients.note(self._scheduler.take_ended())
         self._clients.say_goodbye(f"shard {self.config.name} is shutting down")
         self._agents.say_goodbye(f"shard {self.config.name} is shutting down")
+
+    def _drained(self, now: float) -> bool:
+        """Whether there is nothing left to do, or no more time for it."""
+        if now >= self._drain_by:
+            return True
+        ledger = self._scheduler.ledger
+        busy = ledger.in_flight > 0 or self._clients.stuck
+        if busy or ledger.submitted != self._submitted:
+            self._submitted = ledger.submitted
+            self._quiet_at = now + QUIET
+        return not busy and (len(self._clients) == 0 or now >= self._quiet_at)
 
     def _wait(self, poller: zmq.Poller, seconds: float) -> bool:
         """Wait for messages, calls or ``seconds``; whether a connection of an agent ended."""
@@ -267,10 +352,10 @@ class Shard:
                 ended = True
         return ended
 
-    def _drain(self, clock: Callable[[], float]) -> bool:
+    def _take(self, clock: Callable[[], float]) -> bool:
         """Take in what has come; whether there may be more."""
-        more = self._agents.drain(clock, DRAIN)
-        return self._clients.drain(clock, DRAIN) or more
+        more = self._agents.take(clock, TURN)
+        return self._clients.take(clock, TURN) or more
 
     def _act(self, clock: Callable[[], float]) -> None:
         """Let the engine decide, and carry it out."""

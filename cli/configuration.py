@@ -12,7 +12,9 @@ import click
 from pipelines.problems import Problem, SpecError
 from pipelines.yamlfile import Document, read_yaml
 
-COMMON = ("store", "cluster")
+LOGS = ("log_format", "log_level")
+"""Keys that a section may have as well, which counts for more then."""
+COMMON = ("store", "cluster", *LOGS)
 """Keys at the top of the file, for all sections."""
 
 
@@ -57,7 +59,7 @@ class _Reader:
             if key in COMMON:
                 self._take(common, next(iter(self._services)), (key,), value)
             elif key in self._services:
-                known = [name for name in self._options[key] if name not in COMMON]
+                known = [name for name in self._options[key] if name not in COMMON or name in LOGS]
                 for name, setting in self._mapping((key,), value).items():
                     if name in known:
                         self._take(found[key], key, (key, name), setting)

@@ -171,8 +171,8 @@ def _service(group: click.Group, kind: str, named: str) -> Callable[[Callable[..
         expose_value=False,
         callback=_read_file,
         envvar="LAXITY_CONFIG",
-        help=f"A YAML file with options: `store`, `cluster` and `log_...` at its top, the others under `{group.name}:`, "
-        "with _ in place of - in their names. Read again on SIGHUP.",
+        help="A YAML file with options: `store`, `cluster` and those of logs at its top, the others under "
+        f"`{group.name}:`, with _ in place of - in their names. Read again on SIGHUP.",
     )
     settings = {"auto_envvar_prefix": f"LAXITY_{str(group.name).upper()}"}
 

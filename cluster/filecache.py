@@ -55,7 +55,8 @@ class FileCache:
 
     def __init__(self, directory: Path, limit: int = DEFAULT_LIMIT) -> None:
         self.directory = directory.absolute()
-        self._limit = limit
+        self.limit = limit
+        """In bytes; may be changed."""
         self._files = self.directory / "files"
         self._trees = self.directory / "trees"
         self._new = self.directory / "new"
@@ -218,10 +219,10 @@ class FileCache:
 
     def _make_room(self, size: int) -> None:
         """Remove what nobody needs until ``size`` more bytes are within the limit."""
-        while (used := self._used()) + size > self._limit:
+        while (used := self._used()) + size > self.limit:
             if not self._remove_one():
                 raise CacheFull(
-                    f"the cache {self.directory} holds {used} of at most {self._limit} bytes, all in use, and {size} "
+                    f"the cache {self.directory} holds {used} of at most {self.limit} bytes, all in use, and {size} "
                     "more are needed: allow it more, or delete pipelines that are not needed"
                 )
 

@@ -11,10 +11,10 @@ log = logging.getLogger("laxity.cluster")
 
 
 @contextmanager
-def serving(name: str, run: Callable[[], None], end: Callable[[], None], stop: threading.Event) -> Iterator[None]:
+def serving(name: str, run: Callable[[], None], end: Callable[[], None], ended: threading.Event) -> Iterator[None]:
     """Run ``run`` in a thread while the block runs; ``end`` asks it to come back, after the block.
 
-    When it comes back by itself ``stop`` is set, so that the block can end; when it raised, so does this, as
+    When it comes back by itself ``ended`` is set, so that the block can end; when it raised, so does this, as
     RuntimeError.
     """
     failures: list[BaseException] = []
@@ -26,7 +26,7 @@ def serving(name: str, run: Callable[[], None], end: Callable[[], None], stop: t
             log.error("the %s's thread failed", name, exc_info=True)
             failures.append(error)
         finally:
-            stop.set()
+            ended.set()
 
     thread = threading.Thread(target=serve, name=name)
     thread.start()

@@ -67,6 +67,12 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The directory for a row of each action (see ``cluster/telemetry.py``); '' for none."""
     telemetry_bytes: int = TELEMETRY_LIMIT
     """Bytes of rows kept there at most."""
+    drain_timeout: float = 10.0
+    """Seconds that what runs has to end, at most, before an agent that was asked to leaves."""
+
+
+LIVE: Final = frozenset({"heartbeat", "telemetry", "telemetry_bytes", "drain_timeout", "cache_bytes"})
+"""What :meth:`Agent.configure` changes while it runs (``cache_bytes``: whoever owns the cache)."""
 
 
 class DeviceState(msgspec.Struct, frozen=True):
@@ -117,6 +123,7 @@ class Agent:
         self._calls = Calls()
         self._stopping = False
         self._stop_at = 0.0
+        self._stop_wait = STOP_WAIT
         self._poller = zmq.Poller()
         self._polled: list[tuple[Any, int]] = []
         self._telemetry = (
@@ -141,6 +148,27 @@ class Agent:
         return WorkerRunner(self._context, device.kind, device.type, device.threads)
 
     # ---- from other threads --------------------------------------------------------------------
+
+    def configure(self, config: AgentConfig) -> None:
+        """Go on with these settings, of which those in :data:`LIVE` may be others than before. Waits for the agent's
+        thread (from another thread only); RuntimeError once that has ended."""
+        before = self.config
+        rows = self._telemetry
+        if (config.telemetry, config.telemetry_bytes) != (before.telemetry, before.telemetry_bytes):
+            rows = ActionTelemetry(config.telemetry, config.name, config.telemetry_bytes) if config.telemetry else None
+            if rows is not None:
+                rows.start()
+
+        def configure() -> ActionTelemetry | None:
+            self.config = config
+            previous, self._telemetry = self._telemetry, rows
+            for device in self._devices:
+                device.telemetry = rows
+            return previous
+
+        previous = self._calls.ask(configure)
+        if previous is not None and previous is not rows:
+            previous.stop()
 
     def call(self, function: Callable[[], None]) -> None:
         """Have ``function`` run in the agent's thread, soon; nothing once :meth:`run` has ended."""
@@ -177,17 +205,20 @@ class Agent:
         another thread only); RuntimeError once it has ended, TimeoutError where it does not answer."""
         return self._calls.ask(lambda: [device.load_now() for device in self._devices])
 
-    def stop(self) -> None:
-        """Take no more batches, finish those that run (for as long as anybody can wait for them), end the workers and
-        leave :meth:`run`."""
+    def stop(self, at_once: bool = False) -> None:
+        """Take no more batches, finish those that run (for as long as anybody can wait for them, and ``drain_timeout``
+        seconds at most), end the workers and leave :meth:`run`. ``at_once``: without waiting for anything."""
 
         def stop() -> None:
+            now = time.monotonic()
             if not self._stopping:
                 self._stopping = True
-                now = time.monotonic()
                 longest = max((device.engine.drain_time() for device in self._devices), default=0.0)
-                self._stop_at = now + longest + DRAIN_GRACE
+                self._stop_at = now + min(longest + DRAIN_GRACE, self.config.drain_timeout)
                 self._assign(now, {})
+            if at_once:
+                self._stop_at = now
+                self._stop_wait = 0.0
 
         self.call(stop)
 
@@ -205,7 +236,7 @@ class Agent:
                 link.close()
             for device in self._devices:
                 device.runner.stop()
-            stopped_by = time.monotonic() + STOP_WAIT
+            stopped_by = time.monotonic() + self._stop_wait
             for device in self._devices:
                 device.runner.close(max(stopped_by - time.monotonic(), 0.0))
             self._context.term()

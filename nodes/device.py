@@ -88,7 +88,7 @@ class Device:
         self.batches_run = 0
         self._executed = 0.0
         """Seconds of all executions until now."""
-        self._telemetry = telemetry
+        self.telemetry = telemetry
         self._known = known
         self._remeasure = Remeasure()
         self._changed = changed
@@ -256,8 +256,8 @@ class Device:
         record.memory_mb = self.engine.paging.taken()
         if record.kind == "INFER":
             self._executed += record.duration
-        if self._telemetry is not None:
-            note(self._telemetry, self.number, record)
+        if self.telemetry is not None:
+            note(self.telemetry, self.number, record)
 
     def _finished(self, now: float, event: wire.Finished, frames: list[Part]) -> None:
         """A batch that the worker had has ended."""

@@ -9,6 +9,7 @@ import threading
 import time
 from pathlib import Path
 
+from cluster.control import Control
 from cluster.filecache import FileCache, default_directory
 from cluster.membership import Follower, Membership
 from cluster.observe.sidecar import Sidecar
@@ -154,14 +155,14 @@ class NodePublisher:
 
 
 def run_agent_process(
-    config: AgentConfig, store_url: str, cluster: str, stop: threading.Event, sidecar: Sidecar
+    config: AgentConfig, store_url: str, cluster: str, control: Control[AgentConfig], sidecar: Sidecar
 ) -> None:
-    """Serve until ``stop`` is set; then finish what runs. ``sidecar`` tells of it. Waits for a store that is away.
-    Raises StoreError or RecordError where it cannot begin, and RuntimeError where the agent's thread ended by itself
-    (its shards are of another version)."""
+    """Serve until ``control`` says stop; then finish what runs. ``sidecar`` tells of it. Waits for a store that is
+    away. Raises StoreError or RecordError where it cannot begin, and RuntimeError where the agent's thread ended by
+    itself (its shards are of another version)."""
     paths = Paths(cluster)
     key = paths.node(config.name)
-    store = wait_for_store(store_url, stop)
+    store = wait_for_store(store_url, control.stop)
     if store is None:
         return
     try:
@@ -180,9 +181,14 @@ def run_agent_process(
         placed: Placement | None = None
         files.start()
         try:
-            with serving("agent", agent.run, agent.stop, stop):
+            ended = threading.Event()
+            with serving("agent", agent.run, agent.stop, ended):
                 gauges.start()
-                while not stop.is_set():
+                while not (control.stop.is_set() or ended.is_set()):
+                    changed = control.changed()
+                    if changed is not None:
+                        agent.configure(changed)
+                        cache.limit = changed.cache_bytes
                     if follower.poll(TURN):
                         shards = view.shards(follower.entries)
                         agent.follow(shards)
@@ -199,6 +205,11 @@ def run_agent_process(
                     membership.beat(time.monotonic())
                 # What runs may take a while to end: whoever places models need not wait for it.
                 membership.leave()
+                agent.stop()
+                while not (ended.wait(TURN) or control.at_once.is_set()):
+                    pass
+                if not ended.is_set():
+                    agent.stop(at_once=True)
         finally:
             gauges.stop()
             gpus.close()

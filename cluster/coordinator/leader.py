@@ -57,6 +57,10 @@ class CoordinatorConfig(msgspec.Struct, frozen=True, kw_only=True):
     forget: float = 86_400.0
 
 
+LIVE = frozenset({"forget", *Settings.__struct_fields__})
+"""What :meth:`Leader.configure` changes while it leads."""
+
+
 class Leader:
     """See the module's text. One object for each term; ``now`` is monotonic, in seconds."""
 
@@ -88,6 +92,13 @@ class Leader:
         self._problems: dict[str, str] = {}
         self._silent_since: dict[str, float] = {}
         self.moves = 0
+
+    def configure(self, config: CoordinatorConfig) -> None:
+        """Go on with these settings, of which those in :data:`LIVE` may be others than before. A planner with others
+        begins as a new leader's does: with what lies in the store, and it moves nothing until it has measured rates."""
+        if config.settings != self._config.settings:
+            self._planner = Planner(config.settings)
+        self._config = config
 
     def outage_ended(self, now: float) -> None:
         """The store was away and is back: who is not registered need not be gone."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import socket
-import threading
 import time
 
+from cluster.control import Control
 from cluster.coordinator.heartbeat import Heartbeat
 from cluster.coordinator.leader import CoordinatorConfig, Leader
 from cluster.coordinator.provider import Provider
@@ -26,15 +26,15 @@ TURN = 0.2
 
 
 def run_coordinator_process(
-    config: CoordinatorConfig, store_url: str, cluster: str, stop: threading.Event, sidecar: Sidecar
+    config: CoordinatorConfig, store_url: str, cluster: str, control: Control[CoordinatorConfig], sidecar: Sidecar
 ) -> None:
-    """Stand for leadership, and lead while elected, until ``stop`` is set; ``sidecar`` tells of it.
+    """Stand for leadership, and lead while elected, until ``control`` says stop; ``sidecar`` tells of it.
 
     Raises StoreError or RecordError where it cannot begin, and
     :class:`~cluster.coordinator.provider.ProviderError` for a command that cannot be run.
     """
     provider = Provider(config.provider_up, config.provider_down)
-    store = wait_for_store(store_url, stop)
+    store = wait_for_store(store_url, control.stop)
     if store is None:
         return
     try:
@@ -49,7 +49,12 @@ def run_coordinator_process(
         away = False
         heartbeat.start()
         try:
-            while not stop.is_set():
+            while not control.stop.is_set():
+                changed_config = control.changed()
+                if changed_config is not None:
+                    config = changed_config
+                    if leader is not None:
+                        leader.configure(config)
                 changed = follower.poll(TURN)
                 heartbeat.turn()
                 now = time.monotonic()
