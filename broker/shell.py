@@ -24,6 +24,7 @@ from broker.endpoint import Endpoint
 from broker.engine.limits import Limits
 from broker.engine.report import Report
 from broker.engine.scheduler import Scheduler
+from broker.figures import ShardSource
 from broker.files import ShardFiles
 from broker.plans import build_pipeline
 from broker.reporting import tuning_of
@@ -75,6 +76,8 @@ class ShardConfig(msgspec.Struct, kw_only=True, frozen=True):
     """The directory for a row of each request (see ``cluster/telemetry.py``); '' for none."""
     telemetry_bytes: int = TELEMETRY_LIMIT
     """Bytes of rows kept there at most."""
+    metrics: bool = True
+    """Whether what happens to requests is counted by pipeline and stage."""
     traces: int = 20_000
     """Traces of requests that are kept, the newest ones; 0 for none."""
     trace_sample: float = 0.01
@@ -129,6 +132,7 @@ class Shard:
             Limits(config.max_bytes, config.max_payload, config.max_requests),
             first_batch=secrets.randbits(28) << 32,
             spans=config.traces > 0,
+            metrics=config.metrics,
         )
         self.tracer = Tracer(config.name, config.traces, config.trace_sample, Random()) if config.traces > 0 else None
         """The newest requests' traces, for other threads to read; None where none are kept."""
@@ -143,6 +147,12 @@ class Shard:
         self._agents = Agents(self._backend, self._scheduler, self._files, config.name, config.heartbeat)
         self._calls = Calls()
         self._stopping = False
+        self.waits_for = "the shard has not begun"
+        """Why it does not serve; '' while it does."""
+        self.source = ShardSource(
+            config.name, self._scheduler, self._clients, self._agents, self._files, self.tracer, lambda: self.waits_for
+        )
+        """What it counts, for whoever observes it."""
         self.draining = False
         """Whether it was asked to leave, and finishes what it has."""
         self._drain_by = float("inf")
@@ -276,8 +286,10 @@ class Shard:
         if self._telemetry is not None:
             self._telemetry.start()
         try:
+            self.waits_for = ""
             self._serve()
         finally:
+            self.waits_for = "the shard has ended"
             self._calls.close()
             self._files.stop()
             if self._telemetry is not None:

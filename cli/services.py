@@ -256,6 +256,12 @@ def broker() -> None:
 @_cache_options
 @_telemetry_options("request")
 @_setting(
+    "--metrics/--no-metrics",
+    default=True,
+    show_default=True,
+    help="Count what becomes of requests, by pipeline and stage.",
+)
+@_setting(
     "--traces",
     type=click.IntRange(min=0),
     default=20_000,

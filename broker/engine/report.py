@@ -35,9 +35,9 @@ class Tally:
 class StageFigures:
     """One stage over the time since it was last reported. ``queued`` (mean queueing delay) and ``waits`` (every batch
     wait) are of the last whole period, which is told once; ``execution`` is the batches' mean, ``latency`` has
-    measured (batch, seconds) by device type, ``drift`` how many times as much as the profiles say that is, ``slack`` the
-    10th percentile and the median from the grant of a batch to the closing of its window (-1.0 where none was counted).
-    Seconds."""
+    measured (batch, seconds) by device type, ``drift`` how many times as much as the profiles say that is. ``slack`` is
+    the 10th percentile and the median from the grant of a batch to the closing of its window (-1.0 where none was
+    counted). Seconds."""
 
     def __init__(self, stage: "Stage") -> None:
         self.model = stage.key
