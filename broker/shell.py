@@ -247,6 +247,7 @@ class Shard:
             if not self.draining:
                 now = time.monotonic()
                 self.draining = True
+                self.waits_for = "the shard is draining"
                 self._drain_by = now + self.config.drain_timeout
                 self._quiet_at = now + QUIET
                 self._submitted = self._scheduler.ledger.submitted

@@ -51,7 +51,8 @@ class Scheduler:
     ``first_batch`` numbers the first batch, and the first LOAD or UNLOAD: an agent may still answer one of a shard that
     ran before this one, so shells choose it anew each time. ``overhead`` is a first guess of the seconds that a batch
     takes beside its execution. ``preemption`` says that the shell can stop a running batch (:meth:`take_preempted`).
-    With ``metrics`` it is counted what happens (metrics.py). With ``spans`` it is kept of every request how its stages went, save of those that end ok and are not sampled.
+    With ``spans`` it is kept of every request how its stages went, save of those that end ok and are not sampled. With
+    ``metrics`` it is counted what happens (metrics.py).
     """
 
     def __init__(
