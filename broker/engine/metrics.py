@@ -21,6 +21,7 @@ EXPIRED: Final = Outcome.EXPIRED
 NOTED: Final = (Outcome.DROPPED, Outcome.EXPIRED, Outcome.FAILED, Outcome.UNAVAILABLE)
 """Outcomes of which the newest requests are kept (:class:`Lost`)."""
 MOST_NOTED: Final = 10
+MOST_SLACKS: Final = 256
 MOST_STAGES: Final = 500
 """With metrics of their own; those that come later share one."""
 UNBOUNDED: Final = 1e17
@@ -145,8 +146,8 @@ class StageMetrics:
         """Requests that were dropped or expired here."""
         self.drop_probability = 0.0
         """What part that was of those that came in the last second."""
-        self.told_slack: list[int] = []
-        """As it was reported last (report.py)."""
+        self.slacks: deque[float] = deque(maxlen=MOST_SLACKS)
+        """The newest since they were reported last (report.py)."""
         self._came = 0
         self._came_before = 0
         self._dropped_before = 0
@@ -160,7 +161,9 @@ class StageMetrics:
         """A batch of these was granted."""
         self.sizes.observe(float(len(tasks)))
         if closes < UNBOUNDED:
-            self.slack.observe(closes - now)
+            slack = closes - now
+            self.slack.observe(slack)
+            self.slacks.append(slack)
         at_dispatch = self.at_dispatch
         forced = self.forced
         chosen = self.chosen

@@ -99,11 +99,11 @@ def order_name(stage: "Stage") -> str:
 def _slack(stage: "Stage") -> tuple[float, float]:
     """Of the windows of the batches that were granted since this was last asked."""
     metrics = stage.metrics
-    if metrics is None or metrics.shared:
+    if metrics is None or metrics.shared or not metrics.slacks:
         return (-1.0, -1.0)
-    buckets = metrics.slack.since(metrics.told_slack)
-    metrics.told_slack = metrics.slack.buckets.copy()
-    return (quantile(metrics.slack.bounds, buckets, 0.1), quantile(metrics.slack.bounds, buckets, 0.5))
+    slacks = sorted(metrics.slacks)
+    metrics.slacks.clear()
+    return (slacks[len(slacks) // 10], slacks[len(slacks) // 2])
 
 
 def _measured(stage: "Stage", tables: list[LatencyTable]) -> list[tuple[int, float]]:
