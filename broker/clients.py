@@ -489,7 +489,7 @@ def _answer(request: EngineRequest) -> Answer:
     remaining = int((request.deadline - request.ended_at) * 1e6)
     outcome = request.outcome
     assert outcome is not None
-    if outcome is Outcome.OK and request.timings is None:
+    if outcome is Outcome.OK and not request.timed:
         assert request.answer is not None
         return Answer(request.id, outcome, request.answer.node, remaining)
     timings = [
@@ -502,6 +502,7 @@ def _answer(request: EngineRequest) -> Answer:
             round(time.remaining * 1e6),
         )
         for time in request.timings or ()
+        if request.timed and time.items
     ]
     node = request.answer.node if request.answer is not None else None
     return Answer(

@@ -3,6 +3,7 @@ and all ends."""
 
 from __future__ import annotations
 
+from random import Random
 from typing import Any
 
 import pytest
@@ -28,6 +29,8 @@ from broker.engine.residency import LOADING, RESIDENT, UNLOADING
 from broker.engine.scheduler import Scheduler
 from broker.engine.stage import NEVER, Stage
 from broker.engine.upkeep import SWEEP
+from broker.tracing import Tracer
+from cluster.observe.trace import TraceRecord
 from laxity.outcomes import Outcome
 from laxity.payload import Payload, as_list, encode
 from pipelines.policies import POLICIES
@@ -103,11 +106,13 @@ class SchedulerMachine(RuleBasedStateMachine):
     ) -> None:
         self.now = 1000.0
         limits = Limits(max_bytes=20_000, max_payload=1000, max_requests=MAX_REQUESTS)
-        self.scheduler = Scheduler(limits, 7, overhead, preemption)
+        self.scheduler = Scheduler(limits, 7, overhead, preemption, spans=True)
         self.preemption = preemption
         self.rate = rate
         """The arrival rate that stages begin with: whether others are expected, so that waiting pays."""
         self.clients = [Client("one"), Client("two")]
+        self.tracer = Tracer("s", 1000, 0.5, Random(0))
+        self.traced = 0
         self.requests: list[Request] = []
         self.ended: set[Request] = set()
         self.batches: dict[int, Batch] = {}
@@ -169,6 +174,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             timed,
         )
         assert request is not None
+        self.tracer.begin(request, "")
         self.requests.append(request)
 
     @precondition(lambda self: self.agents)
@@ -414,7 +420,12 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert batch.stage.policy.preempts
             del self.batches[batch.number]
             self._not_done(batch)
-        for request in self.scheduler.take_ended():
+        ended = self.scheduler.take_ended()
+        self.tracer.note(ended)
+        self.traced, traces = self.tracer.traces(self.traced, len(ended))
+        for trace in traces:
+            check_trace(trace)
+        for request in ended:
             assert request not in self.ended, "ended twice"
             self.ended.add(request)
             assert request.outcome is not None
@@ -589,6 +600,35 @@ class SchedulerMachine(RuleBasedStateMachine):
         self._dispatch()
         assert self.ended == set(self.requests)
         assert {key.split("@")[0] for key in self.scheduler.stages} == set(self.versions)
+
+
+def check_trace(trace: TraceRecord) -> None:
+    """Moments are in order, waiting adds up, and so does the reckoning of a drop."""
+    for span in trace.spans:
+        assert 0.0 <= span.queued <= trace.latency + 1e-9
+        if span.granted < 0.0:
+            assert (span.opens, span.device, span.batch, span.size, span.attempts) == (-1.0, "", -1, 0, 0)
+        else:
+            assert span.queued <= span.opens <= span.granted <= trace.latency + 1e-9
+            assert -1e-9 <= span.forced <= span.granted - span.queued + 1e-9
+            assert span.closes == -1.0 or span.closes >= span.granted
+            assert span.attempts >= 1
+            assert 1 <= span.size <= 4
+        if span.started >= 0.0:
+            assert span.started >= span.granted
+        if span.ended >= 0.0:
+            assert span.granted <= span.started <= span.ended <= trace.latency + 1e-9
+            assert span.batches >= 1
+    if trace.outcome == "ok":
+        assert all(span.ended >= 0.0 for span in trace.spans)
+    estimate = trace.estimate
+    if estimate is not None:
+        assert trace.outcome == "dropped"
+        assert estimate.stage == trace.stage
+        total = estimate.wait + estimate.execution + estimate.downstream
+        assert total == pytest.approx(estimate.remaining + estimate.short, abs=1e-9)
+        assert estimate.wait >= -1e-9
+        assert estimate.short >= -1e-9
 
 
 def run(machine: type[SchedulerMachine], examples: int) -> None:
