@@ -59,7 +59,7 @@ class _Reader:
             if key in COMMON:
                 self._take(common, next(iter(self._services)), (key,), value)
             elif key in self._services:
-                known = [name for name in self._options[key] if name not in COMMON or name in LOGS]
+                known = [name for name in self._options[key] if name not in COMMON] + [*LOGS]
                 for name, setting in self._mapping((key,), value).items():
                     if name in known:
                         self._take(found[key], key, (key, name), setting)
@@ -68,7 +68,7 @@ class _Reader:
                     else:
                         self._wrong((key, name), "unknown key", _instead(name, known))
             else:
-                self._wrong((key,), "unknown key", _instead(key, [*COMMON, *self._services]))
+                self._wrong((key,), "unknown key", _instead(key, [*COMMON[:2], *self._services, *LOGS]))
         return {section: {**common, **values} for section, values in found.items()}
 
     def _mapping(self, path: tuple[str, ...], value: Any) -> dict[Any, Any]:

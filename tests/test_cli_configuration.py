@@ -64,12 +64,18 @@ def test_a_file_gives_what_flags_do_not(file: Path) -> None:
         "max_payload": 1024**2,
         "max_bytes": 4 * 1024**3,
         "max_requests": 200_000,
+        "drain_timeout": 10.0,
+        "log_format": "text",
+        "log_level": "info",
         "cache": "",
         "cache_bytes": 100 * 1024**3,
         "telemetry": "",
         "telemetry_bytes": 512 * 1024**2,
         "http": "127.0.0.1:*",
         "otlp": "",
+        "traces": 20_000,
+        "metrics": True,
+        "trace_sample": 0.01,
     }
     assert parsed("node", "--config", str(file))["devices"] == "emulated:4"
     leader = parsed("coordinator", "--config", str(file))

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from cluster.control import Control
 from cluster.coordinator.presence import Presence
 from cluster.coordinator.view import Records, view_of
 from cluster.decoded import Decoded
@@ -236,13 +237,13 @@ class RunningAgent:
 
     def __init__(self, url: str, name: str, cache: Path) -> None:
         config = AgentConfig(name=name, devices=[DeviceConfig("cpu", "cpu")], cache=str(cache))
-        self._stop = threading.Event()
+        self._control: Control[AgentConfig] = Control()
         sidecar = Sidecar("", "", [], Beginning("agent", name, ""))
-        self._thread = threading.Thread(target=run_agent_process, args=(config, url, "test", self._stop, sidecar))
+        self._thread = threading.Thread(target=run_agent_process, args=(config, url, "test", self._control, sidecar))
         self._thread.start()
 
     def close(self) -> None:
-        self._stop.set()
+        self._control.ask_stop()
         self._thread.join()
 
 
