@@ -103,6 +103,7 @@ def run_shard_process(
         membership = Membership(store, paths.broker(config.name))
         follower = Follower(store, (paths.serving, paths.pipelines, paths.brokers, paths.tuning))
         shard = Shard(config)
+        sidecar.source = shard.source
         pipelines = PipelineFollower(shard)
         tuning = TuningFollower(shard)
         reports = reporter(shard.report, store, paths.report(config.name), membership)

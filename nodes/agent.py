@@ -18,12 +18,12 @@ from cluster.filecache import DEFAULT_LIMIT
 from cluster.telemetry import DEFAULT_LIMIT as TELEMETRY_LIMIT
 from cluster.telemetry import ActionTelemetry
 from laxity.loop import Calls, wait
-from nodes.device import Device, DeviceConfig, DeviceLoad, Models
+from nodes.device import Device, DeviceConfig, DeviceCounts, DeviceLoad, Models
 from nodes.emulated import EmulatedRunner
 from nodes.engine.models import HELD, READY, Model
 from nodes.measured import Known, Measured
 from nodes.runner import WorkerRunner
-from nodes.shard_link import ShardLink, ShardSession
+from nodes.shard_link import LinkCounts, ShardLink, ShardSession
 
 log = logging.getLogger("laxity.node")
 
@@ -88,6 +88,15 @@ class DeviceState(msgspec.Struct, frozen=True):
     worker_restarts: int
 
 
+class AgentCounts(msgspec.Struct, frozen=True):
+    """What has become of an agent until now; ``shards``: those that it is connected to."""
+
+    devices: list[DeviceCounts]
+    shards: int
+    reconnects: int
+    heartbeats: int
+
+
 class VersionRefused(Exception):
     """No shard is left that this agent can work for: it speaks another version of the protocol; trying again is no
     use."""
@@ -113,6 +122,7 @@ class Agent:
         """By shard: those that devices work for, and those that have yet to get an answer."""
         self._owners: dict[int, ShardLink] = {}
         """By device: the shard that it works for."""
+        self._link_counts = LinkCounts()
         self._known: Known = {}
         self._untold = False
         """Shards have to be told something."""
@@ -204,6 +214,18 @@ class Agent:
         """How much the devices have executed until now, and what is resident. Waits for the agent's thread (from
         another thread only); RuntimeError once it has ended, TimeoutError where it does not answer."""
         return self._calls.ask(lambda: [device.load_now() for device in self._devices])
+
+    def counts(self) -> AgentCounts:
+        """Everything that is counted. As for :meth:`loads`."""
+        return self._calls.ask(self._counts)
+
+    def _counts(self) -> AgentCounts:
+        return AgentCounts(
+            [device.counts() for device in self._devices],
+            sum(link.session is not None for link in self._links.values()),
+            self._link_counts.reconnects,
+            self._link_counts.heartbeats,
+        )
 
     def stop(self, at_once: bool = False) -> None:
         """Take no more batches, finish those that run (for as long as anybody can wait for them, and ``drain_timeout``
@@ -334,7 +356,9 @@ class Agent:
     def _link(self, now: float, shard: str) -> ShardLink:
         link = self._links.get(shard)
         if link is None:
-            link = ShardLink(self._context, shard, self.config.name, self.config.heartbeat, self._owes)
+            link = ShardLink(
+                self._context, shard, self.config.name, self.config.heartbeat, self._owes, self._link_counts
+            )
             self._links[shard] = link
             address = self._addresses.get(shard)
             if address is not None:

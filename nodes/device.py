@@ -7,6 +7,9 @@ from collections.abc import Callable
 
 import msgspec
 
+from cluster.observe.families import SECONDS
+from cluster.observe.figures import HistogramFigures
+from cluster.observe.histogram import Histogram
 from cluster.telemetry import ActionTelemetry
 from laxity.payload import Part
 from laxity.protocol import Acted, DeviceReport, Done, Grant, Load, ModelReport, Pull, Unload
@@ -48,6 +51,15 @@ class DeviceLoad(msgspec.Struct, frozen=True):
     budget_mb: float
 
 
+class DeviceCounts(msgspec.Struct, frozen=True):
+    """What has become of a device until now: how its actions ended, by (kind, code), and what LOADs took."""
+
+    load: DeviceLoad
+    actions: dict[tuple[str, str], int]
+    worker_deaths: int
+    loads: HistogramFigures
+
+
 class _Granted:
     """A batch that is to be answered."""
 
@@ -86,6 +98,9 @@ class Device:
         self.progress = ""
         """What loading is at, for people."""
         self.batches_run = 0
+        self._ended_by: dict[tuple[str, str], int] = {("INFER", "ok"): 0}
+        """Actions by kind and code."""
+        self._loads = Histogram(SECONDS)
         self._executed = 0.0
         """Seconds of all executions until now."""
         self.telemetry = telemetry
@@ -129,6 +144,11 @@ class Device:
         models = self.engine.paging.models
         budget = self.config.memory_mb
         return DeviceLoad(self.number, self._executed, len(models.on_device), self.engine.paging.taken(), budget)
+
+    def counts(self) -> DeviceCounts:
+        """Everything that is counted."""
+        deaths = self.engine.health.deaths
+        return DeviceCounts(self.load_now(), dict(self._ended_by), deaths, self._loads.figures())
 
     def owes(self, session: Session) -> bool:
         """Whether it has a batch, a LOAD or an UNLOAD of this session to answer."""
@@ -254,8 +274,11 @@ class Device:
         record.code = code
         record.detail = detail
         record.memory_mb = self.engine.paging.taken()
+        self._ended_by[record.kind, code] = self._ended_by.get((record.kind, code), 0) + 1
         if record.kind == "INFER":
             self._executed += record.duration
+        elif record.kind == "LOAD" and code == "ok":
+            self._loads.observe(record.duration)
         if self.telemetry is not None:
             note(self.telemetry, self.number, record)
 

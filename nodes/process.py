@@ -33,6 +33,7 @@ from cluster.store.base import Entry, Prefix
 from laxity.version import __version__
 from nodes.agent import Agent, AgentConfig, DeviceState, Placement, Work
 from nodes.engine.models import FAILED, READY
+from nodes.figures import AgentSource
 from nodes.files import ModelFiles
 from nodes.gauges import Gauges, gauge_publisher, gpus_among
 from nodes.known_profiles import KnownProfiles
@@ -108,7 +109,7 @@ def node_record(states: list[DeviceState], withheld: dict[int, dict[str, str]], 
     """An agent's record: ``ready`` once each device's models are loaded or given up. ``withheld``: by device, the
     states of models that it does not know of yet. ``http``: where its figures are to be had."""
     models = [{**withheld.get(device.number, {}), **device.models} for device in states]
-    settled = all(state == READY or state.startswith(FAILED) for held in models for state in held.values())
+    settled = all(_settled(state) for held in models for state in held.values())
     return NodeRecord(
         pid=os.getpid(),
         host=socket.gethostname(),
@@ -126,6 +127,10 @@ def node_record(states: list[DeviceState], withheld: dict[int, dict[str, str]], 
         release=__version__,
         http=http,
     )
+
+
+def _settled(state: str) -> bool:
+    return state == READY or state.startswith(FAILED)
 
 
 class NodePublisher:
@@ -148,6 +153,17 @@ class NodePublisher:
             if withheld != self._withheld:
                 self._withheld = withheld
                 self._publish()
+
+    def waits_for(self) -> str:
+        """Why the agent does not serve all that it is to ('': it does), for people."""
+        with self._lock:
+            if self._states is None:
+                return "the agent has only just begun"
+            record = node_record(self._states, self._withheld)
+        if record.state == "ready":
+            return ""
+        loading = [model for device in record.devices for model, state in device.models.items() if not _settled(state)]
+        return f"{len(loading)} models are not loaded yet, {loading[0]} among them"
 
     def _publish(self) -> None:
         if self._states is not None:
@@ -176,6 +192,8 @@ def run_agent_process(
         files = ModelFiles(cache, config.name, emulated)
         gpus = GpuReader(gpus_among(config.devices))
         gauges = gauge_publisher(agent.loads, Gauges(gpus), store, paths.gauges(config.name), membership)
+        # The driver is asked by two threads, each of which may find it gone.
+        scraped = GpuReader(gpus_among(config.devices))
         view = ClusterView(paths, config.name)
         follower = Follower(store, view.prefixes())
         placed: Placement | None = None
@@ -184,6 +202,7 @@ def run_agent_process(
             ended = threading.Event()
             with serving("agent", agent.run, agent.stop, ended):
                 gauges.start()
+                sidecar.source = AgentSource(config.name, agent.counts, scraped, publisher.waits_for)
                 while not (control.stop.is_set() or ended.is_set()):
                     changed = control.changed()
                     if changed is not None:
@@ -213,6 +232,7 @@ def run_agent_process(
         finally:
             gauges.stop()
             gpus.close()
+            scraped.close()
             files.stop()
             follower.close()
             membership.leave()

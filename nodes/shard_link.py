@@ -25,6 +25,16 @@ REFUSED_PAUSE: Final = 60.0
 """Seconds after which a shard that refused this agent is tried again: it may have been upgraded."""
 
 
+class LinkCounts:
+    """Of all connections of an agent, also of those that it gave up."""
+
+    def __init__(self) -> None:
+        self.heartbeats = 0
+        """Sent."""
+        self.reconnects = 0
+        """Sessions with a shard that followed another one over the same connection."""
+
+
 class ShardSession:
     """The time from a shard's WELCOME until either side lets go of the other: what was granted in it cannot be answered
     after it."""
@@ -57,6 +67,7 @@ class ShardLink:
         agent: str,
         heartbeat: float,
         owing: Callable[[ShardSession], bool],
+        counts: LinkCounts,
     ) -> None:
         """``heartbeat`` in seconds, until WELCOME says another. ``owing`` tells whether any device of the agent, also
         one that works for another shard by now, has a batch of a session to answer."""
@@ -71,6 +82,8 @@ class ShardLink:
         self._agent = agent
         self._heartbeat = heartbeat
         self._owing = owing
+        self._counts = counts
+        self._sessions = 0
         self._address = ""
         self._heard_at = 0.0
         self._said_at = 0.0
@@ -134,7 +147,7 @@ class ShardLink:
         elif self.session is None:
             self._say_ready()
         else:
-            self.send(Heartbeat(round(now * 1e6)), [])
+            self._counts.heartbeats += self.send(Heartbeat(round(now * 1e6)), [])
 
     def close(self) -> None:
         """Say goodbye and close the connection for good."""
@@ -216,6 +229,8 @@ class ShardLink:
         if self.session is None:
             self.refused = ""
             self.session = ShardSession(self)
+            self._sessions += 1
+            self._counts.reconnects += self._sessions > 1
             log.info("connected to shard %s", welcome.shard)
             self.report()  # what changed since READY was said; before the devices pull
             for device in self.devices.values():

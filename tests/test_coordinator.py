@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from cluster.coordinator.figures import CoordinatorCounts
 from cluster.coordinator.leader import CoordinatorConfig, Leader
 from cluster.coordinator.provider import Provider
 from cluster.election import Election, NotLeaderError
@@ -149,7 +150,7 @@ class Candidate:
         if self.term is None or self.number != self.election.term:
             self.number = self.election.term
             config = CoordinatorConfig(name=self.name, settings=self.world.settings, forget=self.world.forget)
-            self.term = Leader(config, PATHS, self.election, Provider("", ""), now)
+            self.term = Leader(config, PATHS, self.election, Provider("", ""), CoordinatorCounts(), now)
         self.term.step(now, self.follower, changed)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
+from cluster.coordinator.figures import CoordinatorCounts
 from cluster.coordinator.heartbeat import Heartbeat
 from cluster.coordinator.leader import CoordinatorConfig, Leader
 from cluster.coordinator.provider import Provider
@@ -74,7 +75,7 @@ def test_what_was_planned_in_one_term_is_not_written_in_the_next() -> None:
     election = Election(store, PATHS.leader, b"a", 5.0)
     now = time.monotonic()
     election.beat(now)
-    leader = Leader(CoordinatorConfig(name="a"), PATHS, election, Provider("", ""), now)
+    leader = Leader(CoordinatorConfig(name="a"), PATHS, election, Provider("", ""), CoordinatorCounts(), now)
     election.resign()
     election.beat(now)
     assert election.is_leader(now)

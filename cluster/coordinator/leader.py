@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping, Sequence
 
 import msgspec
 
 from cluster.coordinator.changes import changes, tuning_changes
+from cluster.coordinator.figures import CoordinatorCounts
 from cluster.coordinator.presence import Presence
 from cluster.coordinator.provider import Provider
 from cluster.coordinator.view import Records, arrival_rates, heard, view_of
@@ -65,12 +67,19 @@ class Leader:
     """See the module's text. One object for each term; ``now`` is monotonic, in seconds."""
 
     def __init__(
-        self, config: CoordinatorConfig, paths: Paths, election: Election, provider: Provider, now: float
+        self,
+        config: CoordinatorConfig,
+        paths: Paths,
+        election: Election,
+        provider: Provider,
+        counts: CoordinatorCounts,
+        now: float,
     ) -> None:
         self._config = config
         self._paths = paths
         self._election = election
         self._provider = provider
+        self._counts = counts
         self.term = election.term
         """It writes in no other: what it knows may be outdated by then."""
         self._planner = Planner(config.settings)
@@ -166,7 +175,9 @@ class Leader:
         self._nodes.update(now, records.known_nodes(), records.nodes.keys() | heard(reports))
         self._shards.update(now, records.known_shards(), records.brokers.keys())
         view = view_of(now, records, reports, self._nodes, self._shards, self._config.settings.loss_patience)
+        began = time.perf_counter()
         plan = self._planner.plan(now, view)
+        self._counts.planned(plan, time.perf_counter() - began)
         self._plan_at = plan.again_at
         for model, why in plan.problems.items():
             if self._problems.get(model) != why:
@@ -209,6 +220,7 @@ class Leader:
         self._provider.step(now, wanted, there)
 
     def _tell(self, plan: Plan) -> None:
+        self._counts.moves += len(plan.moves)
         for move in plan.moves:
             self.moves += 1
             log.info("%s", _sentence(move))

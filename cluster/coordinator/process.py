@@ -8,6 +8,7 @@ import socket
 import time
 
 from cluster.control import Control
+from cluster.coordinator.figures import CoordinatorCounts, CoordinatorSource
 from cluster.coordinator.heartbeat import Heartbeat
 from cluster.coordinator.leader import CoordinatorConfig, Leader
 from cluster.coordinator.provider import Provider
@@ -45,9 +46,11 @@ def run_coordinator_process(
         election = Election(store, paths.leader, encode(LeaderRecord(config.name, host, pid)), config.ttl)
         follower = Follower(store, paths.decided_by())
         heartbeat = Heartbeat(membership, election, TURN)
+        counts = CoordinatorCounts()
         leader: Leader | None = None
         away = False
         heartbeat.start()
+        sidecar.source = CoordinatorSource(config.name, counts, election, lambda: follower.away_since is not None)
         try:
             while not control.stop.is_set():
                 changed_config = control.changed()
@@ -62,10 +65,11 @@ def run_coordinator_process(
                     if leader is not None:
                         log.warning("%s leads no more", config.name)
                         leader = None
+                        counts.leads_no_more()
                     continue
                 if leader is None or leader.term != election.term:
                     log.info("%s leads", config.name)
-                    leader = Leader(config, paths, election, provider, now)
+                    leader = Leader(config, paths, election, provider, counts, now)
                 if follower.away_since is not None:
                     away = True
                     continue
@@ -77,6 +81,7 @@ def run_coordinator_process(
                 except NotLeaderError:
                     log.warning("%s was not leader any more when it wrote", config.name)
                     leader = None
+                    counts.leads_no_more()
                 except StoreError as error:
                     log.warning("the plan cannot be written at present: %s", error)
         finally:
