@@ -22,6 +22,7 @@ from laxity.outcomes import (
     Unavailable,
 )
 from laxity.reply import Reply, Timing
+from laxity.routes import ServedPipeline
 from laxity.version import __version__
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "Rejected",
     "Reply",
     "ReplyFuture",
+    "ServedPipeline",
     "Timing",
     "Unavailable",
     "__version__",

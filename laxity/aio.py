@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import weakref
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Iterable
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping
 from types import TracebackType
 from typing import Any, Literal, Self, overload
 
@@ -13,6 +13,7 @@ from laxity.channel import Channel
 from laxity.outcomes import LaxityError, Outcome
 from laxity.protocol import Answer
 from laxity.reply import Reply, reply_of
+from laxity.routes import ServedPipeline
 from laxity.transport import Ended
 
 
@@ -89,6 +90,16 @@ class AsyncClient:
     async def wait_ready(self, timeout: float = 5.0) -> None:
         """Wait until a shard is connected; see :meth:`laxity.Client.wait_ready`."""
         await asyncio.get_running_loop().run_in_executor(None, self._channel.wait_ready, timeout)
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether a shard is connected at present."""
+        return self._channel.is_connected
+
+    @property
+    def pipelines(self) -> Mapping[str, ServedPipeline]:
+        """The pipelines that the cluster serves, by name, as the connected shards tell; {} while none is connected."""
+        return self._channel.pipelines
 
     async def infer(
         self,

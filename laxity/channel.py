@@ -12,7 +12,7 @@ import re
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -23,6 +23,7 @@ from laxity.outcomes import Rejected, Unavailable
 from laxity.payload import encode
 from laxity.protocol import MAX_HEADER, MAX_NAME, Request
 from laxity.requests import UNKNOWN_SLO, Pending, above_limit
+from laxity.routes import ServedPipeline
 from laxity.transport import Ended, Transport
 
 LONGEST_SLO = 86_400.0 * 365
@@ -137,6 +138,16 @@ class Channel:
             raise RuntimeError("the client is closed; make a new one")
         if not ready:
             raise Unavailable(f"no shard could be reached within {timeout:g} s; {transport.trouble}")
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether a shard is connected."""
+        return self._transport.ready.is_set() and not self._transport.stopping
+
+    @property
+    def pipelines(self) -> Mapping[str, ServedPipeline]:
+        """What is served, by name; {} while no shard is connected."""
+        return self._transport.pipelines if self.is_connected else {}
 
     def cancel(self, id: int) -> None:
         """The caller has ended the request itself: forget it and tell the shard."""

@@ -6,7 +6,7 @@ import concurrent.futures
 import threading
 import weakref
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, Literal, Self, overload
 
@@ -14,6 +14,7 @@ from laxity.channel import Channel
 from laxity.outcomes import Cancelled, LaxityError, Outcome
 from laxity.protocol import Answer
 from laxity.reply import Reply, reply_of
+from laxity.routes import ServedPipeline
 from laxity.transport import Ended
 
 
@@ -165,6 +166,16 @@ class Client:
         keeps on trying.
         """
         self._channel.wait_ready(timeout)
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether a shard is connected at present."""
+        return self._channel.is_connected
+
+    @property
+    def pipelines(self) -> Mapping[str, ServedPipeline]:
+        """The pipelines that the cluster serves, by name, as the connected shards tell; {} while none is connected."""
+        return self._channel.pipelines
 
     def infer(
         self,

@@ -18,6 +18,15 @@ BEGINNINGS: Final = 100
 """How many turns of a rotation a client may begin at."""
 
 
+class ServedPipeline(msgspec.Struct, frozen=True):
+    """What a client knows of a pipeline that the cluster serves."""
+
+    slo: float | None
+    """Its SLO in seconds; None while no shard that serves it is connected."""
+    ready: bool
+    """Whether devices hold all its stages, as far as is known; requests to one that is not ready wait for that."""
+
+
 class RoutingTable(msgspec.Struct, frozen=True):
     """The cluster's shards, ``{name: address}``, and who serves what, ``{pipeline: {shard: weight}}``."""
 
@@ -161,3 +170,13 @@ class Router:
     def slos(self) -> dict[str, int]:
         """The SLOs in µs of all pipelines that connected shards serve."""
         return {name: slo_us for welcome in self._open.values() for name, slo_us in welcome.pipelines}
+
+    @property
+    def pipelines(self) -> dict[str, ServedPipeline]:
+        """All pipelines that connected shards serve, or know others to serve."""
+        found = {name: ServedPipeline(None, bool(route)) for name, route in self.table.routes.items()}
+        served = [(set(welcome.unready), welcome.pipelines) for welcome in self._open.values()]
+        ready = {name for unready, pipelines in served for name, _ in pipelines if name not in unready}
+        for name, slo_us in self.slos.items():
+            found[name] = ServedPipeline(slo_us / 1e6 if slo_us > 0 else None, name in ready)
+        return found

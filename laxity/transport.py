@@ -20,7 +20,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import zmq
@@ -33,7 +33,7 @@ from laxity.outcomes import Outcome
 from laxity.payload import Unpacker, decode, pack
 from laxity.protocol import Answer, ProtocolError
 from laxity.requests import Lane, Pending, RequestTable, local_answer
-from laxity.routes import Router
+from laxity.routes import Router, ServedPipeline
 from laxity.version import __version__
 
 log = logging.getLogger("laxity")
@@ -59,6 +59,8 @@ class Transport:
         """Whether it takes no more requests."""
         self.ready = threading.Event()
         """Whether a shard is connected and has said what it serves; also set once the thread has ended."""
+        self.pipelines: Mapping[str, ServedPipeline] = {}
+        """What is served, as the connected shards tell; replaced as a whole, so that any thread may look."""
         self._deliver = deliver
         self._jitter = int(client[:4], 16) / 0x10000
         self._router = Router(self._jitter)
@@ -277,6 +279,7 @@ class Transport:
         table, router = self.table, self._router
         connection.lane = table.lane(shard)
         router.welcome(welcome)
+        self.pipelines = router.pipelines
         table.learn(router.heartbeat, router.max_payload, router.slos)
         self._ended += [(pending, answer, None) for pending, answer in table.too_large()]
         self.ready.set()
@@ -345,6 +348,7 @@ class Transport:
         if lane is not None:
             connection.lane = None
             self._router.lost(lane.shard)
+            self.pipelines = self._router.pipelines
             self.table.lost(lane)
         if not any(other.lane is not None for other in self._connections):
             self.ready.clear()

@@ -13,7 +13,7 @@ from laxity.outcomes import Outcome
 from laxity.payload import encode
 from laxity.protocol import Answer, Request, Welcome
 from laxity.requests import UNKNOWN_SLO, Pending, RequestTable
-from laxity.routes import Rotation, Router, RoutingTable, table_of
+from laxity.routes import Rotation, Router, RoutingTable, ServedPipeline, table_of
 
 SHARDS = ["a", "b", "c"]
 
@@ -48,6 +48,20 @@ def choose(found, pipeline="p"):
 
 def chosen(found, count, pipeline="p"):
     return Counter(choose(found, pipeline) for _ in range(count))
+
+
+def test_what_is_served_is_known_from_all_connected_shards_and_from_the_table():
+    routes = {"q": {"c": 1.0}, "gone": {}}
+    found = router(welcome("a", routes, unready=["p"]), welcome("b", routes, unready=["p"]))
+    assert found.pipelines == {
+        "p": ServedPipeline(1.0, False),
+        "q": ServedPipeline(None, True),
+        "gone": ServedPipeline(None, False),
+    }
+    found.welcome(welcome("b"))
+    assert found.pipelines["p"] == ServedPipeline(1.0, True)
+    found.lost("b")
+    assert found.pipelines["p"] == ServedPipeline(1.0, False)
 
 
 # ---- by weight ----------------------------------------------------------------------------------
