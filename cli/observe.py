@@ -15,9 +15,9 @@ import click
 @click.option("--otlp", default="", help="Where traces are sent.")
 def observe(link_fd: int, listen_fd: int | None, otlp: str) -> None:
     """Serve what is to be seen of the process that started this one, until that ends."""
-    from cluster.observe.bounded_http import serve_http
     from cluster.observe.exporter import exporter_app
     from cluster.observe.link import RemoteSource
+    from laxity.bounded_http import serve_http
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started it decides
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")

@@ -1,4 +1,6 @@
-"""HTTP that no client can hold up for others: bounded in connections, and in what an unfinished one may take."""
+"""HTTP that no client can hold up for others: bounded in connections, and in what an unfinished one may take.
+
+For those who serve some; `import laxity` does not import it."""
 
 from __future__ import annotations
 
@@ -14,8 +16,6 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-MOST_CONNECTIONS: Final = 128
-"""With one more, the one that has waited longest without a request under way is closed."""
 REQUEST_WITHIN: Final = 10.0
 """Seconds in which a request has to be there, from the connection or its first byte."""
 CHECK: Final = 5.0
@@ -29,6 +29,8 @@ MOST_HEAD: Final = 16 * 1024
 class BoundedProtocol(H11Protocol):
     """One connection."""
 
+    most_connections = 128
+    """With one more, the one that has waited longest without a request under way is closed."""
     _timer: asyncio.TimerHandle
     _waits_since = 0.0
     """When the connection, or the first byte of its next request, came."""
@@ -39,7 +41,7 @@ class BoundedProtocol(H11Protocol):
         super().connection_made(transport)
         self._waits_since = self.loop.time()
         self._timer = self.loop.call_later(CHECK, self._check)
-        if len(self.connections) > MOST_CONNECTIONS:
+        if len(self.connections) > self.most_connections:
             others = [each for each in self.connections if isinstance(each, BoundedProtocol) and each.waits()]
             min(others, key=lambda each: each._waits_since, default=self).transport.abort()
 
@@ -71,8 +73,24 @@ class BoundedProtocol(H11Protocol):
         self._timer = self.loop.call_later(CHECK, self._check)
 
 
-class _Server(uvicorn.Server):
-    """Leaves signals to whoever runs it."""
+class HttpServer(uvicorn.Server):
+    """Serves an application with such connections, without a log of requests. Signals are left to whoever runs it."""
+
+    def __init__(self, app: ASGIApp, protocol: type[BoundedProtocol] = BoundedProtocol) -> None:
+        logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # clients' mistakes are no news
+        settings: dict[str, Any] = {"loop": "asyncio", "ws": "none", "lifespan": "off", "interface": "asgi3"}
+        config = uvicorn.Config(
+            app,
+            http=protocol,
+            access_log=False,
+            log_config=None,
+            server_header=False,
+            timeout_keep_alive=KEEP_ALIVE,
+            timeout_graceful_shutdown=1,
+            h11_max_incomplete_event_size=MOST_HEAD,
+            **settings,
+        )
+        super().__init__(config)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -80,17 +98,5 @@ class _Server(uvicorn.Server):
 
 
 def serve_http(app: ASGIApp, listener: socket.socket) -> None:
-    """Serve on a socket that is bound already, for ever, without a log of requests."""
-    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # clients' mistakes are no news
-    settings: dict[str, Any] = {"loop": "asyncio", "ws": "none", "lifespan": "off", "interface": "asgi3"}
-    config = uvicorn.Config(
-        app,
-        http=BoundedProtocol,
-        access_log=False,
-        log_config=None,
-        server_header=False,
-        timeout_keep_alive=KEEP_ALIVE,
-        h11_max_incomplete_event_size=MOST_HEAD,
-        **settings,
-    )
-    _Server(config).run(sockets=[listener])
+    """Serve on a socket that is bound already, for ever."""
+    HttpServer(app).run(sockets=[listener])
