@@ -14,6 +14,7 @@ COMMANDS = {
     "up": ("cli.up:up", "Start a cluster on this machine and serve pipelines."),
     "down": ("cli.down:down", "End a cluster that `up` started."),
     "status": ("cli.status:status", "Show what a cluster consists of and how it does."),
+    "top": ("cli.top.command:top", "Watch a cluster live; drain a node from there."),
     "submit": ("cli.submit:submit", "Send requests to a pipeline and print the answers."),
     "load": ("cli.load:load", "Send requests at a rate, and tell how they ended."),
     "telemetry": ("cli.telemetry:telemetry", "Read what shards and agents wrote of requests."),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 
 from cli.live.feed import LiveFeed
 from cli.live.view import LiveView
@@ -24,7 +24,7 @@ TURN = 0.1
 log = logging.getLogger("laxity.live")
 
 
-def live_views(url: str, cluster: str, stop: threading.Event) -> Iterator[LiveView]:
+def live_views(url: str, cluster: str, stop: threading.Event) -> Generator[LiveView, None, None]:
     """A view each second until ``stop`` is set; the first at once. While the store is away, the last view with
     ``stale`` saying so. RecordError for a name that no cluster can have."""
     paths = Paths(cluster)
@@ -45,7 +45,7 @@ def live_views(url: str, cluster: str, stop: threading.Event) -> Iterator[LiveVi
         store.close()
 
 
-def _follow(store: Store, paths: Paths, feed: LiveFeed, stop: threading.Event) -> Iterator[LiveView]:
+def _follow(store: Store, paths: Paths, feed: LiveFeed, stop: threading.Event) -> Generator[LiveView, None, None]:
     follower = Follower(store, paths.root)
     decoded = Decoded()
     due = time.monotonic()

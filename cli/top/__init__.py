@@ -1,0 +1,1 @@
+"""``laxity top``: a cluster as it is now, in a terminal."""
