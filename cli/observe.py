@@ -13,7 +13,8 @@ import click
 @click.option("--link-fd", type=int, required=True, help="The socket to ask the process over.")
 @click.option("--listen-fd", type=int, help="The socket to serve at.")
 @click.option("--otlp", default="", help="Where traces are sent.")
-def observe(link_fd: int, listen_fd: int | None, otlp: str) -> None:
+@click.option("--dashboard", type=(str, str), help="The store and the cluster whose dashboard is served at /.")
+def observe(link_fd: int, listen_fd: int | None, otlp: str, dashboard: tuple[str, str] | None) -> None:
     """Serve what is to be seen of the process that started this one, until that ends."""
     from cluster.observe.exporter import exporter_app
     from cluster.observe.link import RemoteSource
@@ -25,4 +26,9 @@ def observe(link_fd: int, listen_fd: int | None, otlp: str) -> None:
     if listen_fd is None:
         source.wait()
     else:
-        serve_http(exporter_app(source), socket.socket(fileno=listen_fd))
+        home = None
+        if dashboard is not None:
+            from cli.dashboard.app import dashboard_app
+
+            home = dashboard_app(*dashboard, token=None)
+        serve_http(exporter_app(source, home), socket.socket(fileno=listen_fd))

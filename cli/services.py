@@ -129,12 +129,17 @@ def _http_options(otlp: bool = False) -> Callable[[Callable[..., None]], Callabl
 
 
 def _sidecar(
-    process: Literal["shard", "agent", "coordinator"], name: str, http: str, host: str = "", otlp: str = ""
+    process: Literal["shard", "agent", "coordinator"],
+    name: str,
+    http: str,
+    *arguments: str,
+    host: str = "",
+    at_once: bool = False,
 ) -> Sidecar:
-    """What tells of a service, which it starts; OSError where its address cannot be had."""
-    arguments = ["--otlp", otlp] if otlp else []
+    """What tells of a service, by way of `laxity observe` with these arguments; OSError where its address cannot be
+    had."""
     source = Beginning(process, name, "the store has not answered yet")
-    return Sidecar(http, host, laxity("observe", *arguments), source, at_once=bool(otlp))
+    return Sidecar(http, host, laxity("observe", *arguments), source, at_once=at_once)
 
 
 def _service(group: click.Group, kind: str, named: str) -> Callable[[Callable[..., None]], click.Command]:
@@ -299,7 +304,8 @@ def broker_run(store: str, cluster: str, shard: str, http: str, otlp: str, **set
     control = _control(lambda given: ShardConfig(name=shard, **given), settings, LIVE, ("shard", shard))
     try:
         config = ShardConfig(name=shard, **settings)
-        with _sidecar("shard", shard, http, config.advertise, otlp) as sidecar:
+        traces = ("--otlp", otlp) if otlp else ()
+        with _sidecar("shard", shard, http, *traces, host=config.advertise, at_once=bool(otlp)) as sidecar:
             run_shard_process(config, store, cluster, control, sidecar)
     except (AddressInUse, OSError, RuntimeError) as error:
         raise click.ClickException(str(error)) from error
@@ -441,7 +447,7 @@ def coordinator_run(
     control = _control(make, settings, LIVE, ("coordinator", name))
     config = make(settings)
     try:
-        with _sidecar("coordinator", name, http) as sidecar:
+        with _sidecar("coordinator", name, http, "--dashboard", store, cluster) as sidecar:
             run_coordinator_process(config, store, cluster, control, sidecar)
     except ProviderError as error:
         raise click.UsageError(str(error)) from None

@@ -17,7 +17,8 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 REQUEST_WITHIN: Final = 10.0
-"""Seconds in which a request has to be there, from the connection or its first byte."""
+"""Seconds in which a request's line and headers have to be there, from the connection or their first byte; and between
+two parts of its body."""
 CHECK: Final = 5.0
 """Seconds between two looks at a connection; one that has taken nothing of its answer in between is closed."""
 KEEP_ALIVE: Final = 75
@@ -34,6 +35,8 @@ class BoundedProtocol(H11Protocol):
     _timer: asyncio.TimerHandle
     _waits_since = 0.0
     """When the connection, or the first byte of its next request, came."""
+    _heard_at = 0.0
+    """When anything came."""
     _unsent = 0
     """Bytes of answers not yet taken at the last look."""
 
@@ -50,8 +53,9 @@ class BoundedProtocol(H11Protocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        self._heard_at = self.loop.time()
         if self.waits() and not self._has_begun():
-            self._waits_since = self.loop.time()
+            self._waits_since = self._heard_at
         super().data_received(data)
 
     def waits(self) -> bool:
@@ -65,8 +69,10 @@ class BoundedProtocol(H11Protocol):
     def _check(self) -> None:
         unsent = self.transport.get_write_buffer_size()
         unread = unsent > 0 and unsent == self._unsent
-        late = self.waits() and self._has_begun() and self.loop.time() > self._waits_since + REQUEST_WITHIN
-        if unread or late:
+        latest = self.loop.time() - REQUEST_WITHIN
+        late = self.waits() and self._has_begun() and self._waits_since < latest
+        body = self.conn.their_state is h11.SEND_BODY and not self.flow.read_paused and self._heard_at < latest
+        if unread or late or body:
             self.transport.abort()
             return
         self._unsent = unsent

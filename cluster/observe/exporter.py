@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import gzip
-from collections import deque
-from collections.abc import Callable
-from typing import Final, TypeVar
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, Final, TypeVar
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -88,19 +88,27 @@ class _Handlers:
         except ValueError:
             raise HTTPException(400, f"limit={wanted['limit']!r} is no number") from None
         outcome, pipeline = wanted.get("outcome", ""), wanted.get("pipeline", "")
-        newest: deque[TraceRecord] = deque(maxlen=limit)
-        after = 0
-        while True:
-            last, page = _asked(lambda after=after: self._source.traces(after, PAGE))  # type: ignore[misc]
-            newest.extend(
-                trace
-                for trace in page
-                if (not outcome or trace.outcome == outcome) and (not pipeline or trace.pipeline == pipeline)
-            )
-            if len(page) < PAGE:
+        found: list[dict[str, Any]] = []
+        for trace in _newest_first(self._source):
+            if len(found) == limit:
                 break
-            after = last
-        return JSONResponse({"traces": [trace_to_json(trace) for trace in reversed(newest)]})
+            if (not outcome or trace.outcome == outcome) and (not pipeline or trace.pipeline == pipeline):
+                found.append(trace_to_json(trace))
+        return JSONResponse({"traces": found})
+
+
+def _newest_first(source: Source) -> Iterator[TraceRecord]:
+    """All traces that are kept, asked for a page at a time."""
+    end, page = _asked(partial(source.traces, -PAGE, PAGE))
+    yield from reversed(page)
+    end -= PAGE
+    while page and end > 0:
+        begin = max(end - PAGE, 0)
+        last, page = _asked(partial(source.traces, begin, end - begin))
+        # Where the oldest are no longer there, younger ones come in their place, which there were already.
+        page = page[: max(len(page) - max(last - end, 0), 0)]
+        yield from reversed(page)
+        end = begin
 
 
 def _asked(question: Callable[[], T]) -> T:

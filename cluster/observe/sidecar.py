@@ -82,7 +82,9 @@ class Sidecar:
         self._thread = threading.Thread(target=self._run, name="observe", daemon=True)
 
     def __enter__(self) -> Self:
-        if self._listener is not None or self._at_once:
+        if self.address:
+            log.info("metrics and health at %s", self.address)
+        if self.address or self._at_once:
             self._thread.start()
         return self
 
@@ -108,10 +110,12 @@ class Sidecar:
                 how = f"could not be started: {error}"
             if self._stopping:
                 return
-            pause = FIRST_PAUSE if time.monotonic() > began + SETTLED else min(2.0 * pause, LONGEST_PAUSE)
-            log.warning("the process that speaks HTTP %s; it is started again when it is asked for", how)
+            if time.monotonic() > began + SETTLED:
+                pause = FIRST_PAUSE
+            log.warning("the process that speaks HTTP %s; it is started again in %g s at the earliest", how, pause)
             if self._readable(self._wake_out, pause):
                 return
+            pause = min(2.0 * pause, LONGEST_PAUSE)
 
     def _wanted(self) -> bool:
         """Wait until somebody connects; False once this is to stop."""
