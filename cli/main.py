@@ -27,6 +27,7 @@ COMMANDS = {
     "node": ("cli.node:node", "List, drain and resume nodes; run a node agent."),
     "coordinator": ("cli.services:coordinator", "Run a coordinator (a service; `up` starts it for you)."),
 }
+    "gateway": ("cli.services:gateway", "Serve the Open Inference Protocol, for clients of Triton and KServe."),
 """By command name: where it is, and what the list of commands says of it."""
 HIDDEN = {"observe": "cli.observe:observe"}
 """Commands that only processes of a cluster start."""

@@ -1,5 +1,5 @@
-"""``laxity broker run``, ``node run`` and ``coordinator run``: one process of a cluster each, for service managers and
-`up`. Their options come from the command line, the environment, or a file."""
+"""``laxity broker run``, ``node run``, ``coordinator run`` and ``gateway run``: one process of a cluster each, for
+service managers and `up`. Their options come from the command line, the environment, or a file."""
 
 from __future__ import annotations
 
@@ -455,7 +455,104 @@ def coordinator_run(
         raise click.ClickException(str(error)) from error
 
 
-SERVICES = {"broker": broker_run, "node": node_run, "coordinator": coordinator_run}
+# ---- gateway ----------------------------------------------------------------------------------
+
+
+@click.group()
+def gateway() -> None:
+    """Gateways for clients made for Triton or KServe."""
+
+
+@_service(gateway, "gateway", "name", needs_store=False)
+@_setting("--name", default="gateway", show_default=True, metavar="ID", help="What its logs call it.")
+@_setting(
+    "--connect",
+    default="",
+    metavar="URL,...",
+    help="The addresses of one shard or several, as in tcp://127.0.0.1:7100 (default: those in the store).",
+)
+@_setting(
+    "--http",
+    default="127.0.0.1:8000",
+    show_default=True,
+    callback=_check_http,
+    metavar="HOST:PORT",
+    help="Where HTTP is served, and /metrics; '*' for a free port, '' for nowhere.",
+)
+@_setting(
+    "--grpc",
+    default="127.0.0.1:8001",
+    show_default=True,
+    callback=_check_http,
+    metavar="HOST:PORT",
+    help="Where gRPC is served; '*' for a free port, '' for nowhere.",
+)
+@_setting(
+    "--max-body",
+    default="64MiB",
+    show_default=True,
+    callback=check_size,
+    metavar="SIZE",
+    help="The largest request.",
+)
+@_setting(
+    "--body-timeout",
+    default="30s",
+    show_default=True,
+    callback=check_duration,
+    metavar="TIME",
+    help="How long the body of an HTTP request may take to arrive.",
+)
+@_setting(
+    "--max-concurrency",
+    type=click.IntRange(min=1),
+    default=1000,
+    show_default=True,
+    metavar="N",
+    help="Inference requests under way at once; more are refused.",
+)
+@_drain_option("the requests that are under way")
+def gateway_run(store: str | None, cluster: str, name: str, **settings: Any) -> None:
+    """Serve the Open Inference Protocol (version 2) over HTTP and gRPC until SIGTERM or Ctrl-C.
+
+    Clients made for Triton or KServe can be pointed at it: a pipeline is a model to them. It finds the shards in the
+    store (by default, that of the cluster that runs on this machine), or is told where they are. docs/gateway.md says
+    how tensors become a pipeline's request, and its answer tensors. gRPC needs pip install 'laxity[gateway]'.
+
+    A flag goes before the environment, that before the file (--config), that before the default.
+
+    \b
+    Examples:
+      laxity gateway run
+      laxity gateway run --store etcd://e1:2379,e2:2379 --http 0.0.0.0:8000 --grpc 0.0.0.0:8001
+      laxity gateway run --connect tcp://10.0.0.7:7100,tcp://10.0.0.8:7100 --grpc ''
+      laxity gateway run --config /etc/laxity.yaml
+    """
+    from cli.gateway import StoreLookup
+    from laxity.gateway.server import Bound, CannotServe, GatewayConfig, run_gateway
+
+    if not (settings["http"] or settings["grpc"]):
+        raise click.UsageError("give --http or --grpc an address")
+    config = GatewayConfig(**settings)
+    url = store if config.connect else find_store(cluster, store)
+    lookup = None if url is None else StoreLookup(url, cluster)
+    control = _control(lambda given: GatewayConfig(**given), settings, (), ("gateway", name))
+
+    def ready(bound: Bound) -> None:
+        for what, at in (("HTTP", bound.http), ("gRPC", bound.grpc)):
+            if at:
+                click.echo(f"Serving {what} at {at}")
+
+    try:
+        run_gateway(config, lookup, control.stop, control.at_once, ready)
+    except (CannotServe, ValueError) as error:
+        raise click.ClickException(str(error)) from error
+    finally:
+        if lookup is not None:
+            lookup.close()
+
+
+SERVICES = {"broker": broker_run, "node": node_run, "coordinator": coordinator_run, "gateway": gateway_run}
 """The services by their sections in the file."""
 
 
