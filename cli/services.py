@@ -15,7 +15,7 @@ import click
 from cli.children import laxity
 from cli.configuration import ConfigurationError, read_configuration
 from cli.control import Reread, ServiceCommand, take_control
-from cli.options import check_duration, check_size, check_store, cluster_option, explain_errors
+from cli.options import check_duration, check_size, check_store, cluster_option, explain_errors, find_store
 from cli.planner_options import planner_options
 from cluster.addresses import split_address
 from cluster.control import Control
@@ -142,7 +142,9 @@ def _sidecar(
     return Sidecar(http, host, laxity("observe", *arguments), source, at_once=at_once)
 
 
-def _service(group: click.Group, kind: str, named: str) -> Callable[[Callable[..., None]], click.Command]:
+def _service(
+    group: click.Group, kind: str, named: str, needs_store: bool = True
+) -> Callable[[Callable[..., None]], click.Command]:
     """Make a function ``GROUP run``, with what all services take: the store, the cluster's name, a file, and how they
     log. ``kind`` is what logs call the process, ``named`` the option that says which one it is."""
     form = _setting(
@@ -163,7 +165,7 @@ def _service(group: click.Group, kind: str, named: str) -> Callable[[Callable[..
     )
     store = _setting(
         "--store",
-        required=True,
+        required=needs_store,
         metavar="URL",
         callback=check_store,
         envvar="LAXITY_STORE",
