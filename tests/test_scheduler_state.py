@@ -607,7 +607,7 @@ def check_trace(trace: TraceRecord) -> None:
     for span in trace.spans:
         assert 0.0 <= span.queued <= trace.latency + 1e-9
         if span.granted < 0.0:
-            assert (span.opens, span.device, span.batch, span.size, span.attempts) == (-1.0, "", -1, 0, 0)
+            assert (span.opens, span.device, span.batch, span.size) == (-1.0, "", -1, 0)
         else:
             assert span.queued <= span.opens <= span.granted <= trace.latency + 1e-9
             assert -1e-9 <= span.forced <= span.granted - span.queued + 1e-9
