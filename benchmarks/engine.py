@@ -100,8 +100,8 @@ class Run(NamedTuple):
 class Shard:
     """A scheduler with its pipelines and GPUs, and the loop that a shell would be."""
 
-    def __init__(self, case: Case, policy: str, drain: int, seed: int) -> None:
-        self.scheduler = Scheduler(Limits(1 << 60, 1 << 60, 1 << 60))
+    def __init__(self, case: Case, policy: str, drain: int, seed: int, spans: bool) -> None:
+        self.scheduler = Scheduler(Limits(1 << 60, 1 << 60, 1 << 60), spans=spans)
         self.names = [f"p{number}" for number in range(case.stages)]
         self.client = Client("bench")
         self.payload = encode(b"x" * 64)
@@ -201,8 +201,8 @@ def heap_cost(requests: int) -> float:
     return (time.perf_counter() - begin) / requests * 1e6
 
 
-def measure(case: Case, policy: str, drain: int, requests: int, seed: int) -> Run:
-    shard = Shard(case, policy, drain, seed)
+def measure(case: Case, policy: str, drain: int, requests: int, seed: int, spans: bool) -> Run:
+    shard = Shard(case, policy, drain, seed, spans)
     shard.run(shard.choose(int(WARM_UP * case.rate())))
     ended, good, batches, upkeep, start = shard.ended, shard.good(), shard.batches, shard.upkeep, shard.now
     heap = heap_cost(100_000)
@@ -238,6 +238,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=300_000, help="measured in each run (default 300000)")
     parser.add_argument("--rounds", type=int, default=5, help="runs of each case (default 5)")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--spans", action="store_true", help="keep how stages went, as shards do that keep traces")
     parser.add_argument("--no-visits", action="store_true", help="leave out the simulation")
     parser.add_argument("--profile", metavar="CASE", choices=list(CASES), help="profile a case instead (interpreted)")
     parser.add_argument("--json", action="store_true", help="print the medians as JSON")
@@ -256,7 +257,7 @@ def main() -> None:
     for number in range(options.rounds):
         for name in names:
             seed = options.seed + number
-            runs[name].append(measure(CASES[name], options.policy, options.drain, options.requests, seed))
+            runs[name].append(measure(CASES[name], options.policy, options.drain, options.requests, seed, options.spans))
         if not options.no_visits:
             rates.append(visits(options.policy, options.seed))
     rows = [summary(name, runs) for name in names]
@@ -304,7 +305,7 @@ def summary(name: str, runs: dict[str, list[Run]]) -> dict[str, object]:
 
 
 def profile(case: Case, options: argparse.Namespace) -> None:
-    shard = Shard(case, options.policy, options.drain, options.seed)
+    shard = Shard(case, options.policy, options.drain, options.seed, options.spans)
     shard.run(shard.choose(int(WARM_UP * case.rate())))
     profiler = cProfile.Profile()
     profiler.runcall(shard.run, shard.choose(options.requests))
