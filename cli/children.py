@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,14 @@ from cli.restarts import Restarts
 
 GRACE = 8.0
 """Seconds that children have to end after SIGTERM; then comes SIGKILL."""
+
+
+SHARD_GRACE = 15.0
+"""Seconds that shards have to drain and end; what is in flight may take ten."""
+TURN = 0.05
+"""Seconds between two looks at children that are ending."""
+LOG_BYTES = 16 * 1024**2
+"""Of a log, after which it becomes NAME.log.1, and the one before that goes."""
 
 
 class ChildDied(Exception):
@@ -76,19 +85,30 @@ class Child:
             log.seek(max(self._log_from, log.tell() - 16_384))
             return "\n".join(log.read().decode(errors="replace").strip().splitlines()[-lines:])
 
+    def rotate_log(self, limit: int = LOG_BYTES) -> None:
+        """Begin the log anew where it is larger than ``limit`` bytes."""
+        if rotate(self.log, limit):
+            self._log_from = 0
+
     def terminate(self) -> None:
         if self._process is not None and self._process.poll() is None:
             self._process.terminate()
 
-    def wait_or_kill(self, deadline: float) -> None:
-        """Wait for its end until ``deadline`` (``time.monotonic``), then kill it."""
-        if self._process is None:
-            return
-        try:
-            self._process.wait(max(0.0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
+    def kill(self) -> None:
+        """End it for good; it has ended then."""
+        if self._process is not None and self._process.poll() is None:
             self._process.kill()
             self._process.wait()
+
+    def wait(self, seconds: float) -> bool:
+        """Wait so long for its end at most; whether it has ended."""
+        if self._process is None:
+            return True
+        try:
+            self._process.wait(max(0.0, seconds))
+        except subprocess.TimeoutExpired:
+            return False
+        return True
 
 
 class Children:
@@ -125,11 +145,40 @@ class Children:
                 child.start()
                 self._say(f"{child.name} is running again (process {child.pid})")
 
-    def end(self, grace: float = GRACE) -> None:
-        """End all of them: SIGTERM, after ``grace`` seconds SIGKILL, the latest started first."""
-        for child in reversed(self._children):
+    def rotate_logs(self) -> None:
+        """Keep the logs within bounds."""
+        for child in self._children:
+            child.rotate_log()
+
+    def end(
+        self, grace: float = GRACE, chosen: Sequence[Child] | None = None, hurried: Callable[[], bool] = lambda: False
+    ) -> None:
+        """End them, or those ``chosen``: SIGTERM, after ``grace`` seconds SIGKILL, the latest started first. Once
+        ``hurried`` says True, they are told a second time, so that they end at once."""
+        ending = [child for child in reversed(self._children) if chosen is None or child in chosen]
+        for child in ending:
             child.terminate()
         deadline = time.monotonic() + grace
-        for child in reversed(self._children):
-            child.wait_or_kill(deadline)
-        self._children.clear()
+        told = False
+        for child in ending:
+            while not child.wait(min(TURN, deadline - time.monotonic())):
+                if time.monotonic() >= deadline:
+                    child.kill()
+                elif hurried() and not told:
+                    told = True
+                    for other in ending:
+                        other.terminate()
+        self._children = [child for child in self._children if child not in ending]
+
+
+def rotate(log: Path, limit: int) -> bool:
+    """Copy a log of more than ``limit`` bytes to NAME.log.1 and empty it; whether it was so large. Whoever has it open
+    goes on writing at its end; what comes between the two steps is lost."""
+    try:
+        if log.stat().st_size <= limit:
+            return False
+        shutil.copyfile(log, log.with_name(f"{log.name}.1"))
+        os.truncate(log, 0)
+    except OSError:
+        return False  # a full disk: at the next turn again
+    return True

@@ -7,11 +7,11 @@ import signal
 
 import click
 
-from cli.children import GRACE
+from cli.children import GRACE, SHARD_GRACE
 from cli.options import cluster_option, explain_errors, not_running
 from cli.rundir import RunDirectory
 
-PATIENCE = GRACE + 7.0
+PATIENCE = SHARD_GRACE + GRACE + 7.0
 """Seconds that the supervisor has to end its processes and itself."""
 
 

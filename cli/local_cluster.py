@@ -12,7 +12,7 @@ from typing import Self
 
 import msgspec
 
-from cli.children import Child, Children, laxity
+from cli.children import LOG_BYTES, SHARD_GRACE, Child, Children, laxity, rotate
 from cli.publish import files_at_addresses
 from cli.rollout import Failures, ModelLoading, is_served, models_loading, waits_for
 from cli.rundir import RunDirectory
@@ -29,6 +29,10 @@ from pipelines.spec import PipelineSpec
 
 TURN = 0.2
 """Seconds between two looks at the children and the signals."""
+PASSED_ON = ("LAXITY_TRITON_URL", "LAXITY_LOG_FORMAT", "LAXITY_LOG_LEVEL")
+"""What children take from the environment as well."""
+LOGS = 1.0
+"""Seconds between two looks at the size of the logs."""
 ETCD_PATIENCE = 60.0
 """Seconds that the members of an etcd have to find one another."""
 SPREAD = 10.0
@@ -87,7 +91,7 @@ class LocalCluster:
 
     ``store_url`` is that of a store that is there already and stays; None for one of the cluster's own. ``say`` takes
     lines for people about processes that died and were started again. ``interrupted`` is asked several times a second;
-    once it says True, waiting ends.
+    once it says True, waiting ends. Once ``hurried`` does, what is in flight is waited for no longer at the end.
     """
 
     def __init__(
@@ -96,8 +100,10 @@ class LocalCluster:
         store_url: str | None,
         interrupted: Callable[[], bool],
         say: Callable[[str], None],
+        hurried: Callable[[], bool] = lambda: False,
     ) -> None:
         self._directory = directory
+        self._hurried = hurried
         self._own = store_url is None
         self._store_url = directory.default_store if store_url is None else store_url
         self._interrupted = interrupted
@@ -107,6 +113,7 @@ class LocalCluster:
         """What keeps the store: ends last, so that the others can take their records away."""
         self._children = Children(say)
         self._shards: dict[str, Child] = {}
+        self._ending_first: list[Child] = []
         self._etcd: EtcdMembers | None = None
         self._store: Store | None = None
         self._follower: Follower | None = None
@@ -119,7 +126,10 @@ class LocalCluster:
 
     def __exit__(self, *_: object) -> None:
         try:
-            self._children.end()
+            # What is in flight needs the agents; nobody is to give them anything else to do meanwhile.
+            self._children.end(SHARD_GRACE, self._ending_first, self._hurried)
+            self._children.end(hurried=self._hurried)
+            self._forget_shards()
         finally:
             if self._follower is not None:
                 self._follower.close()
@@ -150,12 +160,13 @@ class LocalCluster:
         for number in range(setup.coordinators):
             name = f"coordinator-{number}"
             rest = "--rest" if setup.rest else "--no-rest"
-            self._start(name, "coordinator", "run", "--name", name, rest)
+            self._ending_first.append(self._start(name, "coordinator", "run", "--name", name, rest))
         telemetry = ("--telemetry", setup.telemetry) if setup.telemetry else ()
         for number, shard in enumerate(self._shard_names()):
             frontend = f"tcp://127.0.0.1:{setup.port + number if setup.port else '*'}"
             addresses = ("--frontend", frontend, "--backend", "tcp://127.0.0.1:*")
             self._shards[shard] = self._start(shard, "broker", "run", "--shard", shard, *addresses, *telemetry)
+            self._ending_first.append(self._shards[shard])
         for layout in setup.layouts:
             self._start(layout.agent, "node", "run", "--agent", layout.agent, "--devices", layout.devices, *telemetry)
         self._follower = Follower(self._store, self._paths.root)
@@ -195,9 +206,15 @@ class LocalCluster:
 
     def serve(self) -> None:
         """Start again what dies, until interrupted."""
+        logs_at = time.monotonic()
         while not self._interrupted():
             self._stores.revive()
             self._children.revive()
+            if time.monotonic() >= logs_at:
+                logs_at = time.monotonic() + LOGS
+                self._stores.rotate_logs()
+                self._children.rotate_logs()
+                rotate(self._log("up"), LOG_BYTES)
             time.sleep(TURN)
 
     # ---- starting --------------------------------------------------------------------------
@@ -217,6 +234,17 @@ class LocalCluster:
             except StoreError as error:
                 if time.monotonic() > ends:
                     raise ClusterError(f"{error}\nIts log and the others': {self._directory.logs}") from error
+
+    def _forget_shards(self) -> None:
+        """Take away what says that the shards may be back in a moment, where the store stays: the next `up` would take
+        them for running."""
+        if self._own or self._store is None:
+            return
+        try:
+            for shard in self._shards:
+                self._store.delete(self._paths.broker(shard))
+        except StoreError as error:
+            self._say(f"the shards' records could not be taken away ({error}); they vanish within seconds")
 
     def _shard_names(self) -> list[str]:
         return [f"shard-{number}" for number in range(self._setup.shards)]
@@ -309,12 +337,8 @@ class LocalCluster:
 
 def _environment() -> dict[str, str]:
     """What children are started in: their options are given to them, whatever a person has set for other clusters.
-    Where models find their server is no option of theirs."""
-    return {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith("LAXITY_") or name == "LAXITY_TRITON_URL"
-    }
+    Where models find their server is no option of theirs, and how they log is the same in every cluster."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("LAXITY_") or name in PASSED_ON}
 
 
 def check_port(port: int) -> None:

@@ -26,18 +26,21 @@ ETCD_MEMBERS = 3
 
 
 class Signals:
-    """Whether SIGINT, SIGTERM or SIGHUP came; replaces their handlers."""
+    """Whether SIGINT, SIGTERM or SIGHUP came, or came again; replaces their handlers."""
 
     def __init__(self) -> None:
-        self._came = False
+        self._count = 0
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, self._note)
 
     def _note(self, _number: int, _frame: FrameType | None) -> None:
-        self._came = True
+        self._count += 1
 
     def came(self) -> bool:
-        return self._came
+        return self._count > 0
+
+    def came_again(self) -> bool:
+        return self._count > 1
 
 
 def _check_store(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
@@ -201,7 +204,7 @@ def real_devices() -> tuple[str, int]:
 def _serve(directory: RunDirectory, store: str | None, setup: Setup, detached: Detached | None) -> int:
     signals = Signals()
     try:
-        with LocalCluster(directory, store, signals.came, say) as cluster:
+        with LocalCluster(directory, store, signals.came, say, signals.came_again) as cluster:
             with LoadingDisplay() as display:
                 cluster.start(setup, display.show)
                 addresses = cluster.wait_ready(display.show)
@@ -209,7 +212,7 @@ def _serve(directory: RunDirectory, store: str | None, setup: Setup, detached: D
             if detached is not None:
                 detached.ready(directory)
             cluster.serve()
-            say("ending the cluster")
+            say("ending the cluster (Ctrl-C again: at once)")
     except Interrupted:
         say("interrupted while starting; everything has been ended")
         return 1
