@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import re
-import select
 import shutil
 import signal
 import subprocess
@@ -26,7 +25,7 @@ import pytest
 from documented import Command, File, Mention, Program, read, words
 
 from cli.main import main
-from cluster.store import sqlite_url
+from cluster.store import open_store, sqlite_url
 from pipelines.ocr.samples import draw_note
 
 ROOT = Path(__file__).parent.parent
@@ -49,17 +48,19 @@ class Rule:
 
 RULES = [
     Rule(r"(python3 -m venv|\. ).*", "", "the tests run in an environment that has it all"),
-    Rule(r"(.*) --duration (?:[1-9]\d|[5-9])s(.*)", r"\1 --duration 2s\2", "more of the same"),
-    Rule(r"(.*)--window 330:450(.*)", r"\1--window 2:6\2", "the trace here is short"),
-    Rule(r"(laxity simulate .*)--policy all(.*)", r"\1--policy laxity,nexus\2", "each policy has its own test"),
+    Rule(r"(.*) --duration (?:[1-9]\d|[5-9])s(.*)", r"\g<1> --duration 2s\g<2>", "more of the same"),
+    Rule(r"(.*)--window 330:450(.*)", r"\g<1>--window 2:6\g<2>", "the trace here is short"),
+    Rule(r"(laxity simulate .*)--policy all(.*)", r"\g<1>--policy laxity,nexus\g<2>", "each policy has its own test"),
     Rule(
-        r"(.*tcp://)10\.0\.0\.7:7\d00(.* )--backend tcp://10\.0\.0\.7:7\d00(.*)", r"\1127.0.0.1:*\2\3", "no such host"
+        r"(.*tcp://)10\.0\.0\.7:7\d00(.* )--backend tcp://10\.0\.0\.7:7\d00(.*)",
+        r"\g<1>127.0.0.1:*\g<2>\g<3>",
+        "no such host",
     ),
-    Rule(r"export LAXITY_STORE=\S+ (.*)", r"export \1 LAXITY_STORE={store}", "no such hosts"),
-    Rule(r"(.*)/var/tmp/rows(.*)", r"\1rows\2", "somebody may have that directory"),
-    Rule(r"(.*)host-\*/rows(.*)", r"\1ro*s\2", "rows of one host"),
-    Rule(r"(laxity telemetry .* --limit 20)", r"\1", "none are dropped"),
-    Rule(r"(laxity submit reviews --field .*)", r"\1", "it is told to fail", status=1),
+    Rule(r"export LAXITY_STORE=\S+ (.*)", r"export \g<1> LAXITY_STORE={store}", "no such hosts"),
+    Rule(r"(.*)/var/tmp/rows(.*)", r"\g<1>rows\g<2>", "somebody may have that directory"),
+    Rule(r"(.*)host-\*/rows(.*)", r"\g<1>ro*s\g<2>", "rows of one host"),
+    Rule(r"(laxity telemetry .* --limit 20)", r"\g<1>", "none are dropped"),
+    Rule(r"(laxity submit reviews --field .*)", r"\g<1>", "it is told to fail", status=1),
 ]
 FOREVER = re.compile(
     r"laxity (broker|node|coordinator|gateway) run|laxity dashboard|laxity (telemetry|trace) .*--follow"
@@ -110,7 +111,7 @@ class Reader:
 
     def write(self, file: File) -> None:
         text = re.sub(r"etcd://\S+", self._store, file.text)
-        text = text.replace("devices: cuda", "devices: emulated:2").replace("10.0.0.7:7100", "127.0.0.1:*")
+        text = text.replace("devices: cuda", "devices: cpu").replace("10.0.0.7:7100", "127.0.0.1:*")
         text = text.replace("10.0.0.7:7200", "127.0.0.1:*").replace("/var/cache/laxity", str(self._directory / "cache"))
         path = self._directory / file.name.removeprefix("/")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -140,6 +141,8 @@ class Reader:
             self._begin(command)
         elif program == "laxity" and words(command)[1] == "up":
             self.end()
+            for name in ("LAXITY_STORE", "LAXITY_CLUSTER", "LAXITY_CONFIG"):  # another cluster, another terminal
+                self._environment.pop(name, None)
             if "--detach" in command:
                 self._finish(command, 0)
                 self._detached = True
@@ -164,6 +167,7 @@ class Reader:
     def end(self) -> None:
         """Press Ctrl-C wherever something runs; that is no error."""
         for process in reversed(self._forever):
+            assert process.poll() is None, f"{process.args} ended by itself"
             os.killpg(process.pid, signal.SIGINT)
             assert process.wait(READY) in (0, 130), process.args
         self._forever.clear()
@@ -203,22 +207,28 @@ class Reader:
                 start_new_session=True,
             )
         self._forever.append(process)
-        descriptor = os.pidfd_open(process.pid)
         pause = threading.Event()
         ends = time.monotonic() + READY
+        while " up " in command and b"Ctrl-C" not in log.read_bytes():
+            assert process.poll() is None, f"{command}\n{log.read_text()}"
+            assert time.monotonic() < ends, f"{command} does not get ready\n{log.read_text()}"
+            pause.wait(0.05)
+        while " run" in command and not self._registered():
+            assert process.poll() is None, f"{command}\n{log.read_text()}"
+            assert time.monotonic() < ends, f"{command} does not register\n{log.read_text()}"
+            pause.wait(0.05)
+
+    def _registered(self) -> bool:
+        """Whether all services that run in the foreground here are known to the store."""
+        url = self._store
+        opened = open_store(url)
         try:
-            while not re.search(rb"(?i)serving|services at|leads|store|\d", log.read_bytes()):
-                ended = select.select([descriptor], [], [], 0)[0]
-                assert not ended, f"{command}\n{log.read_text()}"
-                assert time.monotonic() < ends, f"{command} says nothing"
-                pause.wait(0.05)
-            if " up " in command:
-                while b"Ctrl-C" not in log.read_bytes():
-                    assert not select.select([descriptor], [], [], 0)[0], f"{command}\n{log.read_text()}"
-                    assert time.monotonic() < ends, f"{command} does not get ready\n{log.read_text()}"
-                    pause.wait(0.05)
+            found = opened.list("/laxity/").entries
         finally:
-            os.close(descriptor)
+            opened.close()
+        kinds = ("brokers", "nodes", "coordinators")
+        known = [entry.key for entry in found if entry.key.split("/")[3] in kinds]
+        return len(known) >= sum(" run" in process.args[2] for process in self._forever)
 
     def _installable(self, arguments: list[str]) -> None:
         """What is to be installed must exist: the project's extras, and what the Makefile installs as well."""
