@@ -74,7 +74,7 @@ class Sidecar:
         self._at_once = at_once
         self._listener: socket.socket | None = None
         if http:
-            self._listener = _bind(http)
+            self._listener = listen(http)
             port = self._listener.getsockname()[1]
             self.address = advertised(f"http://{split_address(http)[0]}:{port}", host)
         self._stopping = False
@@ -171,17 +171,18 @@ class Sidecar:
         return any(fd == source.fileno() for fd, _ in ready)
 
 
-def _bind(address: str) -> socket.socket:
+def listen(address: str, option: str = "--http") -> socket.socket:
+    """A socket that listens at 'HOST:PORT'. Where that cannot be, OSError says why, and what to do about ``option``."""
     host, port = split_address(address)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     bound = "" if host in ANYWHERE else host.strip("[]")
     try:
         return socket.create_server((bound, port), family=family, backlog=BACKLOG)
     except OSError as error:
+        why = os.strerror(error.errno) if error.errno is not None and error.errno > 0 else error.strerror
         raise OSError(
-            error.errno,
-            f"HTTP cannot be served at {address} ({error.strerror}): end what uses that port, choose another address "
-            "with --http (with * as PORT for any free one), or --http '' for none",
+            f"HTTP cannot be served at {address} ({why}): end what uses that port, choose another address with "
+            f"{option} (with * as PORT for any free one), or {option} '' for none"
         ) from error
 
 
