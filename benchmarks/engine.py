@@ -257,7 +257,9 @@ def main() -> None:
     for number in range(options.rounds):
         for name in names:
             seed = options.seed + number
-            runs[name].append(measure(CASES[name], options.policy, options.drain, options.requests, seed, options.spans))
+            runs[name].append(
+                measure(CASES[name], options.policy, options.drain, options.requests, seed, options.spans)
+            )
         if not options.no_visits:
             rates.append(visits(options.policy, options.seed))
     rows = [summary(name, runs) for name in names]

@@ -24,6 +24,7 @@ from laxity.payload import encode
 from laxity.protocol import MAX_HEADER, MAX_NAME, Request
 from laxity.requests import UNKNOWN_SLO, Pending, above_limit
 from laxity.routes import ServedPipeline
+from laxity.traceparent import LENGTH, current_traceparent, parse_traceparent
 from laxity.transport import Ended, Transport
 
 LONGEST_SLO = 86_400.0 * 365
@@ -33,7 +34,6 @@ LEAF_WEIGHT = 2048
 JOIN = 5.0
 """How long :meth:`Channel.close` waits for the I/O thread, in seconds."""
 _ENDPOINT = re.compile(r"tcp://(\[[0-9a-fA-F:.%]+\]|[^\s:/\[\]]+):(\d{1,5})|ipc://\S+")
-_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
 class Channel:
@@ -88,6 +88,8 @@ class Channel:
             check_priority(priority)
         if traceparent:
             check_traceparent(traceparent)
+        else:
+            traceparent = current_traceparent()
         try:
             content = encode(payload)
         except PayloadError as error:
@@ -214,5 +216,5 @@ def check_priority(priority: int) -> None:
 
 def check_traceparent(traceparent: str) -> None:
     """Raises for what is no W3C ``traceparent``."""
-    if not isinstance(traceparent, str) or _TRACEPARENT.fullmatch(traceparent) is None:
+    if not isinstance(traceparent, str) or len(traceparent) != LENGTH or parse_traceparent(traceparent) is None:
         raise Rejected(f"{traceparent!r} is no traceparent; write '00-<32 hex digits>-<16 hex digits>-01'")

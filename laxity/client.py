@@ -190,8 +190,9 @@ class Client:
 
         ``payload`` is None, a bool, int, float, text, bytes, a numpy array, or a list or dict of these. ``slo`` is
         the latency budget in seconds, at most the pipeline's own, which is the default. Under overload requests
-        of ``priority`` 0 are dropped before those of 1. ``traceparent`` is a W3C trace context. Raises a subclass
-        of :class:`LaxityError`, named after the outcome, when there is no answer in time.
+        of ``priority`` 0 are dropped before those of 1. ``traceparent`` is a W3C trace context; without one the current
+        OpenTelemetry span is taken, where the process uses OpenTelemetry. Raises a subclass of :class:`LaxityError`,
+        named after the outcome, when there is no answer in time.
         """
         channel = self._channel
         waiter = _Waiter(next(channel.ids))
