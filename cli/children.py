@@ -38,9 +38,16 @@ def laxity(*arguments: str) -> list[str]:
 
 class Child:
     """One process: ``command`` (its first word a path), its output appended to ``log``. The kernel ends it with this
-    one."""
+    one. ``inherited`` are the file descriptors that it gets."""
 
-    def __init__(self, name: str, command: Sequence[str], log: Path, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        log: Path,
+        environment: Mapping[str, str],
+        inherited: Sequence[int] = (),
+    ) -> None:
         self.name = name
         self.command = list(command)
         self.log = log
@@ -48,6 +55,7 @@ class Child:
         self.start_at: float | None = None
         """When to start it again (``time.monotonic``); None while it runs."""
         self._environment = dict(environment)
+        self._inherited = inherited
         self._process: subprocess.Popen[bytes] | None = None
         self._log_from = 0
 
@@ -60,6 +68,7 @@ class Child:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=self._environment,
+                pass_fds=self._inherited,
                 # Ctrl-C at the terminal is the supervisor's alone, which then ends its children in order.
                 start_new_session=True,
             )

@@ -13,6 +13,7 @@ from typing import Self
 import msgspec
 
 from cli.children import LOG_BYTES, SHARD_GRACE, Child, Children, laxity, rotate
+from cli.local_dashboard import LocalDashboard
 from cli.publish import files_at_addresses
 from cli.rollout import Failures, ModelLoading, is_served, models_loading, waits_for
 from cli.rundir import RunDirectory
@@ -53,7 +54,7 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
     """What is started. Without coordinators the plan is that of ``layouts``, written once; with some it is theirs, and
     ``layouts`` say only which agents there are. ``etcd_members`` is 0 for another store; ``port`` is the first shard's
     (0: any free one), the others' follow; ``rest``: whether coordinators let devices rest that are not needed;
-    ``telemetry``: the directory for the rows of shards and agents ('': none)."""
+    ``telemetry``: the directory for the rows of shards and agents ('': none); ``dashboard``: 'HOST:PORT' ('': none)."""
 
     specs: Sequence[PipelineSpec]
     layouts: Sequence[AgentLayout]
@@ -63,6 +64,7 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
     port: int = 0
     rest: bool = False
     telemetry: str = ""
+    dashboard: str = ""
 
 
 class Loading(msgspec.Struct, frozen=True):
@@ -115,6 +117,9 @@ class LocalCluster:
         self._shards: dict[str, Child] = {}
         self._ending_first: list[Child] = []
         self._etcd: EtcdMembers | None = None
+        self.dashboard: LocalDashboard | None = None
+        """Once this was started, where there is to be one."""
+        self._dashboard_started = False
         self._store: Store | None = None
         self._follower: Follower | None = None
         self._decoded = Decoded()
@@ -138,6 +143,8 @@ class LocalCluster:
             self._stores.end(grace=0.0)  # they would hand over their leadership at length; their data goes anyway
             if self._etcd is not None:
                 self._etcd.close()
+            if self.dashboard is not None:
+                self.dashboard.close()
             if self._own:
                 self._directory.remove_stores()
             self._directory.release()
@@ -150,6 +157,11 @@ class LocalCluster:
         self._setup = setup
         for number in range(setup.shards):
             check_port(setup.port and setup.port + number)
+        if setup.dashboard:
+            try:
+                self.dashboard = LocalDashboard(self._directory, setup.dashboard)
+            except OSError as error:
+                raise ClusterError(error.strerror) from error
         if self._own:
             self._directory.remove_stores()
         if setup.etcd_members:
@@ -215,7 +227,17 @@ class LocalCluster:
                 self._stores.rotate_logs()
                 self._children.rotate_logs()
                 rotate(self._log("up"), LOG_BYTES)
+            self._rest()
+
+    def _rest(self) -> None:
+        """A turn's time, or less where somebody asks for the dashboard for the first time."""
+        if self.dashboard is None or self._dashboard_started:
             time.sleep(TURN)
+        elif self.dashboard.asked_for(TURN):
+            self._dashboard_started = True
+            command = self.dashboard.command(self._store_url, self._directory.cluster)
+            log = self._log("dashboard")
+            self._children.add(Child("dashboard", command, log, _environment(), self.dashboard.inherited))
 
     # ---- starting --------------------------------------------------------------------------
 

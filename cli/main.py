@@ -15,6 +15,7 @@ COMMANDS = {
     "down": ("cli.down:down", "End a cluster that `up` started."),
     "status": ("cli.status:status", "Show what a cluster consists of and how it does."),
     "top": ("cli.top.command:top", "Watch a cluster live; drain a node from there."),
+    "dashboard": ("cli.dashboard.command:dashboard", "Serve a web page that shows a cluster live."),
     "submit": ("cli.submit:submit", "Send requests to a pipeline and print the answers."),
     "load": ("cli.load:load", "Send requests at a rate, and tell how they ended."),
     "telemetry": ("cli.telemetry:telemetry", "Read what shards and agents wrote of requests."),

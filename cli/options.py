@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cli.rundir import RunDirectory, Unwritable, running_clusters
+from cluster.addresses import split_address
 from cluster.records import RecordError
 from cluster.store import sqlite_path
 from cluster.store.base import StoreError
@@ -97,6 +98,16 @@ def check_duration(_context: click.Context, _parameter: click.Parameter, value: 
         return parse_duration(value)
     except ValueError as error:
         raise click.BadParameter(str(error)) from None
+
+
+def check_http(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
+    """Refuse what is no 'HOST:PORT'; '' is none."""
+    if value:
+        try:
+            split_address(value)
+        except ValueError as error:
+            raise click.BadParameter(str(error)) from None
+    return value
 
 
 _SIZE = re.compile(r"(\d{1,15}) ?(KiB|MiB|GiB)?", re.ASCII)

@@ -15,9 +15,8 @@ import click
 from cli.children import laxity
 from cli.configuration import ConfigurationError, read_configuration
 from cli.control import Reread, ServiceCommand, take_control
-from cli.options import check_duration, check_size, check_store, cluster_option, explain_errors, find_store
+from cli.options import check_duration, check_http, check_size, check_store, cluster_option, explain_errors, find_store
 from cli.planner_options import planner_options
-from cluster.addresses import split_address
 from cluster.control import Control
 from cluster.logs import FORMATS, LEVELS, configure_logs
 from cluster.observe.sidecar import Beginning, Sidecar
@@ -34,15 +33,6 @@ def _check_address(_context: click.Context, _parameter: click.Parameter, value: 
             f"{value!r} is no address; write tcp://HOST:PORT, with * as PORT for any free one and 0.0.0.0 as HOST for "
             "every interface"
         )
-    return value
-
-
-def _check_http(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
-    if value:
-        try:
-            split_address(value)
-        except ValueError as error:
-            raise click.BadParameter(str(error)) from None
     return value
 
 
@@ -113,7 +103,7 @@ def _http_options(otlp: bool = False) -> Callable[[Callable[..., None]], Callabl
         "--http",
         default="127.0.0.1:*",
         show_default=True,
-        callback=_check_http,
+        callback=check_http,
         metavar="HOST:PORT",
         help="Where /metrics (Prometheus), /v2/health/live and ready, and what else there is to see are served, by "
         "another process that is started when somebody asks; '*' for a free port (`laxity status` tells it), '' for "
@@ -477,7 +467,7 @@ def gateway() -> None:
     "--http",
     default="127.0.0.1:8000",
     show_default=True,
-    callback=_check_http,
+    callback=check_http,
     metavar="HOST:PORT",
     help="Where HTTP is served, and /metrics; '*' for a free port, '' for nowhere.",
 )
@@ -485,7 +475,7 @@ def gateway() -> None:
     "--grpc",
     default="127.0.0.1:8001",
     show_default=True,
-    callback=_check_http,
+    callback=check_http,
     metavar="HOST:PORT",
     help="Where gRPC is served; '*' for a free port, '' for nowhere.",
 )

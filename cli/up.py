@@ -7,13 +7,24 @@ import signal
 import sys
 from collections.abc import Sequence
 from types import FrameType
+from typing import Any
 
 import click
 import msgspec
 
 from cli.children import ChildDied
 from cli.local_cluster import ClusterError, Interrupted, LocalCluster, Setup
-from cli.options import check_split_option, check_store, cluster_argument, cluster_option, explain_errors
+from cli.local_dashboard import LocalDashboard
+from cli.options import (
+    check_http,
+    check_split_option,
+    check_store,
+    cluster_argument,
+    cluster_option,
+    explain_errors,
+    json_option,
+    print_json,
+)
 from cli.progress import LoadingDisplay
 from cli.rundir import AlreadyRunning, RunDirectory
 from cluster.layout import Wish, equip, lay_out
@@ -96,6 +107,15 @@ def _check_store(context: click.Context, parameter: click.Parameter, value: str 
     metavar="DIR",
     help="Write a row of each request and action there, as CSV; `laxity telemetry DIR` reads them.",
 )
+@click.option(
+    "--dashboard",
+    default="127.0.0.1:*",
+    show_default=True,
+    callback=check_http,
+    metavar="HOST:PORT",
+    help="Where the web dashboard is, once somebody opens it; '*' for a free port, '' for none.",
+)
+@json_option
 @click.option("-d", "--detach", is_flag=True, help="Return once it is ready and leave it running.")
 @cluster_option
 @explain_errors
@@ -114,6 +134,8 @@ def up(
     rest: bool,
     memory: int | None,
     telemetry: str,
+    dashboard: str,
+    as_json: bool,
     detach: bool,
     cluster: str,
 ) -> None:
@@ -170,9 +192,10 @@ def up(
         port=port,
         rest=rest,
         telemetry=os.path.abspath(telemetry) if telemetry else "",
+        dashboard=dashboard,
     )
     detached = Detached() if detach else None
-    sys.exit(_serve(RunDirectory(cluster), None if store == "etcd" else store, setup, detached))
+    sys.exit(_serve(RunDirectory(cluster), None if store == "etcd" else store, setup, detached, as_json))
 
 
 def _load(specs: Sequence[str], policy: str | None) -> list[PipelineSpec]:
@@ -201,14 +224,17 @@ def real_devices() -> tuple[str, int]:
     return ("cuda", gpus) if gpus else ("cpu", 1)
 
 
-def _serve(directory: RunDirectory, store: str | None, setup: Setup, detached: Detached | None) -> int:
+def _serve(directory: RunDirectory, store: str | None, setup: Setup, detached: Detached | None, as_json: bool) -> int:
     signals = Signals()
     try:
         with LocalCluster(directory, store, signals.came, say, signals.came_again) as cluster:
             with LoadingDisplay() as display:
                 cluster.start(setup, display.show)
                 addresses = cluster.wait_ready(display.show)
-            _tell_how(",".join(addresses), directory.cluster, setup, detached is not None)
+            if as_json:
+                print_json(_described(addresses, directory.cluster, setup, cluster.dashboard))
+            else:
+                _tell_how(",".join(addresses), directory.cluster, setup, cluster.dashboard, detached is not None)
             if detached is not None:
                 detached.ready(directory)
             cluster.serve()
@@ -227,7 +253,19 @@ def say(line: str) -> None:
     click.echo(line, err=True)
 
 
-def _tell_how(address: str, cluster: str, setup: Setup, detached: bool) -> None:
+def _described(
+    addresses: Sequence[str], cluster: str, setup: Setup, dashboard: LocalDashboard | None
+) -> dict[str, Any]:
+    return {
+        "cluster": cluster,
+        "addresses": list(addresses),
+        "pipelines": [spec.name for spec in setup.specs],
+        "dashboard": dashboard.url if dashboard is not None else None,
+        "dashboard_token_file": str(dashboard.token_file) if dashboard is not None else None,
+    }
+
+
+def _tell_how(address: str, cluster: str, setup: Setup, dashboard: LocalDashboard | None, detached: bool) -> None:
     named = cluster_argument(cluster)
     specs = setup.specs
     if specs:
@@ -240,6 +278,8 @@ def _tell_how(address: str, cluster: str, setup: Setup, detached: bool) -> None:
         click.echo(f"  laxity submit {spec.name} {what}{named}")
     if specs:
         click.echo(f'  or in Python: laxity.Client("{address}").infer("{specs[0].name}", payload)')
+    if dashboard is not None:
+        click.echo(f"Dashboard: {dashboard.url} (to drain nodes there, sign in with what is in {dashboard.token_file})")
     click.echo(f"End it with `laxity down{named}`." if detached else "Press Ctrl-C to end it.")
 
 
@@ -260,7 +300,7 @@ class Detached:
     def ready(self, directory: RunDirectory) -> None:
         """Let the waiting process go; from here on output goes to a log file."""
         log = directory.logs / "up.log"
-        click.echo(f"Logs: {directory.logs}")
+        say(f"Logs: {directory.logs}")
         sys.stdout.flush()
         sys.stderr.flush()
         os.setsid()
