@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -72,7 +73,8 @@ def list_nodes(cluster: str, store: str | None, as_json: bool) -> None:
 def drain(names: Sequence[str], why: str, wait: bool, timeout: float, cluster: str, store: str | None) -> None:
     """Have nodes emptied, and kept so until `laxity node resume`.
 
-    What they hold is loaded elsewhere first, and what they run is finished: no request is lost by it.
+    What they hold is loaded elsewhere first, and what they run is finished: no request is lost by it. With --wait the
+    exit status is 0 once they are empty, 1 where they are not within --timeout, 130 after Ctrl-C; draining goes on.
 
     \b
     Examples:
@@ -85,7 +87,12 @@ def drain(names: Sequence[str], why: str, wait: bool, timeout: float, cluster: s
     if missing:
         click.echo(f"Noted; {missing}.", err=True)
     if wait:
-        follow(url, cluster, timeout, lambda _, seen: not_empty(seen, names))
+        try:
+            follow(url, cluster, timeout, lambda _, seen: not_empty(seen, names))
+        except KeyboardInterrupt:
+            back = f"`laxity node resume {' '.join(names)}` takes them back"
+            click.echo(f"Not waited for any longer: draining goes on, see `laxity node list`; {back}.", err=True)
+            sys.exit(130)
     for name in names:
         click.echo(f"{name} is {'empty' if wait else 'being emptied'}; `laxity node resume {name}` takes it back")
 
@@ -139,6 +146,7 @@ def describe_nodes(seen: Snapshot) -> list[dict[str, Any]]:
                 "host": record.host if record is not None else "",
                 "pid": record.pid if record is not None else None,
                 "release": record.release if record is not None else "",
+                "http": record.http if record is not None else "",
                 "devices": dict(Counter(types)),
                 "models": models,
                 "gauges": msgspec.to_builtins(seen.gauges[name]) if name in seen.gauges else None,

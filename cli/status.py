@@ -67,7 +67,13 @@ def describe(cluster: str, store: str, seen: Snapshot) -> dict[str, Any]:
         "leader": seen.leader.coordinator if seen.leader is not None else None,
         "fixed_plan": seen.fixed,
         "coordinators": [
-            {"coordinator": name, "host": record.host, "pid": record.pid, "release": record.release}
+            {
+                "coordinator": name,
+                "host": record.host,
+                "pid": record.pid,
+                "release": record.release,
+                "http": record.http,
+            }
             for name, record in seen.coordinators.items()
         ],
         "pipelines": describe_pipelines(seen),
@@ -79,6 +85,7 @@ def describe(cluster: str, store: str, seen: Snapshot) -> dict[str, Any]:
                 "host": record.host,
                 "pid": record.pid,
                 "release": record.release,
+                "http": record.http,
                 "requests": record.counters,
             }
             for name, record in seen.brokers.items()
@@ -88,6 +95,7 @@ def describe(cluster: str, store: str, seen: Snapshot) -> dict[str, Any]:
                 "agent": name,
                 "host": record.host,
                 "pid": record.pid,
+                "http": record.http,
                 "state": record.state,
                 "devices": [
                     {"device": d.device, "type": d.type, "progress": d.progress, "models": d.models}
@@ -122,12 +130,13 @@ def _print_store(health: list[MemberHealth]) -> None:
 
 
 def _coordinators(described: dict[str, Any]) -> Table:
-    table = Table("coordinator", "role", "host", "process", "release")
+    table = Table("coordinator", "role", "host", "process", "release", "dashboard")
     for one in described["coordinators"]:
         role = "leader" if one["coordinator"] == described["leader"] else "standing by"
-        table.add_row(Text(one["coordinator"]), role, Text(one["host"]), str(one["pid"]), one["release"])
+        cells = (one["coordinator"], role, one["host"], str(one["pid"]), one["release"], one["http"])
+        table.add_row(*map(Text, cells))
     if not described["coordinators"]:
-        table.add_row("none", "the plan is fixed" if described["fixed_plan"] else "-", "", "", "")
+        table.add_row("none", "the plan is fixed" if described["fixed_plan"] else "-", "", "", "", "")
     return table
 
 
