@@ -135,7 +135,7 @@ def run_shard_process(
                         shard.route(routing.update(served, brokers, follower.revision))
                         shard.keep_files(*files_in_store(entries, paths, config.name))
                     now = time.monotonic()
-                    if now >= counted_at + COUNTERS and not shard.draining:
+                    if now >= counted_at + COUNTERS and not control.stop.is_set():
                         counted_at = now
                         membership.publish(encode(_record(shard, sidecar.address)))
                     membership.beat(now)

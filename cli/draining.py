@@ -41,7 +41,8 @@ def not_empty(seen: Snapshot, names: Sequence[str]) -> str:
         placement = seen.placements.get(name)
         placed = sum(len(device.models) for device in placement.devices.values()) if placement is not None else 0
         if held or placed or seen.state(name) == "active":
-            holding.append(f"{name} holds {max(held, placed)} models")
+            left = max(held, placed)
+            holding.append(f"{name} holds {left} model{'s' if left != 1 else ''}")
     return ", ".join(holding)
 
 

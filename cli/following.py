@@ -48,14 +48,13 @@ class Told:
         if self._status is not None:
             self._status.stop()
 
-    def tell(self, waits: str) -> None:
-        if waits == self._said:
-            return
-        self._said = waits
+    def tell(self, waits: str, since: float) -> None:
+        """``since``: for how many seconds it has been waited by now."""
         if self._status is not None:
-            self._status.update(f"waiting: {waits}")
-        else:
-            click.echo(f"waiting: {waits}", err=True)
+            self._status.update(f"waiting for {since:.0f} s: {waits}")
+        elif waits != self._said:
+            click.echo(f"waiting: {waits}" if since < 1.0 else f"waiting for {since:.0f} s: {waits}", err=True)
+        self._said = waits
 
 
 def follow(url: str, cluster: str, timeout: float, waits: Callable[[float, Snapshot], str]) -> None:
@@ -67,7 +66,8 @@ def follow(url: str, cluster: str, timeout: float, waits: Callable[[float, Snaps
     store = open_store(url)
     follower = Follower(store, paths.root)
     decoded = Decoded()
-    ends = time.monotonic() + timeout
+    begun = time.monotonic()
+    ends = begun + timeout
     try:
         with Told() as told:
             while True:
@@ -81,7 +81,7 @@ def follow(url: str, cluster: str, timeout: float, waits: Callable[[float, Snaps
                     raise click.ClickException(
                         f"not within {format_duration(timeout)}: {said}; it goes on, see `laxity status`"
                     )
-                told.tell(said)
+                told.tell(said, now - begun)
     finally:
         follower.close()
         store.close()
