@@ -3,6 +3,7 @@ and all ends."""
 
 from __future__ import annotations
 
+from collections import Counter
 from random import Random
 from typing import Any
 
@@ -21,6 +22,7 @@ from hypothesis.stateful import (
 from broker.engine.devices import Batch
 from broker.engine.fleet import HeldModel
 from broker.engine.limits import Limits
+from broker.engine.metrics import PipelineMetrics
 from broker.engine.paging import Page
 from broker.engine.plan import FROM_REQUEST, Pipeline, StagePlan
 from broker.engine.policy import make_policy
@@ -106,13 +108,15 @@ class SchedulerMachine(RuleBasedStateMachine):
     ) -> None:
         self.now = 1000.0
         limits = Limits(max_bytes=20_000, max_payload=1000, max_requests=MAX_REQUESTS)
-        self.scheduler = Scheduler(limits, 7, overhead, preemption, spans=True)
+        self.scheduler = Scheduler(limits, 7, overhead, preemption, spans=True, metrics=True)
         self.preemption = preemption
         self.rate = rate
         """The arrival rate that stages begin with: whether others are expected, so that waiting pays."""
         self.clients = [Client("one"), Client("two")]
         self.tracer = Tracer("s", 1000, 0.5, Random(0))
         self.traced = 0
+        self.counted: list[PipelineMetrics] = []
+        """Of all pipelines that were ever served."""
         self.requests: list[Request] = []
         self.ended: set[Request] = set()
         self.batches: dict[int, Batch] = {}
@@ -480,6 +484,34 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert ledger.submitted == sum(ledger.ended_by.values()) + ledger.in_flight
         assert ledger.bytes == sum(request.nbytes for request in live)
         assert sum(len(client.requests) for client in self.clients) == len(live)
+
+    @invariant()
+    def metrics_add_up(self) -> None:
+        scheduler = self.scheduler
+        metrics = scheduler.metrics
+        assert metrics is not None
+        self.counted += [counted for counted in metrics.pipelines.values() if counted not in self.counted]
+        assert sum(counted.submitted for counted in self.counted) == scheduler.ledger.submitted
+        ended = Counter({"ok": sum(counted.ok for counted in self.counted)})
+        for counted in self.counted:
+            for (_, outcome), count in counted.not_ok.items():
+                ended[outcome] += count
+            assert counted.ended == counted.ok + sum(counted.not_ok.values())
+            assert counted.latency.count() == counted.ok
+        assert ended == Counter(scheduler.ledger.ended_by)
+        for name, counted in metrics.pipelines.items():
+            versions = [pipeline for pipeline in scheduler.serving() if pipeline.name == name]
+            assert versions or not name, "what is served no more is forgotten"
+            assert all(pipeline.metrics is counted for pipeline in versions)
+            assert counted.submitted - counted.ended == sum(pipeline.in_flight for pipeline in versions)
+            assert set(counted.stages) == {plan.name for pipeline in versions for plan in pipeline.stages}
+            for stage in counted.stages.values():
+                elements = stage.at_dispatch.count()
+                assert stage.forced.count() == stage.chosen.count() == elements == stage.sizes.sum
+                assert stage.slack.count() <= stage.sizes.count()
+                assert stage.execution.count() == stage.error.count() == stage.batches.get("ok", 0)
+                assert sum(stage.batches.values()) <= stage.sizes.count()
+                assert min(stage.forced.sum, stage.chosen.sum, stage.batch_wait.sum) >= 0.0
 
     @invariant()
     def every_live_request_is_in_somebodys_hands(self) -> None:

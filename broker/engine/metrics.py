@@ -182,6 +182,8 @@ class StageMetrics:
             lacked = blocked - task.blocked
             if lacked > waited:
                 lacked = waited
+            elif lacked < 0.0:
+                lacked = 0.0  # B(t) is a sum, and rounded
             at_dispatch.observe(task.request.deadline - now)
             forced.observe(lacked)
             chosen.observe(waited - lacked)
