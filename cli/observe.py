@@ -23,6 +23,10 @@ def observe(link_fd: int, listen_fd: int | None, otlp: str, dashboard: tuple[str
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started it decides
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     source = RemoteSource(socket.socket(fileno=link_fd))
+    if otlp:
+        from cluster.observe.otlp import TraceExport
+
+        TraceExport(source.traces, otlp).start()
     if listen_fd is None:
         source.wait()
     else:

@@ -97,6 +97,17 @@ def _drain_option(what: str) -> Callable[[Callable[..., None]], Callable[..., No
     )
 
 
+def _check_otlp(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
+    if value:
+        from cluster.observe.otlp import OtlpError, check_otlp
+
+        try:
+            check_otlp(value)
+        except OtlpError as error:
+            raise click.BadParameter(str(error)) from None
+    return value
+
+
 def _http_options(otlp: bool = False) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Where a service is observed from outside; ``otlp``: it has traces."""
     http = _setting(
@@ -112,6 +123,7 @@ def _http_options(otlp: bool = False) -> Callable[[Callable[..., None]], Callabl
     traces = _setting(
         "--otlp",
         default="",
+        callback=_check_otlp,
         metavar="URL",
         help="Send traces there by OTLP over HTTP, such as http://collector:4318 (default: nowhere).",
     )
@@ -296,6 +308,8 @@ def broker_run(store: str, cluster: str, shard: str, http: str, otlp: str, **set
     control = _control(lambda given: ShardConfig(name=shard, **given), settings, LIVE, ("shard", shard))
     try:
         config = ShardConfig(name=shard, **settings)
+        if otlp and not config.traces:
+            raise click.UsageError("--otlp has nothing to send with --traces 0")
         traces = ("--otlp", otlp) if otlp else ()
         with _sidecar("shard", shard, http, *traces, host=config.advertise, at_once=bool(otlp)) as sidecar:
             run_shard_process(config, store, cluster, control, sidecar)

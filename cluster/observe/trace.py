@@ -13,9 +13,10 @@ import msgspec
 class StageSpan(msgspec.Struct, array_like=True, frozen=True):
     """One stage of a request. It came at ``queued``, its batch's window opened at ``opens`` and was to close at
     ``closes``, it was ``granted`` to ``device`` ('agent/number'), began execution at ``started`` and ended at ``ended``
-    (-1.0 for what did not happen); when it began is reckoned back from its results. ``execution``, ``input`` and ``output`` are the agent's own measurements;
-    ``forced`` is how much of the waiting was for want of a free device. Of a map stage with several batches the last
-    one's, with all ``items``; ``batches`` says how many those were. ``attempts`` is how often it was granted."""
+    (-1.0 for what did not happen); when it began is reckoned back from its results. ``execution``, ``input`` and
+    ``output`` are the agent's own measurements; ``forced`` is how much of the waiting was for want of a free device. Of
+    a map stage with several batches the last one's, with all ``items``; ``batches`` says how many those were.
+    ``attempts`` is how often it was granted."""
 
     stage: str
     queued: float
@@ -43,9 +44,9 @@ class StageSpan(msgspec.Struct, array_like=True, frozen=True):
 
 class Estimate(msgspec.Struct, array_like=True, frozen=True):
     """Why a request was dropped: at ``at`` (seconds from arrival), with ``remaining`` seconds of budget left (where the
-    policy splits the budget: until it had to be through with this stage), it would
-    have had to wait ``wait`` for a device, take ``execution`` (the 99th percentile, in a batch of ``size``) at
-    ``stage``, and ``downstream`` behind it: ``short`` more than it had."""
+    policy splits the budget: until it had to be through with this stage), it would have had to wait ``wait`` for a
+    device, take ``execution`` (the 99th percentile, in a batch of ``size``) at ``stage``, and ``downstream`` behind it:
+    ``short`` more than it had."""
 
     stage: str
     at: float
