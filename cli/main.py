@@ -18,6 +18,7 @@ COMMANDS = {
     "dashboard": ("cli.dashboard.command:dashboard", "Serve a web page that shows a cluster live."),
     "submit": ("cli.submit:submit", "Send requests to a pipeline and print the answers."),
     "load": ("cli.load:load", "Send requests at a rate, and tell how they ended."),
+    "trace": ("cli.trace:trace", "Show where a request's time went, and why it was dropped."),
     "telemetry": ("cli.telemetry:telemetry", "Read what shards and agents wrote of requests."),
     "simulate": ("cli.simulate:simulate", "Simulate pipelines on many GPUs, and compare policies."),
     "profile": ("cli.profile:profile", "Measure a pipeline's stages on this host's devices."),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cli.options import (
+    cluster_argument,
     cluster_option,
     explain_errors,
     find_store,
@@ -29,6 +31,7 @@ from cluster.store import open_store
 from laxity import Client
 from laxity.outcomes import Outcome, Unavailable
 from laxity.reply import Reply
+from laxity.traceparent import new_traceparent
 from pipelines import format_duration
 
 PATIENCE = (1.0, 4.0)
@@ -90,6 +93,9 @@ def _with_fields(content: Any, fields: dict[str, Any]) -> Any:
     help="How many requests may be under way at once.",
 )
 @click.option("--timings", is_flag=True, help="Show how long each stage took.")
+@click.option(
+    "--trace", is_flag=True, help="Have the requests' traces kept, and print the commands that show them to stderr."
+)
 @shard_option
 @cluster_option
 @store_option
@@ -103,6 +109,7 @@ def submit(
     slo: float | None,
     in_flight: int,
     timings: bool,
+    trace: bool,
     shard: str | None,
     cluster: str,
     store: str | None,
@@ -123,6 +130,7 @@ def submit(
       laxity submit ocr receipt.png
       laxity submit ocr *.png --slo 2s --timings
       laxity submit ocr scans/*.jpg --in-flight 1
+      laxity submit ocr receipt.png --trace
       laxity submit classify letter.png --field picture=@ --field 'labels:=["billing", "sports"]'
       laxity submit lv --text hello --json
       laxity submit lv --text hello --store etcd://e1:2379,e2:2379
@@ -143,7 +151,10 @@ def submit(
     with client:
         missing = connect(client)
         if missing is None:
-            replies = client.map(pipeline, payloads, slo, max_in_flight=in_flight, replies=True)
+            traceparent = new_traceparent() if trace else ""
+            replies = client.map(
+                pipeline, payloads, slo, max_in_flight=in_flight, traceparent=traceparent, replies=True
+            )
         else:
             replies = (_unreached(missing) for _ in sources)
         for source, reply in zip(sources, replies, strict=True):
@@ -152,6 +163,9 @@ def submit(
                 click.echo(json.dumps({"file": source, "pipeline": pipeline, **reply_as_json(reply)}))
             else:
                 _print(source, reply, len(sources) > 1, timings)
+            if trace and reply.request_id:
+                where = cluster_argument(cluster) + (f" --store {shlex.quote(store)}" if store is not None else "")
+                click.echo(f"laxity trace {reply.request_id}{where}", err=True)
     if not good:
         sys.exit(1)
 

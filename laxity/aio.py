@@ -147,6 +147,7 @@ class AsyncClient:
         *,
         max_in_flight: int = 64,
         priority: int = 0,
+        traceparent: str = "",
         replies: Literal[False] = False,
     ) -> AsyncIterator[Any]: ...
 
@@ -159,6 +160,7 @@ class AsyncClient:
         *,
         max_in_flight: int = 64,
         priority: int = 0,
+        traceparent: str = "",
         replies: Literal[True],
     ) -> AsyncIterator[Reply]: ...
 
@@ -170,12 +172,13 @@ class AsyncClient:
         *,
         max_in_flight: int = 64,
         priority: int = 0,
+        traceparent: str = "",
         replies: bool = False,
     ) -> AsyncIterator[Any]:
         """The answers to ``payloads`` (an iterable or an asynchronous one), in order; see :meth:`Client.map`."""
         if max_in_flight < 1:
             raise ValueError(f"max_in_flight must be 1 or more, not {max_in_flight}")
-        return self._map(pipeline, payloads, slo, max_in_flight, priority, replies)
+        return self._map(pipeline, payloads, slo, max_in_flight, priority, traceparent, replies)
 
     async def _map(
         self,
@@ -184,6 +187,7 @@ class AsyncClient:
         slo: float | None,
         max_in_flight: int,
         priority: int,
+        traceparent: str,
         replies: bool,
     ) -> AsyncIterator[Any]:
         window: deque[AsyncReplyFuture] = deque()
@@ -193,7 +197,10 @@ class AsyncClient:
                     future = window.popleft()
                     yield await (future.reply() if replies else future)
                 try:
-                    window.append(self.submit(pipeline, payload, slo, priority=priority, timings=replies))
+                    future = self.submit(
+                        pipeline, payload, slo, priority=priority, timings=replies, traceparent=traceparent
+                    )
+                    window.append(future)
                 except LaxityError as error:
                     window.append(self._ended(error))
             while window:

@@ -234,6 +234,7 @@ class Client:
         *,
         max_in_flight: int = 64,
         priority: int = 0,
+        traceparent: str = "",
         replies: Literal[False] = False,
     ) -> Iterator[Any]: ...
 
@@ -246,6 +247,7 @@ class Client:
         *,
         max_in_flight: int = 64,
         priority: int = 0,
+        traceparent: str = "",
         replies: Literal[True],
     ) -> Iterator[Reply]: ...
 
@@ -257,6 +259,7 @@ class Client:
         *,
         max_in_flight: int = 64,
         priority: int = 0,
+        traceparent: str = "",
         replies: bool = False,
     ) -> Iterator[Any]:
         """The answers to ``payloads``, in their order, with up to ``max_in_flight`` requests at a time.
@@ -267,7 +270,7 @@ class Client:
         """
         if max_in_flight < 1:
             raise ValueError(f"max_in_flight must be 1 or more, not {max_in_flight}")
-        return self._map(pipeline, payloads, slo, max_in_flight, priority, replies)
+        return self._map(pipeline, payloads, slo, max_in_flight, priority, traceparent, replies)
 
     def _map(
         self,
@@ -276,6 +279,7 @@ class Client:
         slo: float | None,
         max_in_flight: int,
         priority: int,
+        traceparent: str,
         replies: bool,
     ) -> Iterator[Any]:
         channel = self._channel
@@ -289,7 +293,7 @@ class Client:
                 waiter = _Waiter(next(channel.ids))
                 window.append(waiter)
                 try:
-                    channel.submit(waiter._id, waiter, pipeline, payload, slo, priority, replies, "")
+                    channel.submit(waiter._id, waiter, pipeline, payload, slo, priority, replies, traceparent)
                 except LaxityError as error:
                     waiter._end(Answer(waiter._id, error.outcome, None, detail=error.detail), None)
             while window:
