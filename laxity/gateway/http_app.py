@@ -61,6 +61,7 @@ class HttpApp:
                 Route("/v2/health/live", self._live),
                 Route("/v2/health/ready", self._ready),
                 Route("/v2/repository/index", self._index, methods=["POST"]),
+                Route("/v2/models/stats", self._elsewhere),
                 *(Route(prefix + path, endpoint) for prefix in prefixes for path, endpoint in of_model),
                 *(Route(prefix + "/infer", self._infer, methods=["POST"]) for prefix in prefixes),
                 Route("/v2/{path:path}", self._elsewhere, methods=["GET", "POST"]),

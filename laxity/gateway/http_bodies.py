@@ -28,7 +28,7 @@ class _Input(msgspec.Struct):
     shape: list[int]
     datatype: str
     parameters: dict[str, Any] | None = None
-    data: msgspec.Raw | None = None
+    data: msgspec.Raw = msgspec.Raw()  # as it stands in the body; its type depends on the datatype
 
 
 class _Output(msgspec.Struct):
@@ -104,11 +104,11 @@ def read_body(body: bytes, header_length: str | None) -> Body:
         refuse_unsupported(parameters)
         size = parameters.pop(_BINARY_SIZE, None)
         if size is None:
-            if each.data is None:
+            if not each.data:
                 raise Invalid(f"input {each.name!r} has neither 'data' nor the parameter {_BINARY_SIZE}")
             inputs.append(from_json(each.name, each.datatype, each.shape, each.data, parameters))
             continue
-        if each.data is not None:
+        if each.data:
             raise Invalid(f"input {each.name!r} has both 'data' and the parameter {_BINARY_SIZE}")
         if isinstance(size, bool) or not isinstance(size, int) or not 0 <= size <= len(body) - at:
             raise Invalid(
