@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.records import decode, encode
-from cluster.tuning.merge import busiest, merge, sound
-from cluster.tuning.report import ReportRecord, StageReport
+from cluster.tuning.merge import believed, busiest, merge, sound
+from cluster.tuning.report import DropReport, PipelineReport, ReportRecord, StageReport
 
 
 def stage(model: str = "p@1/a", **fields: Any) -> StageReport:
@@ -101,6 +101,7 @@ def test_impossible_figures_are_left_out_alone(wrong: dict[str, Any]) -> None:
 
 NUMBERS = st.integers(-(10**18), 10**18)
 SECONDS = st.floats(allow_nan=True)
+OUTCOMES = st.dictionaries(st.text(max_size=3), NUMBERS, max_size=2)
 
 
 @given(
@@ -118,16 +119,25 @@ SECONDS = st.floats(allow_nan=True)
                     SECONDS,
                     st.lists(NUMBERS, max_size=3),
                     st.dictionaries(st.text(max_size=3), st.lists(st.tuples(NUMBERS, SECONDS), max_size=2), max_size=2),
+                    st.just({}),
+                    st.tuples(SECONDS, SECONDS),
+                    SECONDS,
+                    st.text(max_size=3),
                 ),
                 max_size=4,
             ),
             st.just({}),
             st.just([]),
+            st.lists(st.builds(PipelineReport, st.text(max_size=3), NUMBERS, OUTCOMES), max_size=2),
+            st.lists(st.builds(DropReport, *[st.text(max_size=3)] * 5, SECONDS), max_size=2),
         ),
         max_size=4,
     )
 )
 def test_whatever_is_reported_what_comes_of_it_is_possible(reports: list[ReportRecord]) -> None:
+    kept = [believed("s", report) for report in reports]
+    assert [(one.pipelines, one.drops) for one in kept] == [(one.pipelines, one.drops) for one in reports], "for people"
+    assert all(sound(stage) for one in kept for stage in one.stages)
     for stages in merge(reports).values():
         for state in stages.values():
             figures = [state.arrived, state.started, state.dropped, state.busy, state.queued, state.execution]
@@ -135,7 +145,9 @@ def test_whatever_is_reported_what_comes_of_it_is_possible(reports: list[ReportR
 
 
 def test_a_report_survives_the_store() -> None:
-    sent = report(stage(arrived=3, waits=[0, 1], latency={"t4": [(1, 0.5)]}))
+    sent = report(stage(arrived=3, waits=[0, 1], latency={"t4": [(1, 0.5)]}, slack=(0.01, 0.02), order="hbf"))
+    sent.pipelines.append(PipelineReport("p", 3, {"ok": 2, "dropped": 1}, (0.1, 0.2)))
+    sent.drops.append(DropReport("c-1", "p", "a", "dropped", "too late by 5 ms", 0.5))
     assert decode(ReportRecord, "/laxity/c/reports/s", encode(sent)) == sent
     with pytest.raises(ValueError, match="cannot be read"):
         decode(ReportRecord, "/laxity/c/reports/s", msgspec.json.encode({"number": 1}))
