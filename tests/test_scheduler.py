@@ -901,6 +901,19 @@ def test_a_batch_that_was_not_run_has_a_second_attempt(code: str) -> None:
     assert request.detail == "2 attempts failed, the last: why"
 
 
+def test_an_item_of_a_request_that_another_item_ended_waits_no_more() -> None:
+    world = World(make_pipeline(StageOf("m", is_map=True)))
+    world.device({key("m"): [(1, 0.1), (2, 0.1)]})
+    request = world.submit(0.0, [1, 2])
+    batch = wait_for_grant(world, 0.0)
+    _, last = batch.tasks
+    last.attempts = 1  # it was in a batch of its own before
+    world.done(0.1, batch, "too_late")
+    assert world.end() is request
+    world.idle(0.1)
+    world.idle(10.0)  # long after its deadline
+
+
 def test_what_never_reached_a_model_is_no_attempt() -> None:
     world = world_of_one()
     request = world.submit(0.0)

@@ -351,14 +351,16 @@ class Scheduler:
         for task in batch.tasks:
             task.grants -= 1
             task.run = None
-        self._requeue(batch, [task for task in batch.tasks if task.request.outcome is None])
+        self._requeue(batch, batch.tasks)
 
     def _close(self, batch: Batch) -> None:
         del self.batches[batch.number]
         batch.device.batches.pop(batch.number, None)
 
     def _requeue(self, batch: Batch, tasks: list[Task]) -> None:
-        """Put live tasks of a batch back to where they were taken from."""
+        """Put those tasks of a batch that are live back to where they were taken from. (One of a map request may have
+        ended the others.)"""
+        tasks = [task for task in tasks if task.request.outcome is None]
         if not tasks:
             return
         if batch.alone:
