@@ -84,7 +84,7 @@ def main() -> None:
             "up", spec.name, "--executor", "emulated", "--split", numbers, "--agents", str(options.agents), "--detach"
         )
         try:
-            live = laxity.json("load", spec.name, *arrivals)
+            (live,) = laxity.json("load", spec.name, *arrivals)["steps"]
         finally:
             laxity("down")
         (simulated,) = laxity.json("simulate", spec.name, "--split", numbers, *arrivals)
@@ -101,7 +101,7 @@ def main() -> None:
     if options.json:
         print(json.dumps({"split": numbers, "live": live, "simulated": simulated} | verdict, indent=2))
         return
-    print(f"{spec.name} on {options.gpus} GPUs ({numbers}), {live['trace']}, load {options.load}, seed {options.seed}")
+    print(f"{spec.name} on {options.gpus} GPUs ({numbers}), {simulated['trace']}, load {options.load}, seed {options.seed}")
     print(f"{'':24}{'live':>12}{'simulated':>12}")
     for name, form in SHOWN.items():
         print(f"{name:24}{form.format(live[name]):>12}{form.format(simulated[name]):>12}")

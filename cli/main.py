@@ -17,7 +17,8 @@ COMMANDS = {
     "top": ("cli.top.command:top", "Watch a cluster live; drain a node from there."),
     "dashboard": ("cli.dashboard.command:dashboard", "Serve a web page that shows a cluster live."),
     "submit": ("cli.submit:submit", "Send requests to a pipeline and print the answers."),
-    "load": ("cli.load:load", "Send requests at a rate, and tell how they ended."),
+    "load": ("cli.load.command:load", "Send requests at a rate, and tell how they ended."),
+    "record": ("cli.record:record", "Record the requests that come to a cluster."),
     "trace": ("cli.trace:trace", "Show where a request's time went, and why it was dropped."),
     "telemetry": ("cli.telemetry:telemetry", "Read what shards and agents wrote of requests."),
     "simulate": ("cli.simulate:simulate", "Simulate pipelines on many GPUs, and compare policies."),
@@ -28,8 +29,8 @@ COMMANDS = {
     "broker": ("cli.services:broker", "Run a broker shard (a service; `up` starts it for you)."),
     "node": ("cli.node:node", "List, drain and resume nodes; run a node agent."),
     "coordinator": ("cli.services:coordinator", "Run a coordinator (a service; `up` starts it for you)."),
-}
     "gateway": ("cli.services:gateway", "Serve the Open Inference Protocol, for clients of Triton and KServe."),
+}
 """By command name: where it is, and what the list of commands says of it."""
 HIDDEN = {"observe": "cli.observe:observe"}
 """Commands that only processes of a cluster start."""

@@ -10,13 +10,15 @@ from math import ceil, exp, log
 
 ERROR = 0.001
 """How far a quantile may be from the true one, as a part of it."""
-_WIDTH = log((1.0 + ERROR) / (1.0 - ERROR))
 
 
 class Quantiles:
-    """Of values from 0 on; those below 1 count as 0 (values are microseconds, or so)."""
+    """Of values from 0 on; those below 1 count as 0 (values are microseconds, or so). With a larger ``error`` (see
+    :data:`ERROR`) they take less memory, in proportion."""
 
-    def __init__(self) -> None:
+    def __init__(self, error: float = ERROR) -> None:
+        self._error = error
+        self._width = log((1.0 + error) / (1.0 - error))
         self.count = 0
         self.most = 0.0
         self._bins: dict[int, int] = {}
@@ -30,7 +32,7 @@ class Quantiles:
         if value < 1.0:
             self._zeros += count
         else:
-            number = ceil(log(value) / _WIDTH)
+            number = ceil(log(value) / self._width)
             self._bins[number] = self._bins.get(number, 0) + count
 
     def quantile(self, part: float) -> float | None:
@@ -45,17 +47,18 @@ class Quantiles:
         for number in sorted(self._bins):
             seen += self._bins[number]
             if seen >= rank:
-                return min(_value(number), self.most)
+                return min(self._value(number), self.most)
         return self.most
 
     def merge(self, other: Quantiles, by: float = 1.0) -> None:
         """Take in another one's values, each multiplied."""
+        most = max(self.most, other.most * by)
         if other._zeros:
             self.add(0.0, other._zeros)
         for number, count in other._bins.items():
-            self.add(_value(number) * by, count)
+            self.add(other._value(number) * by, count)
+        self.most = most
 
-
-def _value(number: int) -> float:
-    """The value that is as far from both edges of its bin, as a part of them."""
-    return exp(number * _WIDTH) * (1.0 - ERROR)
+    def _value(self, number: int) -> float:
+        """The value that is as far from both edges of its bin, as a part of them."""
+        return exp(number * self._width) * (1.0 - self._error)

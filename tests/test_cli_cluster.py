@@ -374,8 +374,8 @@ def test_a_cluster_on_an_etcd_of_its_own(shell: Shell) -> None:
     assert nodes["agent-1"]["models"] == {}
     assert sum(counts["ready"] for counts in nodes["agent-0"]["models"].values()) >= 5
     assert shell("submit", "lv", "--text", "moved").stdout == "moved\n"
-    load = shell("load", "lv", "--rate", "20", "--duration", "1s", "--json", *store)
-    assert json.loads(load.stdout)["outcomes"]["ok"] > 0, load.stderr
+    load = shell("load", "lv", "--request-rate-range", "20", "--duration", "1s", "--json", *store)
+    assert json.loads(load.stdout)["steps"][0]["outcomes"]["ok"] > 0, load.stderr
     assert shell("node", "resume", "agent-1").returncode == 0
 
     pids = [*children(supervisor), supervisor]

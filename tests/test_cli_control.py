@@ -411,8 +411,8 @@ def test_a_fixed_plan_is_not_to_be_changed(fake: Fake) -> None:
         (["pipeline", "apply", "echo", "--timeout", "never"], "no duration above zero"),
         (["node", "drain"], "Missing argument 'NODE...'"),
         (["coordinator", "run", "--name", "c", "--store", "memory:"], "memory: is one process's alone"),
-        (["load", "lv", "--load", "1", "--duration", "1s", "--shard", "tcp://127.0.0.1:1"], "with --shard; use --rate"),
-        (["load", "lv", "--rate", "9", "--duration", "1s", "--shard", "nowhere"], "nowhere"),
+        (["load", "lv", "--load", "1", "--duration", "1s", "--shard", "tcp://127.0.0.1:1"], "use --request-rate-range"),
+        (["load", "lv", "--request-rate-range", "9", "--shard", "nowhere"], "nowhere"),
     ],
 )
 def test_wrong_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], says: str) -> None:

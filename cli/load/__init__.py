@@ -1,0 +1,1 @@
+"""``laxity load``: requests to a running cluster, and what became of them."""
