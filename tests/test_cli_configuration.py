@@ -17,6 +17,7 @@ from cli.main import main
 from cli.services import SERVICES
 from cluster.coordinator.leader import CoordinatorConfig
 from cluster.planner.settings import Settings
+from laxity.gateway.server import GatewayConfig
 from nodes.agent import AgentConfig
 
 FILE = """
@@ -185,12 +186,13 @@ def test_an_empty_file_changes_nothing(tmp_path: Path) -> None:
         ("node", AgentConfig, {"name", "devices"}),
         ("coordinator", CoordinatorConfig, {"settings"}),
         ("coordinator", Settings, set()),
+        ("gateway", GatewayConfig, set()),
     ],
 )
 def test_every_setting_has_an_option_with_its_default_a_variable_and_a_help(
     service: str, kind: type[msgspec.Struct], apart: set[str]
 ) -> None:
-    name = {"broker": "--shard", "node": "--agent", "coordinator": "--name"}[service]
+    name = {"broker": "--shard", "node": "--agent"}.get(service, "--name")
     found = parsed(service, "--store", "sqlite:///s.db", name, "x")
     options = {option.name: option for option in SERVICES[service].params if isinstance(option, click.Option)}
     told = CliRunner().invoke(main, [service, "run", "--help"]).output
