@@ -2,37 +2,57 @@
 
 from __future__ import annotations
 
-import logging
+import os
 import signal
 import socket
 
 import click
 
+from cluster.logs import configure_logs
+
+NICE = 5
+"""Where processors are scarce, requests go before what is told of them."""
+
 
 @click.command(hidden=True)
-@click.option("--link-fd", type=int, required=True, help="The socket to ask the process over.")
+@click.option("--process", required=True, help="What it speaks for.")
+@click.option("--name", required=True, help="Which one of those.")
+@click.option("--link-fd", type=int, required=True, help="The socket to ask it over.")
 @click.option("--listen-fd", type=int, help="The socket to serve at.")
-@click.option("--otlp", default="", help="Where traces are sent.")
+@click.option("--log-format", default="text", help="As that one logs.")
+@click.option("--otlp", help="Where traces are sent.")
 @click.option("--dashboard", type=(str, str), help="The store and the cluster whose dashboard is served at /.")
-def observe(link_fd: int, listen_fd: int | None, otlp: str, dashboard: tuple[str, str] | None) -> None:
+@click.option("--token-file", help="Who shows what it says may change something on the dashboard.")
+def observe(
+    process: str,
+    name: str,
+    link_fd: int,
+    listen_fd: int | None,
+    log_format: str,
+    otlp: str | None,
+    dashboard: tuple[str, str] | None,
+    token_file: str | None,
+) -> None:
     """Serve what is to be seen of the process that started this one, until that ends."""
     from cluster.observe.exporter import exporter_app
     from cluster.observe.link import RemoteSource
     from laxity.bounded_http import serve_http
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started it decides
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    os.nice(NICE)
+    configure_logs(log_format, "warning", process, name)
     source = RemoteSource(socket.socket(fileno=link_fd))
     if otlp:
         from cluster.observe.otlp import TraceExport
 
         TraceExport(source.traces, otlp).start()
+    home = None
+    if dashboard is not None:
+        from cli.dashboard.app import dashboard_app
+        from cli.dashboard.token import read_token
+
+        home = dashboard_app(*dashboard, token=read_token(token_file) if token_file else None)
     if listen_fd is None:
         source.wait()
     else:
-        home = None
-        if dashboard is not None:
-            from cli.dashboard.app import dashboard_app
-
-            home = dashboard_app(*dashboard, token=None)
         serve_http(exporter_app(source, home), socket.socket(fileno=listen_fd))

@@ -15,6 +15,7 @@ import click
 from cli.children import laxity
 from cli.configuration import ConfigurationError, read_configuration
 from cli.control import Reread, ServiceCommand, take_control
+from cli.dashboard.token import check_token_file
 from cli.options import check_duration, check_http, check_size, check_store, cluster_option, explain_errors, find_store
 from cli.planner_options import planner_options
 from cluster.control import Control
@@ -141,7 +142,9 @@ def _sidecar(
     """What tells of a service, by way of `laxity observe` with these arguments; OSError where its address cannot be
     had."""
     source = Beginning(process, name, "the store has not answered yet")
-    return Sidecar(http, host, laxity("observe", *arguments), source, at_once=at_once)
+    form = click.get_current_context().params["log_format"]
+    command = laxity("observe", "--process", process, "--name", name, "--log-format", form, *arguments)
+    return Sidecar(http, host, command, source, at_once=at_once)
 
 
 def _service(
@@ -417,11 +420,20 @@ def coordinator() -> None:
 )
 @planner_options
 @_http_options()
+@_setting(
+    "--token-file",
+    default="",
+    callback=check_token_file,
+    metavar="FILE",
+    help="Who shows what this file says may have nodes drained on the dashboard, which is served beside the metrics, "
+    "at / (default: nobody may; it only shows).",
+)
 def coordinator_run(
     store: str,
     cluster: str,
     name: str,
     http: str,
+    token_file: str,
     **settings: Any,
 ) -> None:
     """Run a coordinator until SIGTERM or Ctrl-C.
@@ -453,7 +465,8 @@ def coordinator_run(
     control = _control(make, settings, LIVE, ("coordinator", name))
     config = make(settings)
     try:
-        with _sidecar("coordinator", name, http, "--dashboard", store, cluster) as sidecar:
+        dashboard = ("--dashboard", store, cluster, *(("--token-file", token_file) if token_file else ()))
+        with _sidecar("coordinator", name, http, *dashboard) as sidecar:
             run_coordinator_process(config, store, cluster, control, sidecar)
     except ProviderError as error:
         raise click.UsageError(str(error)) from None

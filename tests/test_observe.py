@@ -13,7 +13,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -38,6 +38,7 @@ from laxity import Client, LaxityError, Rejected
 from pipelines.load import parse_spec
 
 PATIENCE = 30.0
+COMMAND = laxity("observe", "--process", "shard", "--name", "s")
 SPEC = """
 name: two
 slo: 20s
@@ -108,7 +109,9 @@ class Processes:
         self.store.put(self.paths.pipeline("two"), encode(PipelineRecord(spec.version, spec)))
         self.start("s0", "broker", "run", "--shard", "s0", "--trace-sample", "1")
         self.start("a0", "node", "run", "--agent", "a0", "--devices", "emulated:2")
-        self.start("c0", "coordinator", "run", "--name", "c0", "--no-rest")
+        token = directory / "token"
+        token.write_text("a token of some length\n")
+        self.start("c0", "coordinator", "run", "--name", "c0", "--no-rest", "--token-file", str(token))
 
     def start(self, name: str, *command: str) -> None:
         with (self._directory / f"{name}.log").open("ab") as log:
@@ -268,6 +271,7 @@ def test_a_coordinator_tells_all_its_families_and_serves_the_dashboard(processes
     assert value(found, "laxity_devices_allocated", pipeline="two") == 2
     status, headers, _ = get(processes.coordinator, "/")
     assert (status, headers["content-type"].partition(";")[0]) == (200, "text/html")
+    assert get_json(processes.coordinator, "/api/session") == (200, {"possible": True, "signed_in": False})
 
 
 def test_all_of_them_live_and_are_ready(processes: Processes) -> None:
@@ -321,9 +325,11 @@ def test_clients_that_never_finish_their_requests_hold_nobody_up(processes: Proc
     with ExitStack() as stack:
         slow = [stack.enter_context(socket.create_connection((at.hostname, at.port), PATIENCE)) for _ in range(300)]
         for each in slow:
-            each.sendall(b"GET /metrics HTTP/1.1\r\nHost: ")
+            with suppress(ConnectionError):  # the first ones have to make room meanwhile
+                each.sendall(b"GET /metrics HTTP/1.1\r\nHost: ")
         assert get(processes.agent, "/metrics")[0] == 200
-        assert slow[0].recv(1) == b""  # it had to make room
+        with suppress(ConnectionResetError):
+            assert slow[0].recv(1) == b""
 
 
 def test_another_one_is_started_when_it_died(processes: Processes) -> None:
@@ -366,12 +372,12 @@ def test_a_port_in_use_is_told_before_anything_is_started(processes: Processes) 
 def observed() -> Iterator[Any]:
     """Has a source observed at an address."""
     with ExitStack() as stack:
-        yield lambda source: stack.enter_context(Sidecar("127.0.0.1:*", "", laxity("observe"), source))
+        yield lambda source: stack.enter_context(Sidecar("127.0.0.1:*", "", COMMAND, source))
 
 
 def test_nothing_is_started_until_somebody_asks_and_nothing_stays(observed: Any) -> None:
     before = set(children(os.getpid()))
-    with Sidecar("127.0.0.1:*", "", laxity("observe"), Beginning("shard", "s", "")) as sidecar:
+    with Sidecar("127.0.0.1:*", "", COMMAND, Beginning("shard", "s", "")) as sidecar:
         assert set(children(os.getpid())) == before
         get(sidecar.address, "/v2/health/live")
         (started,) = set(children(os.getpid())) - before

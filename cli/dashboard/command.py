@@ -6,10 +6,10 @@ import logging
 import signal
 import socket
 import threading
-from pathlib import Path
 
 import click
 
+from cli.dashboard.token import read_token
 from cli.options import check_http, cluster_option, explain_errors, find_store, store_option
 from cluster.addresses import advertised, split_address
 from cluster.observe.sidecar import listen
@@ -54,7 +54,8 @@ def dashboard(http: str, token_file: str | None, listen_fd: int | None, cluster:
     if not http and listen_fd is None:
         raise click.UsageError("give --http an address, such as 127.0.0.1:8080")
     try:
-        app = dashboard_app(find_store(cluster, store), cluster, token=_token(token_file))
+        token = read_token(token_file) if token_file is not None else None
+        app = dashboard_app(find_store(cluster, store), cluster, token=token)
         listener = listen(http) if listen_fd is None else socket.socket(fileno=listen_fd)
     except (ValueError, OSError) as error:
         raise click.ClickException(getattr(error, "strerror", None) or str(error)) from error
@@ -68,7 +69,3 @@ def dashboard(http: str, token_file: str | None, listen_fd: int | None, cluster:
         click.echo(f"The dashboard of the cluster {cluster!r}: {url}")
         click.echo("Press Ctrl-C to end it.")
     stop.wait()
-
-
-def _token(file: str | None) -> str | None:
-    return None if file is None else Path(file).read_text().strip()

@@ -10,10 +10,10 @@ from typing import Final
 from starlette.requests import Request
 from starlette.responses import Response
 
+from cli.dashboard.token import LEAST_TOKEN
+
 LASTS: Final = 12 * 3600
 """Seconds that a sign-in holds."""
-LEAST_TOKEN: Final = 16
-"""Characters of a token: it can be tried as often as one likes."""
 REQUEST_HEADER: Final = "x-laxity-request"
 """A page of another origin cannot send it: its browser asks here first, and is not allowed to."""
 
