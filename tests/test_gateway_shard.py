@@ -26,6 +26,7 @@ from laxity.gateway.catalog import Lookup
 from laxity.gateway.grpc_messages import message
 from laxity.gateway.server import Bound, GatewayConfig, run_gateway
 from laxity.outcomes import Outcome
+from laxity.protocol import Cancel
 
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 BODY = {"inputs": [{"name": "x", "shape": [1], "datatype": "BYTES", "data": ["hello"]}]}
@@ -191,6 +192,16 @@ def test_a_time_out_holds_also_where_no_slo_is_known(make_gateway: Callable[...,
     eventually(lambda: gateway.get("/v2/models/p/ready") == 200, "it is ready")
     status, told, _ = gateway.over_http(laxity_timeout="100ms").result(WAIT)
     assert (status, told["outcome"]) == (504, "expired")
+
+
+def test_what_is_under_way_when_it_may_not_take_any_longer(gateway: Running, peer: Peer) -> None:
+    over_http, over_grpc = gateway.over_http(), gateway.over_grpc()
+    requests = peer.requests(2)
+    gateway.stop.set()  # which is "at once", too, here
+    status, told, _ = over_http.result(WAIT)
+    assert (status, told["outcome"]) == (503, "unavailable")
+    assert over_grpc.result(WAIT)[0] == "UNAVAILABLE"
+    assert sorted(peer.receive(Cancel)[1].ids) == sorted(each.request.id for each in requests)
 
 
 def test_an_answer_that_the_protocol_has_no_datatype_for(gateway: Running, peer: Peer) -> None:

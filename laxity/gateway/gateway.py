@@ -237,9 +237,14 @@ class Gateway:
         watched = slo is None and math.isfinite(remaining)
         try:
             async with asyncio.timeout(remaining if watched else None):
-                return await future.reply()
+                reply = await future.reply()
         except TimeoutError:
             return _refused(Outcome.EXPIRED, "the time allowed has passed without an answer", future.request_id)
+        if reply.outcome is Outcome.CANCELLED and self.draining:
+            return _refused(
+                Outcome.UNAVAILABLE, "the gateway was stopped before the answer was there", reply.request_id
+            )
+        return reply
 
 
 def _refused(outcome: Outcome, detail: str, request_id: str = "") -> Reply:

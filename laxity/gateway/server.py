@@ -96,6 +96,7 @@ async def _serve(
         if not drained.done():
             drained.cancel()
             log.warning("%d requests are still under way, and are cancelled", gateway.in_flight)
+            await gateway.close()
         if web is not None and serving is not None:
             web.should_exit = True
             await serving
