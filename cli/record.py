@@ -185,6 +185,7 @@ class _Recorder:
                 live.start()
             first = self._wait_for_shards()
             start = time.monotonic()
+            click.echo("recording; Ctrl-C ends it", err=True)
             self._hold(first, start)
             self._record(start, live)
         finally:
