@@ -51,9 +51,10 @@ def _event(name: bytes, view: LiveView) -> bytes:
 
 class Watchers:
     """All who watch one cluster. For one event loop; the store is followed in a thread, from the first one's coming
-    until some time after the last one's going."""
+    until ``linger`` seconds after the last one's going."""
 
-    def __init__(self, store_url: str, cluster: str) -> None:
+    def __init__(self, store_url: str, cluster: str, linger: float = LINGER) -> None:
+        self._linger = linger
         self._url = store_url
         self._cluster = cluster
         self._count = 0
@@ -114,7 +115,7 @@ class Watchers:
     def _go(self) -> None:
         self._count -= 1
         if not self._count:
-            self._idle = asyncio.get_running_loop().call_later(LINGER, self._rest)
+            self._idle = asyncio.get_running_loop().call_later(self._linger, self._rest)
 
     def _rest(self) -> None:
         assert self._stop is not None

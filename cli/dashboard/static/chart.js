@@ -1,16 +1,17 @@
-// Five minutes of one pipeline: what was offered as a line, what was good filled, what was lost on top of it.
+// The last minutes of one pipeline: what was offered as a line, what was good filled, what was lost on top of it.
 
 import { attribute, h, s, text } from "./dom.js";
-import { clock, count } from "./format.js";
+import { clock, count, join, time } from "./format.js";
 
-const SECONDS = 300;
-const HEIGHT = 168;
+const SPANS = [60, 120, 300]; // seconds that are shown: the fewest that have all there is
 const LEFT = 46, RIGHT = 10, TOP = 10, BOTTOM = 22;
 const GAP = 3; // seconds without a point that end a line
 
 export class Chart {
   #points = [];
   #scale = null;
+  #height = 168;
+  #span = SPANS[0];
   #at = null; // the second that is read out
 
   constructor() {
@@ -19,8 +20,8 @@ export class Chart {
     this.good = s("path", { class: "good-area" });
     this.goodLine = s("path", { class: "good-line" });
     this.offered = s("path", { class: "offered" });
-    this.cursor = s("g", { class: "cursor", visibility: "hidden" }, s("line", { y1: TOP, y2: HEIGHT - BOTTOM }), s("circle", { r: 3.5 }));
-    this.svg = s("svg", { height: HEIGHT, role: "img", tabindex: 0 }, this.grid, this.good, this.lost, this.goodLine, this.offered, this.cursor);
+    this.cursor = s("g", { class: "cursor", visibility: "hidden" }, s("line", { y1: TOP }), s("circle", { r: 3.5 }));
+    this.svg = s("svg", { role: "img", tabindex: 0 }, this.grid, this.good, this.lost, this.goodLine, this.offered, this.cursor);
     this.readout = h("div", { class: "readout", hidden: true });
     this.legend = h("p", { class: "legend" },
       h("span", { class: "key offered" }, "offered"), h("span", { class: "key good" }, "good"), h("span", { class: "key lost" }, "dropped, expired or failed"));
@@ -35,14 +36,19 @@ export class Chart {
   draw({ name, history }, at) {
     const width = this.element.clientWidth - 8;
     if (width <= 0) return;
+    const height = (this.#height = Math.round(Math.min(Math.max(150, innerHeight * 0.23), 280)));
     const end = Math.floor(at);
-    this.#points = history.filter(([second]) => second > end - SECONDS);
+    this.#points = history.filter(([second]) => second > end - SPANS.at(-1));
+    const oldest = this.#points[0]?.[0] ?? end;
+    const span = (this.#span = SPANS.find((seconds) => oldest > end - seconds) ?? SPANS.at(-1));
     const most = nice(Math.max(1, ...this.#points.map(([, offered, good, lost]) => Math.max(offered, good + lost))));
-    const x = (second) => LEFT + ((second - (end - SECONDS)) / SECONDS) * (width - LEFT - RIGHT);
-    const y = (value) => TOP + (1 - value / most) * (HEIGHT - TOP - BOTTOM);
+    const x = (second) => LEFT + ((second - (end - span)) / span) * (width - LEFT - RIGHT);
+    const y = (value) => TOP + (1 - value / most) * (height - TOP - BOTTOM);
     this.#scale = { x, y, width, end };
     attribute(this.svg, "width", width);
-    attribute(this.svg, "viewBox", `0 0 ${width} ${HEIGHT}`);
+    attribute(this.svg, "height", height);
+    attribute(this.svg, "viewBox", `0 0 ${width} ${height}`);
+    attribute(this.cursor.firstChild, "y2", height - BOTTOM);
     this.#drawGrid(most);
     const runs = split(this.#points);
     const path = (make) => runs.map(make).join("");
@@ -55,7 +61,7 @@ export class Chart {
     this.nothing.hidden = this.#points.length > 0;
     const last = this.#points.at(-1);
     attribute(this.svg, "aria-label", last
-      ? `${name} over five minutes: now ${count(last[1])} offered, ${count(last[2])} good and ${count(last[3])} lost per second. Arrow keys read out other times.`
+      ? `${name} over the last minutes: now ${count(last[1])} offered, ${count(last[2])} good and ${count(last[3])} lost per second. Arrow keys read out other times.`
       : `${name}: no request in the last five minutes`);
     if (this.#at != null) this.#read(this.#at);
   }
@@ -67,21 +73,22 @@ export class Chart {
       lines.push(s("line", { x1: LEFT, x2: width - RIGHT, y1: y(value), y2: y(value), class: value ? "" : "base" }));
       lines.push(s("text", { x: LEFT - 8, y: y(value) + 4, "text-anchor": "end" }, count(value)));
     }
-    for (let minutes = 0; minutes <= 5; minutes += width < 480 ? 2.5 : 1) {
-      const at = x(end - minutes * 60);
-      const anchor = minutes === 0 ? "end" : minutes === 5 ? "start" : "middle";
-      lines.push(s("text", { x: at, y: HEIGHT - 5, "text-anchor": anchor }, minutes ? `−${minutes} min` : "now"));
+    const ticks = this.#span === 300 && width > 480 ? 5 : 2;
+    for (let tick = 0; tick <= ticks; tick += 1) {
+      const ago = (tick * this.#span) / ticks;
+      const anchor = tick === 0 ? "end" : tick === ticks ? "start" : "middle";
+      lines.push(s("text", { x: x(end - ago), y: this.#height - 5, "text-anchor": anchor }, ago ? `−${join(time(ago))}` : "now"));
     }
     this.grid.replaceChildren(...lines);
   }
 
   #second(offset) {
     const { width, end } = this.#scale;
-    return end - SECONDS + ((offset - LEFT) / (width - LEFT - RIGHT)) * SECONDS;
+    return end - this.#span + ((offset - LEFT) / (width - LEFT - RIGHT)) * this.#span;
   }
 
   #step(event) {
-    const by = { ArrowLeft: -1, ArrowRight: 1, PageUp: -30, PageDown: 30, Home: -SECONDS, End: SECONDS }[event.key];
+    const by = { ArrowLeft: -1, ArrowRight: 1, PageUp: -30, PageDown: 30, Home: -SPANS.at(-1), End: SPANS.at(-1) }[event.key];
     if (!by || !this.#points.length) return;
     event.preventDefault();
     this.#read((this.#at ?? this.#points.at(-1)[0]) + by);
@@ -105,10 +112,10 @@ export class Chart {
   }
 }
 
-/** The smallest of 1, 2, 2.5, 4, 5 and 8 times a power of ten that is not below a value. */
+/** The smallest of a few round numbers times a power of ten that is not below a value. */
 function nice(value) {
   const power = 10 ** Math.floor(Math.log10(value));
-  return [1, 2, 2.5, 4, 5, 8, 10].find((step) => step * power >= value * 1.04) * power || 10 * power;
+  return [1, 1.25, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10].find((step) => step * power >= value * 1.04) * power || 10 * power;
 }
 
 function split(points) {

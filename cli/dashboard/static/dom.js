@@ -56,6 +56,11 @@ export function keyed(parent, items, keyOf, make, update) {
   }
 }
 
+/** A text in which `…` is code, as elements. */
+export function withCode(value) {
+  return value.split("`").map((part, at) => (at % 2 ? h("code", {}, part) : part));
+}
+
 let hiding = 0;
 
 /** Say something for a moment. */

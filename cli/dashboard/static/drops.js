@@ -30,11 +30,12 @@ export class Drops {
 
   #row(drop) {
     const line = `laxity trace ${drop.request}${this.#view.cluster === "local" ? "" : ` --cluster ${this.#view.cluster}`}`;
+    const why = drop.detail.replace(` at stage '${drop.stage}'`, ""); // which is told before it
     return h("li", {},
       h("time", { datetime: new Date(drop.at * 1e3).toISOString() }, clock(drop.at)),
       h("span", { class: "where" }, drop.pipeline, drop.stage ? h("i", {}, " / ") : null, drop.stage),
       h("span", { class: "outcome", "data-outcome": drop.outcome }, drop.outcome),
-      h("span", { class: "why", title: drop.detail }, drop.detail),
+      h("span", { class: "why", title: drop.detail }, why),
       h("button", { class: "link id mono", type: "button", title: `Copy: ${line}`, "aria-label": `Copy ${line}`, onclick: () => copy(line) }, drop.request));
   }
 }

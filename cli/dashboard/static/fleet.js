@@ -49,7 +49,7 @@ export class Fleet {
     const [name, cells] = element.children;
     const devices = plural(node.devices.length, "device");
     text(name.firstChild, node.name);
-    text(name.lastChild, node.state === "active" ? "" : node.state);
+    text(name.lastChild, node.state === "lost" || node.state === "draining" ? node.state : "");
     attribute(element, "data-state", node.state);
     attribute(name, "aria-label", `Node ${node.name}, ${node.state}, ${devices}`);
     attribute(name, "title", [node.host, devices, node.why].filter(Boolean).join(" · "));

@@ -4,7 +4,7 @@ import { attribute, h, keyed, s, text } from "./dom.js";
 import { count, join, time } from "./format.js";
 import { curve, place } from "./layout.js";
 
-const BOX = { w: 196, h: 112 };
+const BOX = { least: 140, most: 216, h: 122 };
 
 export class Graph {
   #pipeline = "";
@@ -12,8 +12,8 @@ export class Graph {
   constructor(onStage) {
     this.onStage = onStage;
     this.edges = s("svg", { class: "edges", "aria-hidden": "true" });
-    this.request = h("span", { class: "end" }, "requests");
-    this.answer = h("span", { class: "end" }, "answers");
+    this.request = h("span", { class: "end" }, "in");
+    this.answer = h("span", { class: "end" }, "out");
     this.boxes = h("div", { class: "boxes" });
     this.field = h("div", { class: "field" }, this.edges, this.request, this.answer, this.boxes);
     this.element = h("div", { class: "graph", role: "group", "aria-label": "The pipeline's stages", tabindex: -1 }, this.field);
@@ -52,9 +52,9 @@ export class Graph {
   #box({ name }) {
     const part = (kind, ...children) => h("span", { class: kind }, ...children);
     return h("button", { class: "stage", type: "button", onclick: () => this.onStage(this.#pipeline, name) },
-      part("row title", h("b"), h("small")),
-      part("row rates", h("strong"), h("em")),
-      part("row", figure("queue"), figure("batch"), figure("μ")),
+      part("title", h("b"), h("small", {}, "map")),
+      part("rates", h("strong"), h("em")),
+      part("figures", figure("queue"), figure("devices"), figure("batch"), figure("μ")),
       part("slack", h("i", {}, h("b")), h("small")));
   }
 }
@@ -70,17 +70,18 @@ function put(element, { x, y, w, h: height }) {
 function update(box, stage, pipeline) {
   const [title, rates, figures, slack] = box.children;
   text(title.firstChild, stage.name);
-  text(title.lastChild, `${stage.map ? "map · " : ""}${stage.devices} ${stage.devices === 1 ? "device" : "devices"}`);
+  title.lastChild.hidden = !stage.map;
   text(rates.firstChild, `${count(stage.arrived)}/s`);
   text(rates.lastChild, stage.failed ? "failed to load" : stage.dropped > 0 ? `−${count(stage.dropped)}/s` : "");
-  const values = [count(stage.waiting), stage.batch ? stage.batch.toFixed(1) : "–", stage.load_factor.toFixed(2)];
+  const values = [count(stage.waiting), count(stage.devices), stage.batch ? stage.batch.toFixed(1) : "–", stage.load_factor.toFixed(2)];
   values.forEach((value, at) => text(figures.children[at].lastChild, value));
-  attribute(figures.children[2], "data-grade", stage.load_factor > 1 ? "bad" : stage.load_factor > 0.9 ? "warn" : null);
+  attribute(figures.children[3], "data-grade", stage.load_factor > 1 ? "bad" : stage.load_factor > 0.9 ? "warn" : null);
   const part = roominess(stage, pipeline.slo);
   slack.firstChild.firstChild.style.setProperty("--part", part ?? 0);
   attribute(slack, "data-grade", part == null ? null : part < 0.15 ? "bad" : part < 0.4 ? "warn" : "good");
   text(slack.lastChild, stage.slack == null ? "no grants" : `${join(time(stage.slack))} slack`);
   attribute(box, "data-grade", stage.failed || stage.dropped > 0.01 * stage.arrived ? "bad" : null);
+  attribute(figures.children[1], "data-grade", stage.devices ? null : "bad");
   attribute(box, "aria-label", `Stage ${stage.name}: ${count(stage.arrived)} arrivals and ${count(stage.dropped)} drops per second, ${count(stage.waiting)} waiting, ${stage.devices} devices`);
 }
 

@@ -1,6 +1,6 @@
 // The cluster at a glance, and whether what is shown is of now.
 
-import { attribute, h, keyed, text } from "./dom.js";
+import { attribute, h, keyed, text, withCode } from "./dom.js";
 import { clock, count, join, rate } from "./format.js";
 
 const CONNECTION = { connecting: "connecting", live: "live", lost: "reconnecting…" };
@@ -43,7 +43,8 @@ export class Header {
       banner = this.#view ? `Nobody answers at this address: shown is what was at ${clock(this.#view.at)}. Trying again…` : "Nobody answers at this address. Trying again…";
     } else if (state === "away") banner = `Requests are served on, but shown is what was known before: ${stale}`;
     else if (this.#view?.missing) banner = `${this.#view.missing[0].toUpperCase()}${this.#view.missing.slice(1)}.`;
-    text(this.banner, banner);
+    if (this.banner.dataset.said !== banner) this.banner.replaceChildren(...withCode(banner));
+    this.banner.dataset.said = banner;
     this.banner.hidden = !banner;
     document.title = title(this.#view, state);
   }

@@ -1,7 +1,9 @@
 // Where a graph's boxes and edges go: columns by depth where there is room, else rows.
 
 const GAP = 14; // between boxes of one depth
-const END = 64; // what the ends "requests" and "answer" take along the flow
+const END = 30; // what the ends "in" and "out" take along the flow
+const CLOSEST = 18; // between two columns
+const FARTHEST = 64;
 
 /** The depth of each stage, and the stages by depth. */
 export function layers(stages) {
@@ -21,11 +23,15 @@ export function layers(stages) {
   return [...found].map((layer) => layer ?? []);
 }
 
-/** {width, height, vertical, boxes: Map name → {x, y, w, h}, ends: {request, answer}} within `room` px. */
+/** {width, height, vertical, boxes: Map name → {x, y, w, h}, ends: {request, answer}} within `room` px. `box` has the
+ * height of a box, and the widths between which it may be. */
 export function place(stages, room, box) {
   const columns = layers(stages);
-  const between = (room - 2 * END - columns.length * box.w) / (columns.length + 1);
-  return between >= 26 || room > 700 ? across(columns, room, box, Math.min(Math.max(between, 26), 72)) : down(columns, room, box);
+  const widest = (room - 2 * END - (columns.length + 1) * CLOSEST) / columns.length;
+  if (widest < box.least && room <= 700) return down(columns, room, box);
+  const w = Math.min(Math.max(widest, box.least), box.most);
+  const between = (room - 2 * END - columns.length * w) / (columns.length + 1);
+  return across(columns, room, { w, h: box.h }, Math.min(Math.max(between, CLOSEST), FARTHEST));
 }
 
 function across(columns, room, box, between) {
@@ -50,7 +56,7 @@ function down(columns, room, box) {
   for (const column of columns) {
     for (let first = 0; first < column.length; first += row) {
       const part = column.slice(first, first + row);
-      const w = Math.min(box.w * 1.25, (room - (part.length - 1) * GAP) / part.length);
+      const w = Math.min(box.most, (room - (part.length - 1) * GAP) / part.length);
       const left = (room - part.length * (w + GAP) + GAP) / 2;
       part.forEach((name, at) => boxes.set(name, { x: left + at * (w + GAP), y, w, h: box.h }));
       y += box.h + (first + row < column.length ? GAP : between);

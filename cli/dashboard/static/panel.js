@@ -1,7 +1,7 @@
 // One pipeline in full: its numbers, its last five minutes, its graph.
 
 import { Chart } from "./chart.js";
-import { attribute, h, text } from "./dom.js";
+import { attribute, h, text, withCode } from "./dom.js";
 import { count, goodPart, grade, join, percent, rate, time } from "./format.js";
 import { Graph } from "./graph.js";
 
@@ -35,9 +35,12 @@ export class Panel {
     attribute(this.element, "aria-label", `Pipeline ${pipeline.name}`);
     text(this.name, pipeline.name);
     text(this.about, `SLO ${join(time(pipeline.slo))} · policy ${pipeline.policy} · version ${pipeline.version}`);
-    text(this.waits, pipeline.waits_for ? `Waiting: ${pipeline.waits_for}` : "");
+    const waits = pipeline.waits_for ? `Waiting: ${pipeline.waits_for}` : "";
+    if (this.waits.dataset.said !== waits) this.waits.replaceChildren(...withCode(waits));
+    this.waits.dataset.said = waits;
     this.waits.hidden = !pipeline.waits_for;
-    this.offered.set(...rate(pipeline.offered));
+    const admission = pipeline.admission ?? 1;
+    this.offered.set(...rate(pipeline.offered), "", admission < 1 ? `${join(percent(admission))} let in` : "");
     this.good.set(...rate(pipeline.good));
     this.part.set(...percent(part), grade(part), why(pipeline.outcomes));
     this.median.set(...time(pipeline.latency?.[0]));
@@ -45,8 +48,9 @@ export class Panel {
     const late = tail > pipeline.slo;
     this.tail.set(...time(tail), late ? "bad" : "", `of ${join(time(pipeline.slo))}`);
     this.meter.firstChild.style.setProperty("--part", Math.min(1, (tail ?? 0) / (pipeline.slo || 1)));
-    attribute(this.meter, "data-grade", late ? "bad" : tail > 0.9 * pipeline.slo ? "warn" : "good");
-    this.flight.set(count(pipeline.in_flight), "");
+    attribute(this.meter, "data-grade", late ? "bad" : null);
+    const waiting = pipeline.stages.reduce((sum, stage) => sum + stage.waiting, 0);
+    this.flight.set(count(pipeline.in_flight), "", "", `${count(waiting)} queued`);
     this.#drawTuning(pipeline);
     this.chart.draw(pipeline, view.at);
     this.graph.draw(pipeline);

@@ -21,7 +21,7 @@ export class Session {
     this.dialog = dialog;
     this.onChange = onChange;
     this.problem = dialog.querySelector(".problem");
-    this.field = dialog.querySelector("input");
+    this.field = dialog.querySelector("[name=token]");
     button.addEventListener("click", () => (this.signedIn ? this.signOut() : this.ask()));
     dialog.querySelector("[value=cancel]").addEventListener("click", () => dialog.close());
     dialog.addEventListener("close", () => (this.field.value = ""));
