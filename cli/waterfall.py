@@ -127,13 +127,13 @@ def _head(trace: TraceRecord) -> list[Text]:
     at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(trace.at)) + f".{int(trace.at % 1.0 * 1e3):03d}"
     version = f" version {trace.version}" if trace.version else ""
     where = f" at stage {trace.stage!r}" if trace.stage else ""
-    came = Text.assemble((trace.request, "bold"), f"  {trace.pipeline}{version}, at shard {trace.shard} since {at}")
+    came = Text(f"{trace.pipeline}{version}, at shard {trace.shard} since {at}")
     outcome = Text.assemble(
         (trace.outcome, STYLE.get(trace.outcome, "")), f"{where} after {ms(trace.latency)} of {ms(trace.budget)}"
     )
     if trace.cold:
         outcome.append("; it waited for a model to be loaded")
-    lines = [came, outcome]
+    lines = [Text(trace.request, "bold"), came, outcome]
     if trace.detail:
         lines.append(Text(trace.detail))
     if trace.traceparent:
