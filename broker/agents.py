@@ -74,6 +74,8 @@ class Agents:
         self._heartbeat = heartbeat
         self._by_routing_id: dict[bytes, Agent] = {}
         self._by_name: dict[str, Agent] = {}
+        self._debug = log.isEnabledFor(logging.DEBUG)
+        """Whether each batch is a line; looked at again once a heartbeat."""
         self._ended: list[Agent] = []
         """Those whose connections ended, and who are yet to be given up."""
         self.malformed = 0
@@ -170,7 +172,7 @@ class Agents:
             agent = Agent(ready.agent, sender, connection, now)
             self._by_name[ready.agent] = agent
             self._by_routing_id[sender] = agent
-            log.info("agent %s is here with %d devices", agent.name, len(ready.devices))
+            log.info("agent %s is here with %d devices", agent.name, len(ready.devices), extra={"agent": agent.name})
         agent.heard_at = now
         present = {device.device for device in ready.devices}
         for number in [number for number in agent.reports if number not in present]:
@@ -201,9 +203,10 @@ class Agents:
         code = acted.code if acted.code in protocol.DONE_CODES else "model_error"
         took = _seconds(acted.took_us)
         if not self._scheduler.acted(now, agent.name, acted.action, code, took, acted.detail):
-            log.debug("agent %s answered the unknown action %d", agent.name, acted.action)
+            log.debug("agent %s answered an unknown action", agent.name, extra=_ids(agent, acted.device, acted.action))
         elif code not in PASSING:
-            log.warning("agent %s, device %d: %s: %s", agent.name, acted.device, code, acted.detail)
+            extra = _ids(agent, acted.device, acted.action)
+            log.warning("agent %s, device %d: %s: %s", agent.name, acted.device, code, acted.detail, extra=extra)
 
     def _done(self, now: float, agent: Agent, done: Done, frames: list[Part]) -> None:
         unpacker = Unpacker(frames)
@@ -223,7 +226,12 @@ class Agents:
         if not self._scheduler.done(
             now, agent.name, done.batch, code, execution, results, failures, detail, before, after
         ):
-            log.debug("agent %s answered the unknown batch %d", agent.name, done.batch)
+            log.debug(
+                "agent %s answered an unknown batch", agent.name, extra={"agent": agent.name, "batch": done.batch}
+            )
+        elif self._debug:
+            extra = {"agent": agent.name, "device": done.device, "batch": done.batch}
+            log.debug("agent %s, device %d: %s in %.6f s", agent.name, done.device, code, execution, extra=extra)
 
     # ---- out -------------------------------------------------------------------------
 
@@ -265,11 +273,24 @@ class Agents:
             frames = pack([value for task in tasks for value in task.inputs])
             sent = self._endpoint.send(agent.routing_id, header, frames)
             if sent is Sent.YES:
+                if self._debug:
+                    self._log_grant(agent.name, batch)
                 continue
             failed = True
             self._scheduler.grant_failed(batch.number)
             self._give_up(now, agent, sent)
         return failed
+
+    def _log_grant(self, agent: str, batch: Batch) -> None:
+        requests = [task.request for task in batch.tasks]
+        extra = {
+            "agent": agent,
+            "device": batch.device.number,
+            "batch": batch.number,
+            "model": batch.stage.model,
+            "requests": [f"{request.client.name}:{request.id}" for request in requests],
+        }
+        log.debug("%d of %s to agent %s", len(batch.tasks), batch.stage.model, agent, extra=extra)
 
     def page(self, now: float, pages: list[Page]) -> bool:
         """Tell devices what to load and unload; whether some could not be told, so that other things are due."""
@@ -306,6 +327,7 @@ class Agents:
 
     def check(self, now: float) -> None:
         """Give up the agents that have been silent for four heartbeats, or whose connections ended."""
+        self._debug = log.isEnabledFor(logging.DEBUG)
         self.disconnected(now)
         silent = now - 4 * self._heartbeat
         for agent in [a for a in self._by_name.values() if a.heard_at < silent]:
@@ -332,12 +354,14 @@ class Agents:
         self.lost += 1
         if len(self._missed) < MOST_MISSED:
             self._missed.add(agent.name)
-        log.warning("%s; %d of its batches were queued again", why, self._forget(now, agent, why))
+        queued = self._forget(now, agent, why)
+        log.warning("%s; %d of its batches were queued again", why, queued, extra={"agent": agent.name})
 
     def _leave(self, now: float, agent: Agent) -> None:
         """It has nothing to do here any more, or is shutting down."""
         why = f"agent {agent.name} left"
-        log.info("%s; %d of its batches were queued again", why, self._forget(now, agent, why))
+        queued = self._forget(now, agent, why)
+        log.info("%s; %d of its batches were queued again", why, queued, extra={"agent": agent.name})
 
     def _forget(self, now: float, agent: Agent, why: str) -> int:
         self._by_routing_id.pop(agent.routing_id, None)
@@ -351,6 +375,10 @@ class Agents:
 
     def _say(self, to: bytes, message: protocol.ToAgent) -> None:
         self._endpoint.send(to, protocol.encode(message), [])
+
+
+def _ids(agent: Agent, device: int, action: int) -> dict[str, object]:
+    return {"agent": agent.name, "device": device, "action": action}
 
 
 def _seconds(us: int) -> float:

@@ -319,7 +319,7 @@ class Clients:
                 unpacker.finish()
             except PayloadError as error:
                 self.malformed += 1
-                log.warning("from service %s: %s", client.name, error)
+                log.warning("from service %s: %s", client.name, error, extra={"client": client.name})
 
     def _reject(self, now: float, connection: Connection, request: Request, detail: str) -> None:
         """Answer a request that never reached the engine."""
@@ -451,7 +451,8 @@ class Clients:
         """Forget the services that have been silent for four heartbeats."""
         silent = now - 4 * self._heartbeat
         for connection in [c for c in self._by_name.values() if c.heard_at < silent]:
-            log.info("service %s is silent: forgetting it", connection.client.name)
+            name = connection.client.name
+            log.info("service %s is silent: forgetting it", name, extra={"client": name})
             self._forget(now, connection)
         if self._taps is not None:
             self._taps.check(now)

@@ -53,13 +53,19 @@ class PipelineFollower:
                 self._shard.apply(record.spec)
             except PolicyError as error:
                 # Another release may have written it; what runs goes on.
-                log.error("pipeline %s version %s cannot be served here: %s", name, record.version, error)
+                log.error(
+                    "pipeline %s version %s cannot be served here: %s",
+                    name,
+                    record.version,
+                    error,
+                    extra={"pipeline": name},
+                )
             else:
-                log.info("serving pipeline %s version %s", name, record.version)
+                log.info("serving pipeline %s version %s", name, record.version, extra={"pipeline": name})
         for name in [name for name in self._served if name not in served]:
             self._shard.delete(name)
             del self._served[name]
-            log.info("no longer serving pipeline %s", name)
+            log.info("no longer serving pipeline %s", name, extra={"pipeline": name})
 
 
 class TuningFollower:

@@ -259,13 +259,14 @@ class Device:
         elif isinstance(event, wire.Held):
             self._held(now, event)
         elif isinstance(event, wire.LoadFailed):
-            log.error("device %d: %s", self.number, event.detail)
+            log.error("device %d: %s", self.number, event.detail, extra={"device": self.number, "model": event.key})
             engine.hold_failed(now, event.key, event.detail)
             self._hold_ended(now, event.code, event.detail)
         elif isinstance(event, Died):
             why = engine.worker_died(now, event.why, event.suspects)
             self._lost(now, why)
-            log.warning("device %d: %s; its worker will be started again", self.number, why)
+            extra = {"device": self.number}
+            log.warning("device %d: %s; its worker will be started again", self.number, why, extra=extra)
 
     # ---- how actions end -------------------------------------------------------------
 
@@ -319,7 +320,8 @@ class Device:
         seconds = record.duration + record.output
         news = self._remeasure.note(now, record.model, record.elements, seconds, known)
         if news is not None:
-            log.info("device %d: %s takes another time than its profile says; it is written anew", self.number, at[0])
+            what = "device %d: %s takes another time than its profile says; it is written anew"
+            log.info(what, self.number, at[0], extra={"device": self.number, "model": at[0]})
             self._know(at, news)
 
     def _know(self, at: tuple[str, str], measured: Measured) -> None:

@@ -184,18 +184,18 @@ class ModelFiles:
         except _NotYet as error:
             self._told(job, f"{QUEUED}: {error}", LOOK_AGAIN)
         except FilesError as error:
-            log.error("%s: %s", job.key, error)
+            log.error("%s: %s", job.key, error, extra={"model": job.key})
             self._told(job, f"{FAILED}: {error}", NEVER)
         except (_FetchError, CacheError, DownloadError, OSError) as error:
             job.attempts += 1
             if job.attempts == ATTEMPTS:
-                log.error("%s: %s", job.key, error)
+                log.error("%s: %s", job.key, error, extra={"model": job.key})
             again = f"{QUEUED}: {error} (trying again)"
             self._told(job, again if job.attempts < ATTEMPTS else f"{FAILED}: {error}", pause)
         else:
             with self._news:
                 job.provided = provided
-                log.info("the files of %s are here, in %s", job.key, provided.root)
+                log.info("the files of %s are here, in %s", job.key, provided.root, extra={"model": job.key})
 
     def _told(self, job: _Job, state: str, pause: float) -> None:
         with self._news:

@@ -80,6 +80,8 @@ class ShardLink:
         self.socket: zmq.Socket[bytes] | None = None
         self._context = context
         self._agent = agent
+        self._fields = {"shard": shard}
+        """Of lines in the log."""
         self._heartbeat = heartbeat
         self._owing = owing
         self._counts = counts
@@ -142,7 +144,7 @@ class ShardLink:
         elif now < self._said_at + self._heartbeat:
             return
         elif now > self._heard_at + MISSED * self._heartbeat:
-            log.warning("shard %s at %s is silent: connecting anew", self.shard, self._address)
+            log.warning("shard %s at %s is silent: connecting anew", self.shard, self._address, extra=self._fields)
             self._reconnect(now)
         elif self.session is None:
             self._say_ready()
@@ -180,7 +182,7 @@ class ShardLink:
             try:
                 message = protocol.decode_to_agent(frames[0].buffer)
             except protocol.ProtocolError as error:
-                log.warning("malformed message from shard %s: %s", self.shard, error)
+                log.warning("malformed message from shard %s: %s", self.shard, error, extra=self._fields)
                 continue
             self._message(now, message, frames)
 
@@ -202,7 +204,7 @@ class ShardLink:
             if not message.retry:
                 self._refuse(now, f"shard {self.shard} at {self._address} refused this agent: {message.reason}")
                 return
-            log.warning("shard %s said goodbye: %s", self.shard, message.reason)
+            log.warning("shard %s said goodbye: %s", self.shard, message.reason, extra=self._fields)
             self._end_session(now)
             self._say_ready()
 
@@ -231,7 +233,7 @@ class ShardLink:
             self.session = ShardSession(self)
             self._sessions += 1
             self._counts.reconnects += self._sessions > 1
-            log.info("connected to shard %s", welcome.shard)
+            log.info("connected to shard %s", welcome.shard, extra=self._fields)
             self.report()  # what changed since READY was said; before the devices pull
             for device in self.devices.values():
                 device.work_for(now, self.session)
@@ -240,7 +242,7 @@ class ShardLink:
 
     def _refuse(self, now: float, why: str) -> None:
         """The shard cannot be worked for: try again, but not soon."""
-        log.error("%s", why)
+        log.error("%s", why, extra=self._fields)
         self._disconnect(now)
         self.refused = why
         self._retry_at = now + REFUSED_PAUSE

@@ -27,6 +27,7 @@ from nodes import worker_protocol as wire
 from nodes.under_way import UnderWay
 from nodes.worker_actions import Actions
 from nodes.worker_lanes import CRASHED
+from nodes.worker_output import speak_in_lines
 
 log = logging.getLogger(__name__)
 
@@ -131,7 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    logging.basicConfig(level=logging.WARNING, format=f"%(levelname)s worker {os.getpid()}: %(message)s")
+    speak_in_lines()
     sys.setswitchinterval(SWITCH_INTERVAL)
     try:
         serve(options.connect, options.device, options.parent, UnderWay(options.under_way))

@@ -19,6 +19,7 @@ from nodes.executors.build import build_executor
 from nodes.executors.errors import describe_error, error_code
 from nodes.executors.garbage import settle
 from nodes.profiling import measure_profile, stated_profile, warm_up_sizes
+from nodes.worker_output import note_work
 from pipelines.models import ModelNotFoundError
 from pipelines.spec import PipelineSpec, StageSpec
 from pipelines.usercode import UserCodeError, load_object
@@ -76,6 +77,7 @@ class HeldModel:
         return values
 
     def inputs(self, values: list[Any]) -> Work:
+        note_work(self.key)
         work = Work(values)
         if work.good:
             work.prepared = self.executor.inputs([values[index] for index in work.good])
@@ -83,10 +85,12 @@ class HeldModel:
 
     def execute(self, work: Work) -> None:
         if work.good:
+            note_work(self.key)
             self.executor.execute(work.prepared)
 
     def outputs(self, work: Work) -> tuple[list[Node], list[Payload], list[Failure]]:
         """One node for each value (None where it failed), the payloads with their parts, and the failures."""
+        note_work(self.key)
         answers = work.answers
         if work.good:
             outputs = self.executor.outputs(work.prepared)
@@ -111,6 +115,7 @@ class HeldModel:
     # ---- its memory, in the weights lane's thread ------------------------------------------
 
     def load(self) -> None:
+        note_work(self.key)
         try:
             self.executor.load()
         except BaseException:
@@ -154,6 +159,7 @@ class ModelHolder:
     def hold(self, message: wire.Hold) -> tuple[HeldModel | None, wire.Held | wire.LoadFailed]:
         """Hold, load, warm up and profile a model; None where that failed."""
         key = message.key
+        note_work(key)
         begun = time.perf_counter()
         model: HeldModel | None = None
         try:

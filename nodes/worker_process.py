@@ -18,6 +18,7 @@ from laxity.node import Node
 from laxity.payload import Part
 from nodes import worker_protocol as wire
 from nodes.under_way import UnderWay
+from nodes.worker_output import log_output
 from pipelines.spec import PipelineSpec
 
 _THREADS = (
@@ -55,8 +56,12 @@ class WorkerProcess:
         # -P: the working directory must not shadow modules; a pipeline's own code comes last on the path.
         command = [sys.executable, "-P", "-m", "nodes.worker", "--connect", address]
         command += ["--under-way", str(lanes), "--device", kind, "--parent", str(os.getpid())]
-        self._process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL)
+        self._process = subprocess.Popen(
+            command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
         self.pid = self._process.pid
+        assert self._process.stdout is not None
+        log_output(self._process.stdout, self.pid, device)
         self.sentinel = os.pidfd_open(self.pid)
         """A file descriptor that becomes readable when the process has ended."""
 

@@ -181,7 +181,7 @@ class Leader:
         self._plan_at = plan.again_at
         for model, why in plan.problems.items():
             if self._problems.get(model) != why:
-                log.warning("%s: %s", model, why)
+                log.warning("%s: %s", model, why, extra={"model": model})
         self._problems = plan.problems
         forgotten = [*self._forget(now, records, plan), *(Delete(key) for key in records.stale_profiles())]
         keys = {operation.key for operation in forgotten}
@@ -223,7 +223,8 @@ class Leader:
         self._counts.moves += len(plan.moves)
         for move in plan.moves:
             self.moves += 1
-            log.info("%s", _sentence(move))
+            node, device = move.device
+            log.info("%s", _sentence(move), extra={"agent": node, "device": device})
         if plan.moves:
             cost = sum(move.cost for move in plan.moves)
             log.info("%d moves, which cost %.1f GPU-seconds; %d in this term", len(plan.moves), cost, self.moves)

@@ -49,6 +49,7 @@ def run_coordinator_process(
         counts = CoordinatorCounts()
         leader: Leader | None = None
         away = False
+        fields = {"coordinator": config.name}
         heartbeat.start()
         sidecar.source = CoordinatorSource(config.name, counts, election, lambda: follower.away_since is not None)
         try:
@@ -63,12 +64,12 @@ def run_coordinator_process(
                 now = time.monotonic()
                 if not election.is_leader(now):
                     if leader is not None:
-                        log.warning("%s leads no more", config.name)
+                        log.warning("%s leads no more", config.name, extra=fields)
                         leader = None
                         counts.leads_no_more()
                     continue
                 if leader is None or leader.term != election.term:
-                    log.info("%s leads", config.name)
+                    log.info("%s leads", config.name, extra=fields)
                     leader = Leader(config, paths, election, provider, counts, now)
                 if follower.away_since is not None:
                     away = True
@@ -79,7 +80,7 @@ def run_coordinator_process(
                 try:
                     leader.step(now, follower, changed)
                 except NotLeaderError:
-                    log.warning("%s was not leader any more when it wrote", config.name)
+                    log.warning("%s was not leader any more when it wrote", config.name, extra=fields)
                     leader = None
                     counts.leads_no_more()
                 except StoreError as error:
