@@ -196,8 +196,8 @@ class Top(App[None]):
             self.pop_screen()
         listing = next(listing for listing in LISTINGS if listing.name == name)
         self._main("#panes", ContentSwitcher).current = _ident(listing)
+        self.screen_stack[0].set_focus(self._table)
         self._main("#filter", Input).display = False
-        self._table.focus()
         self._draw()
         self._draw_tabs()
         self.refresh_bindings()
@@ -251,12 +251,13 @@ class Top(App[None]):
         box = self._main("#filter", Input)
         box.display = True
         box.value = self._table.filter
-        box.focus()
+        # At once: what is typed next is meant for it, however soon it comes.
+        self.screen.set_focus(box)
 
     def action_end_filter(self) -> None:
+        self.screen.set_focus(self._table)
         self._main("#filter", Input).display = False
         self._table.set_filter("")
-        self._table.focus()
 
     @on(Input.Changed, "#filter")
     def _filter_typed(self, event: Input.Changed) -> None:
@@ -265,8 +266,8 @@ class Top(App[None]):
 
     @on(Input.Submitted, "#filter")
     def _filter_done(self, event: Input.Submitted) -> None:
+        self.screen.set_focus(self._table)
         event.input.display = False
-        self._table.focus()
 
     # ---- draining ----------------------------------------------------------------------------
 

@@ -42,7 +42,7 @@ def middle(text: str, width: int) -> str:
 
 
 def rate(value: float) -> str:
-    """Six characters at most: '0', '0.25', '12.5', '1,234', '56.7k', '1.23M'."""
+    """Six characters at most, below 10 million: '0', '0.25', '12.5', '1,234', '56.7k', '1.23M'."""
     if value < 0.005:
         return "0"
     if value < 9.995:
@@ -149,7 +149,7 @@ def sparkline(history: Sequence[Point], width: int) -> list[Span]:
 def chart(history: Sequence[Point], width: int, height: int) -> list[list[Span]]:
     """Goodput in blocks, and above it, shaded, what was offered beyond; the lines from the top, the scale at the
     left."""
-    label = 7
+    label = 8
     columns = _columns(history, width - label)
     most = max((max(point[1], point[2]) for point in columns if point is not None), default=0.0)
     lines: list[list[Span]] = []

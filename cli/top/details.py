@@ -219,11 +219,9 @@ def _node_facts(node: LiveNode) -> Known:
     here = "" if node.registered else "  its agent is not here"
     yield "state", [node_state(node), (f"  {clean(node.why)}", ""), (here, "bad")]
     yield "host", clean(node.host) or "-"
-    busy = f"{node_busy(node) * 100:.0f}% busy" if node.devices else ""
-    yield (
-        "devices",
-        f"{count(len(node.devices))}  {busy}  {count(held(node))} models: {models_by_pipeline(node.devices)}",
-    )
+    busy = f", {node_busy(node) * 100:.0f}% busy" if node.devices else ""
+    models = f"{counted(held(node), 'model')}: {models_by_pipeline(node.devices)}"
+    yield "devices", f"{count(len(node.devices))}{busy}, {models}"
     if emptying(node):
         yield "drain", [(f"{counted(held(node), 'model')} left until it is empty", "warn")]
     elif node.drained:
