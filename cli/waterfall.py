@@ -21,7 +21,7 @@ KINDS: Final = {
     "output": ("▕", "yellow", "output"),
 }
 """What a stage's time goes into: how it is drawn, and called. Where several share a column the last one is drawn."""
-NAME: Final = 16
+NAME: Final = 22
 """Columns for a stage's name at most."""
 LEFT: Final = 9
 """Columns for the budget that was left."""
