@@ -275,7 +275,9 @@ def test_filtering_by_parts_and_by_regular_expressions() -> None:
         assert len(names(pilot)) == 6
         await pilot.press("slash", *"lost|standby", "enter")
         assert names(pilot) == ["gpu-4", "gpu-5"]
-        await pilot.press("slash", *"[", "enter")  # no regular expression
+        await pilot.press("2", "slash", *"lv/", "slash", "enter")
+        assert names(pilot) == [], "a slash is a letter there"
+        await pilot.press("3", "slash", *"[", "enter")  # no regular expression
         assert names(pilot) == []
         assert "Nothing matches '['" in "\n".join(screen(pilot))
 

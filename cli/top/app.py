@@ -65,7 +65,8 @@ class Top(App[None]):
         *(Binding(str(number), f"tab('{listing.name}')", show=False) for number, listing in enumerate(LISTINGS, 1)),
         Binding("tab", "next_tab(1)", show=False, priority=True),
         Binding("shift+tab", "next_tab(-1)", show=False, priority=True),
-        Binding("slash", "filter", "Filter", key_display="/"),
+        # First of all, or what is typed right after it would be the table's.
+        Binding("slash", "filter", "Filter", key_display="/", priority=True),
         Binding("escape", "end_filter", show=False),
         Binding("d", "drain", "Drain"),
         Binding("r", "resume", "Resume"),
@@ -230,7 +231,9 @@ class Top(App[None]):
             modal = not (len(self.screen_stack) == 1 or isinstance(self.screen, Detail))
             if action in ("drain", "resume"):
                 return not modal and self._node() is not None
-            if action in ("filter", "end_filter"):
+            if action == "filter":
+                return len(self.screen_stack) == 1 and not isinstance(self.focused, Input)
+            if action == "end_filter":
                 return len(self.screen_stack) == 1
             if action in ("next_tab", "tab", "help", "pause"):
                 return not modal
