@@ -174,7 +174,7 @@ class Reader:
         for process in reversed(self._forever):
             assert process.poll() is None, f"{process.args} ended by itself"
             os.killpg(process.pid, signal.SIGINT)
-            assert process.wait(READY) in (0, 130), process.args
+            assert process.wait(READY) in (0, 130, -signal.SIGINT), process.args
         self._forever.clear()
         if self._detached:
             self._finish("laxity down", 0)
