@@ -21,6 +21,9 @@ from typing import Any
 
 from live_cluster import OUTCOMES, LiveCluster, Load, always, outcomes
 
+from cluster.records import Paths, PlacementRecord, decode, name_of
+from cluster.store import open_store
+
 PIPELINE = "lv"
 BEFORE = 3.0
 """Seconds of load before each deed, and after it."""
@@ -31,6 +34,9 @@ class Maintenance:
 
     def __init__(self, cluster: LiveCluster) -> None:
         self.cluster = cluster
+        status = cluster.status()
+        self._store = open_store(status["store"])
+        self._paths = Paths(status["cluster"])
 
     def node(self, load: Load) -> str:
         """a node with 16 GPUs is drained (node drain --wait) and taken back"""
@@ -94,9 +100,14 @@ class Maintenance:
             time.sleep(0.1)
         return time.monotonic() - began
 
-    def _owners(self) -> dict[str, int]:
-        """How many devices each shard has."""
-        return {shard["shard"]: shard.get("devices", 0) for shard in self.cluster.status()["shards"]}
+    def _owners(self) -> dict[tuple[str, int], str]:
+        """The shard that each device works for."""
+        prefix = self._paths.placements
+        return {
+            (name_of(entry.key), number): device.shard
+            for entry in self._store.list(prefix).entries
+            for number, device in decode(PlacementRecord, entry.key, entry.value).devices.items()
+        }
 
 
 def run(maintenance: Maintenance, deed: Callable[[Load], str], rate: float, seed: int) -> dict[str, Any]:

@@ -86,7 +86,7 @@ class ShardConfig(msgspec.Struct, kw_only=True, frozen=True):
 
 LIVE: Final = frozenset(
     {"heartbeat", "max_payload", "max_bytes", "max_requests", "drain_timeout", "cache_bytes"}
-    | {"telemetry", "telemetry_bytes"}
+    | {"telemetry", "telemetry_bytes", "trace_sample"}
 )
 """What :meth:`Shard.configure` changes while it runs."""
 
@@ -180,6 +180,8 @@ class Shard:
             limits.max_bytes, limits.max_requests = config.max_bytes, config.max_requests
             told = (limits.max_payload, before.heartbeat)
             limits.max_payload = min(config.max_payload, largest)
+            if self.tracer is not None:
+                self.tracer.sample = config.trace_sample
             self.config = config
             previous, self._telemetry = self._telemetry, rows
             self._clients.configure(now, config.heartbeat, rows)
@@ -247,6 +249,8 @@ class Shard:
             if not self.draining:
                 now = time.monotonic()
                 self.draining = True
+                left, seconds = self._scheduler.ledger.in_flight, self.config.drain_timeout
+                log.info("leaving: %d requests are in flight, which have %g s to end", left, seconds)
                 self.waits_for = "the shard is draining"
                 self._drain_by = now + self.config.drain_timeout
                 self._quiet_at = now + QUIET

@@ -142,7 +142,7 @@ class Tracer:
     def __init__(self, shard: str, traces: int, sample: float, random: Random) -> None:
         self._shard = shard
         self._most = traces
-        self._sample = sample
+        self.sample = sample
         self._random = random
         self._ring: list[Trace] = []
         self._by_request: dict[str, Trace] = {}
@@ -157,7 +157,7 @@ class Tracer:
                 request.traceparent = traceparent[:LENGTH]
                 request.sampled = parent.sampled
                 return
-        if self._sample > 0.0 and self._random.random() < self._sample:
+        if self.sample > 0.0 and self._random.random() < self.sample:
             request.sampled = True
 
     def note(self, ended: list[Request]) -> None:
@@ -202,7 +202,7 @@ class Tracer:
     ) -> None:
         """A request that did not even reach the engine: kept where it is sampled."""
         parent = parse_traceparent(traceparent)
-        if not (self._random.random() < self._sample if parent is None else parent.sampled):
+        if not (self._random.random() < self.sample if parent is None else parent.sampled):
             return
         self._keep(
             Trace(
