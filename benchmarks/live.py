@@ -101,7 +101,8 @@ def main() -> None:
     if options.json:
         print(json.dumps({"split": numbers, "live": live, "simulated": simulated} | verdict, indent=2))
         return
-    print(f"{spec.name} on {options.gpus} GPUs ({numbers}), {simulated['trace']}, load {options.load}, seed {options.seed}")
+    drawn = f"{simulated['trace']}, load {options.load}, seed {options.seed}"
+    print(f"{spec.name} on {options.gpus} GPUs ({numbers}), {drawn}")
     print(f"{'':24}{'live':>12}{'simulated':>12}")
     for name, form in SHOWN.items():
         print(f"{name:24}{form.format(live[name]):>12}{form.format(simulated[name]):>12}")
