@@ -6,7 +6,7 @@ An engine: the times come in, nothing is waited for. Records may say anything; w
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from graphlib import CycleError
 
 import msgspec
@@ -14,7 +14,7 @@ import msgspec
 from cli.live.fleet import Fleet
 from cli.live.reports import Freshness, PipelineRates, Pressure, pipeline_rates, pressures
 from cli.live.view import HISTORY, LiveDrop, LivePipeline, LiveShard, LiveStage, LiveView
-from cli.rollout import is_served, missing_services, waits_for
+from cli.rollout import missing_services, waits_for
 from cli.snapshot import Snapshot
 from cluster.planner.keys import natural
 from cluster.records import LONGEST, READY, PipelineRecord, ServingRecord, failure
@@ -24,6 +24,8 @@ from pipelines.graph import Graph
 from pipelines.spec import REQUEST, PipelineSpec
 
 MOST_KEPT_DROPS = 100
+MOST_EXPLAINED = 20
+"""Pipelines of which it is found out at length what they wait for."""
 CATCH_UP = 3
 """Seconds of history that one look may fill; what was missed beyond that stays a gap."""
 
@@ -39,6 +41,7 @@ class LiveFeed:
         self._history: dict[str, deque[Point]] = {}
         self._drops: deque[LiveDrop] = deque(maxlen=MOST_KEPT_DROPS)
         self._second = 0
+        self._shapes: dict[str, tuple[PipelineSpec, _Shape]] = {}
         self._view = LiveView(at=0.0, cluster=cluster, store=store)
 
     def away(self, now: float, unix: float, why: str) -> LiveView:
@@ -58,6 +61,10 @@ class LiveFeed:
         shown: dict[str, PipelineRecord | ServingRecord] = {**seen.pipelines, **seen.serving}
         self._note_history(int(unix), {name: rates[name] for name in shown if name in rates})
         stages = _Stages(seen, reports)
+        pipelines = [self._pipeline(name, shown[name], seen, rates, stages) for name in sorted(shown)]
+        self._shapes = {name: known for name, known in self._shapes.items() if name in shown}
+        missing = missing_services(seen)
+        _explain(seen, pipelines, missing)
         self._view = LiveView(
             at=unix,
             cluster=self._view.cluster,
@@ -65,11 +72,11 @@ class LiveFeed:
             leader=seen.leader.coordinator if seen.leader is not None else "",
             coordinators=sorted(seen.coordinators, key=natural),
             fixed_plan=seen.fixed,
-            pipelines=[self._pipeline(name, shown[name], seen, rates, stages) for name in sorted(shown)],
+            pipelines=pipelines,
             nodes=self._fleet.nodes(now, seen),
             shards=[_shard(name, seen, reports.get(name)) for name in sorted(seen.brokers, key=natural)],
             drops=list(self._drops),
-            missing=missing_services(seen),
+            missing=missing,
         )
         return self._view
 
@@ -126,6 +133,7 @@ class LiveFeed:
         stages: _Stages,
     ) -> LivePipeline:
         spec = record.spec
+        shape = self._shape(name, spec)
         version = f"{name}@{record.version}"
         rate = rates.get(name, PipelineRates())
         tuning = seen.tuning.get(name)
@@ -139,18 +147,56 @@ class LiveFeed:
             in_flight=stages.in_flight[name],
             latency=rate.latency,
             policy=spec.policy,
-            stages=[stages.live(version, stage, spec) for stage in _order(spec)],
-            outputs=[stage for stage in dict.fromkeys(s for s, _ in spec.outputs().values()) if stage in spec.stages],
+            stages=[
+                stages.live(f"{version}/{stage}", stage, spec.stages[stage].map, inputs)
+                for stage, inputs in shape.stages
+            ],
+            outputs=shape.outputs,
             history=list(self._history.get(name, ())),
         )
         if tuning is not None:
             live.quantile = _within(tuning.quantile, 1.0)
             live.window = _within(tuning.history, LONGEST)
             live.admission = _within(tuning.admission, 1.0)
-        wanted = seen.pipelines.get(name)
-        if wanted is not None and not (is_served(seen, wanted.spec) and all(stage.devices for stage in live.stages)):
-            live.waits_for = waits_for(seen, wanted.spec)
         return live
+
+    def _shape(self, name: str, spec: PipelineSpec) -> _Shape:
+        known = self._shapes.get(name)
+        if known is None or known[0] is not spec:
+            known = self._shapes[name] = (spec, _Shape(spec))
+        return known[1]
+
+
+def _explain(seen: Snapshot, pipelines: Sequence[LivePipeline], missing: str) -> None:
+    """Say of those that are not served, or not by what is wanted, what they wait for."""
+    explained = 0
+    for live in pipelines:
+        wanted, serving = seen.pipelines.get(live.name), seen.serving.get(live.name)
+        served = serving is not None and wanted is not None and serving.version == wanted.version
+        if wanted is None or (served and all(stage.devices for stage in live.stages)):
+            continue
+        explained += 1
+        if missing or explained <= MOST_EXPLAINED:
+            live.waits_for = missing or waits_for(seen, wanted.spec)
+        else:
+            live.waits_for = "it is not served yet, as others are not"
+
+
+class _Shape:
+    """A pipeline's graph: the stages in topological order, each with what it gets its input from."""
+
+    def __init__(self, spec: PipelineSpec) -> None:
+        try:
+            order = list(Graph(spec).order)
+        except CycleError:
+            order = list(spec.stages)  # nobody checks what lies in a store
+        known = {REQUEST, *order}
+        self.stages = [(name, _among(known, [source for source, _ in spec.stages[name].sources()])) for name in order]
+        self.outputs = _among(set(order), [stage for stage, _ in spec.outputs().values()])
+
+
+def _among(known: set[str], names: Sequence[str]) -> list[str]:
+    return [name for name in dict.fromkeys(names) if name in known]
 
 
 class _Stages:
@@ -174,19 +220,16 @@ class _Stages:
             for version, count in report.in_flight.items():
                 self.in_flight[version.rpartition("@")[0]] += count if 0 <= count < MOST else 0
 
-    def live(self, version: str, name: str, spec: PipelineSpec) -> LiveStage:
-        """The stage ``name`` of a pipeline's version ('pipeline@version')."""
-        model = f"{version}/{name}"
-        stage = spec.stages[name]
-        sources = dict.fromkeys(source for source, _ in stage.sources())
+    def live(self, model: str, name: str, each: bool, inputs: list[str]) -> LiveStage:
+        """The stage ``name``, with its model's key; ``each``: a map stage."""
         live = LiveStage(
             name=name,
-            inputs=[source for source in sources if source in spec.stages or source == REQUEST],
-            map=stage.map,
+            inputs=inputs,
+            map=each,
             devices=self._ready[model],
             failed=self._failed.get(model, "")[: 2 * LONGEST_DETAIL],
         )
-        state = self._states.get(version, {}).get(name)
+        state = self._states.get(model.rpartition("/")[0], {}).get(name)
         if state is not None:
             _fill(live, state, self._pressures[model])
         return live
@@ -212,13 +255,6 @@ def _shard(name: str, seen: Snapshot, report: ReportRecord | None) -> LiveShard:
         submitted=sum(rate.offered for rate in rates.values()),
         ended={how: count for how, count in record.counters.items() if how not in ("submitted", "in_flight")},
     )
-
-
-def _order(spec: PipelineSpec) -> list[str]:
-    try:
-        return list(Graph(spec).order)
-    except CycleError:
-        return list(spec.stages)  # nobody checks what lies in a store
 
 
 def _within(value: float, most: float) -> float:
