@@ -914,6 +914,30 @@ def test_an_item_of_a_request_that_another_item_ended_waits_no_more() -> None:
     world.idle(10.0)  # long after its deadline
 
 
+def test_a_time_of_slow_answers_is_over_after_a_few_batches() -> None:
+    """What was measured while all were slow must not keep everybody from being served once they are not."""
+    names = ["a", "b", "c", "d"]
+    stages = [StageOf(name, (before,)) for name, before in zip(names, ["request", *names], strict=False)]
+    world = World(make_pipeline(*stages, slo=0.15))
+    world.device({key(name): [(1, 0.01)] for name in names})
+    world.submit(0.0)
+    world.submit(0.0)
+    first = world.grant(0.0)
+    world.pull(0.0, free_at=0.01)
+    second = world.grant(0.0)
+    world.done(0.1, first, execution=0.01, pulls=False)
+    world.done(0.1, second, execution=0.01)
+    ended: list[Request] = []
+    for turn in range(1, 30):
+        world.submit(float(turn))
+        for step in range(10):
+            now = turn + step * 0.02
+            for batch in world.scheduler.dispatch(now):
+                world.done(now + 0.012, batch, execution=0.01)
+        ended += world.ended()
+    assert [request.outcome for request in ended[-10:]] == [Outcome.OK] * 10
+
+
 def test_what_never_reached_a_model_is_no_attempt() -> None:
     world = world_of_one()
     request = world.submit(0.0)

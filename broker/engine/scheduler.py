@@ -324,7 +324,7 @@ class Scheduler:
                 batch.stage.trouble = detail
             elif code == "too_late" and batch.device_was_free and not _paged(batch):
                 # It took as long as its window was open, at least.
-                self._dispatcher.travel.observe(len(batch.tasks), batch.closes - batch.granted_at)
+                self._dispatcher.travel.observe(now, len(batch.tasks), batch.closes - batch.granted_at)
             last = Outcome.DROPPED if code == "too_late" else Outcome.UNAVAILABLE
             self._retry(now, batch, detail or code, code == "worker_died", code not in NOT_BEGUN, last)
         return True
@@ -485,9 +485,13 @@ class Scheduler:
         dispatcher = self._dispatcher
         if batch.device_was_free:
             total = now - batch.granted_at - execution - input - output
-            rose = dispatcher.travel.observe(len(batch.tasks), total - dispatcher.response.base)
+            if total < dispatcher.response.base:
+                # The way back is no longer than there and back. Else it would be believed for as long as it keeps
+                # all but a few from being run, which find their devices free.
+                dispatcher.response.observe(now, 0, total)
+            rose = dispatcher.travel.observe(now, len(batch.tasks), total - dispatcher.response.base)
         else:
-            rose = dispatcher.response.observe(0, now - batch.start - execution - output)
+            rose = dispatcher.response.observe(now, 0, now - batch.start - execution - output)
         if rose:
             self.ledger.touch(batch.stage)
             self._upkeep.tell_rise()
