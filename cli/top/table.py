@@ -241,7 +241,9 @@ class LiveTable(ScrollView, Generic[R], can_focus=True):
                 text = set_cell_size(text, max(room - 1, 0)) + "…"[:room]
                 size = room
             room -= size
-            found.append(Segment(text, (self._style(f"table--{tone}") if tone else base) + over))
+            # Tones turned round would be patches of colour.
+            style = self._style(f"table--{tone}") if tone and not over.reverse else base
+            found.append(Segment(text, style + over))
             if room <= 0:
                 break
         return found if right else [*found, blank]
