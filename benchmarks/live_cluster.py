@@ -46,10 +46,14 @@ class LiveCluster:
     def json(self, *arguments: str) -> Any:
         return json.loads(self(*arguments, "--json"))
 
-    def up(self, *arguments: str) -> None:
-        """``laxity up ARGUMENTS --detach``."""
+    def up(self, *arguments: str) -> dict[str, Any]:
+        """``laxity up ARGUMENTS --detach``; what it says of itself."""
         self._up = True
-        self("up", *arguments, "--detach")
+        return self.json("up", *arguments, "--detach")  # type: ignore[no-any-return]
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        """``laxity ARGUMENTS``, which the caller waits for."""
+        return subprocess.Popen([*self._command, *arguments], env=self._environment, stdout=subprocess.PIPE, text=True)
 
     def down(self) -> None:
         """``laxity down``, if it is up; its telemetry is complete then."""
