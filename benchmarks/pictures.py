@@ -1,5 +1,5 @@
-"""The pictures in the documentation: the dashboard and `laxity top` while a burst comes and an agent dies, and the report
-of the load that was it. Everything in them was measured while this ran; it takes about two minutes.
+"""The pictures in the documentation: the dashboard and `laxity top` while a burst comes and an agent dies, and the
+report of the load that was it. Everything in them was measured while this ran; it takes about two minutes.
 
     python benchmarks/pictures.py [--gpus 16] [--load 0.85] [--engine .venv-compiled/bin/python] [--to docs/images]
 
