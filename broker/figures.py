@@ -203,7 +203,7 @@ def _pipeline(found: _Samples, counted: PipelineMetrics) -> None:
 
 def _stage(found: _Samples, counted: StageMetrics, pipeline: str, stage: str) -> None:
     labels = (pipeline, stage)
-    arrived = counted.at_enqueue.count()
+    arrived = sum(counted.at_enqueue.buckets)
     found.add("laxity_stage_arrivals", arrived, *labels)
     found.add("laxity_batches", 0, *labels, "ok")
     for code, count in list(counted.batches.items()):

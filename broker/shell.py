@@ -181,7 +181,7 @@ class Shard:
             told = (limits.max_payload, before.heartbeat)
             limits.max_payload = min(config.max_payload, largest)
             if self.tracer is not None:
-                self.tracer.sample = config.trace_sample
+                self.tracer.resample(config.trace_sample)
             self.config = config
             previous, self._telemetry = self._telemetry, rows
             self._clients.configure(now, config.heartbeat, rows)

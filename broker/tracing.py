@@ -6,7 +6,9 @@ of which holds a payload. They become records in the thread of whoever asks, a f
 
 from __future__ import annotations
 
+import sys
 import time
+from math import log
 from random import Random
 from typing import Final
 
@@ -142,8 +144,11 @@ class Tracer:
     def __init__(self, shard: str, traces: int, sample: float, random: Random) -> None:
         self._shard = shard
         self._most = traces
-        self.sample = sample
         self._random = random
+        self._sample = 0.0
+        self._unsampled = 0
+        """How many more are not sampled before one is: drawn once for each that is."""
+        self.resample(sample)
         self._ring: list[Trace] = []
         self._by_request: dict[str, Trace] = {}
         self.kept = 0
@@ -157,8 +162,21 @@ class Tracer:
                 request.traceparent = traceparent[:LENGTH]
                 request.sampled = parent.sampled
                 return
-        if self.sample > 0.0 and self._random.random() < self.sample:
+        if self._unsampled:
+            self._unsampled -= 1
+        else:
             request.sampled = True
+            self._unsampled = self._draw()
+
+    def resample(self, sample: float) -> None:
+        """Have another part of the requests sampled."""
+        self._sample = sample
+        self._unsampled = self._draw()
+
+    def _draw(self) -> int:
+        if self._sample <= 0.0:
+            return sys.maxsize
+        return int(log(1.0 - self._random.random()) / log(1.0 - self._sample)) if self._sample < 1.0 else 0
 
     def note(self, ended: list[Request]) -> None:
         """These have ended: keep the sampled ones, and those that went wrong."""
@@ -202,7 +220,7 @@ class Tracer:
     ) -> None:
         """A request that did not even reach the engine: kept where it is sampled."""
         parent = parse_traceparent(traceparent)
-        if not (self._random.random() < self.sample if parent is None else parent.sampled):
+        if not (self._random.random() < self._sample if parent is None else parent.sampled):
             return
         self._keep(
             Trace(

@@ -77,7 +77,11 @@ def test_all_families_of_a_shard_that_serves(cluster: Cluster, echo: PipelineSpe
     with pytest.raises(Rejected):
         client.infer("nobody", b"z")
     cluster.settle(ok=15, rejected=1)
-    figures = cluster.shard.source.figures()
+    source = cluster.shard.source
+    cluster.eventually(
+        lambda: count(source.figures(), "laxity_request_latency_seconds", "two") == 12, "a second is over"
+    )
+    figures = source.figures()
     check(figures)
     assert [name for name, samples in figures.samples.items() if not samples] == []
     assert (figures.process, figures.name, figures.ready) == ("shard", "s0", "")
@@ -200,7 +204,9 @@ def test_stages_beyond_the_most_share_their_series(cluster: Cluster) -> None:
     client = cluster.client()
     futures = [client.submit(name, b"x") for name in names[-2:]]
     cluster.wait_for(lambda status: status.in_flight == 2, "they wait, as nobody holds their models")
-    figures = cluster.shard.source.figures()
+    source = cluster.shard.source
+    cluster.eventually(lambda: bool(source.figures().samples["laxity_stage_arrivals"][-1][1]), "a second is over")
+    figures = source.figures()
     check(figures)
     assert len(figures.samples["laxity_stage_queue_depth"]) == MOST_STAGES + 1
     assert number(figures, "laxity_requests_submitted", OTHER) == 2

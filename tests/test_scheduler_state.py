@@ -22,7 +22,7 @@ from hypothesis.stateful import (
 from broker.engine.devices import Batch
 from broker.engine.fleet import HeldModel
 from broker.engine.limits import Limits
-from broker.engine.metrics import PipelineMetrics
+from broker.engine.metrics import Histogram, PipelineMetrics
 from broker.engine.paging import Page
 from broker.engine.plan import FROM_REQUEST, Pipeline, StagePlan
 from broker.engine.policy import make_policy
@@ -70,6 +70,18 @@ SHAPES: dict[str, tuple[float, list[tuple[str, list[int], bool]]]] = {
     "items": (0.5, [("m", [FROM_REQUEST], True)]),
 }
 """By pipeline: its SLO, and its stages as (name, sources, map)."""
+
+
+def count(histogram: Histogram) -> int:
+    """How many values it has."""
+    histogram.tell()
+    return sum(histogram.buckets)
+
+
+def total(histogram: Histogram) -> float:
+    """Their sum."""
+    histogram.tell()
+    return histogram.sum
 
 
 def make_pipeline(name: str, version: int, policy: str) -> Pipeline:
@@ -494,10 +506,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert sum(counted.submitted for counted in self.counted) == scheduler.ledger.submitted
         ended = Counter({"ok": sum(counted.ok for counted in self.counted)})
         for counted in self.counted:
-            for (_, outcome), count in counted.not_ok.items():
-                ended[outcome] += count
+            for (_, outcome), times in counted.not_ok.items():
+                ended[outcome] += times
             assert counted.ended == counted.ok + sum(counted.not_ok.values())
-            assert counted.latency.count() == counted.ok
+            assert count(counted.latency) == counted.ok
         assert ended == Counter(scheduler.ledger.ended_by)
         for name, counted in metrics.pipelines.items():
             versions = [pipeline for pipeline in scheduler.serving() if pipeline.name == name]
@@ -506,12 +518,12 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert counted.submitted - counted.ended == sum(pipeline.in_flight for pipeline in versions)
             assert set(counted.stages) == {plan.name for pipeline in versions for plan in pipeline.stages}
             for stage in counted.stages.values():
-                elements = stage.at_dispatch.count()
-                assert stage.forced.count() == stage.chosen.count() == elements == stage.sizes.sum
-                assert stage.slack.count() <= stage.sizes.count()
-                assert stage.execution.count() == stage.error.count() == stage.batches.get("ok", 0)
-                assert sum(stage.batches.values()) <= stage.sizes.count()
-                assert min(stage.forced.sum, stage.chosen.sum, stage.batch_wait.sum) >= 0.0
+                elements = count(stage.at_dispatch)
+                assert count(stage.forced) == count(stage.chosen) == elements == total(stage.sizes)
+                assert count(stage.slack) <= count(stage.sizes)
+                assert count(stage.execution) == count(stage.error) == stage.batches.get("ok", 0)
+                assert sum(stage.batches.values()) <= count(stage.sizes)
+                assert min(total(stage.forced), total(stage.chosen), total(stage.batch_wait)) >= 0.0
 
     @invariant()
     def every_live_request_is_in_somebodys_hands(self) -> None:

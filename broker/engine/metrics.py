@@ -1,7 +1,7 @@
 """What a shard counts for good: of each pipeline and stage, over all its versions.
 
-Counters only grow and are read as they stand, also by other threads; what they are called for people, and the bounds of
-the histograms, is said in ``cluster/observe/families.py``.
+Counters only grow and are read as they stand, also by other threads; histograms are as of the last second. What they
+are called for people, and the histograms' bounds, is said in ``cluster/observe/families.py``.
 """
 
 from bisect import bisect_left
@@ -40,48 +40,59 @@ SIZES: Final = [1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0, 64.0
 
 class Histogram:
     """How many values fell into each bucket, and their ``sum``. ``bounds`` are the upper ones, ascending; a value equal
-    to a bound belongs below it, and the last bucket has what is above all of them."""
+    to a bound belongs below it, and the last bucket has what is above all of them.
+
+    The newest values lie aside, because most have the same bucket as the one before: what others may read
+    has them after :meth:`tell`, or once a value of another bucket has come.
+    """
 
     def __init__(self, bounds: list[float]) -> None:
         self.bounds = bounds
         self.buckets = [0] * (len(bounds) + 1)
         self.sum = 0.0
-        # The newest value's bucket, where most of the next ones belong as well.
         self._at = 0
+        """The newest values' bucket, between these bounds:"""
         self._above = -float("inf")
         self._up_to = bounds[0]
+        self._newest = 0
+        self._newest_sum = 0.0
 
     def observe(self, value: float) -> None:
         """Take in a value."""
         if value > self._up_to or value <= self._above:
-            self._find(value)
-        self.buckets[self._at] += 1
-        self.sum += value
+            self._turn(value)
+        self._newest += 1
+        self._newest_sum += value
 
     def observe_many(self, value: float, count: int) -> None:
         """Take in a value ``count`` times."""
         if value > self._up_to or value <= self._above:
-            self._find(value)
-        self.buckets[self._at] += count
-        self.sum += value * count
+            self._turn(value)
+        self._newest += count
+        self._newest_sum += value * count
 
-    def count(self) -> int:
-        """How many values there were."""
-        return sum(self.buckets)
+    def tell(self) -> None:
+        """Put the newest values to the others."""
+        if self._newest:
+            self.buckets[self._at] += self._newest
+            self.sum += self._newest_sum
+            self._newest = 0
+            self._newest_sum = 0.0
 
     def since(self, before: list[int]) -> list[int]:
-        """What came into each bucket since they were as in ``before`` (empty: since the beginning)."""
+        """What was told of each bucket since they were as in ``before`` (empty: since the beginning)."""
         if not before:
             return self.buckets.copy()
         return [now - then for now, then in zip(self.buckets, before, strict=True)]
 
     def add(self, other: "Histogram") -> None:
-        """Take in all that another one of the same bounds has."""
+        """Take in all that another one of the same bounds told."""
         for at, count in enumerate(other.buckets):
             self.buckets[at] += count
         self.sum += other.sum
 
-    def _find(self, value: float) -> None:
+    def _turn(self, value: float) -> None:
+        self.tell()
         bounds = self.bounds
         at = bisect_left(bounds, value)
         self._at = at
@@ -148,6 +159,17 @@ class StageMetrics:
         """What part that was of those that came in the last second."""
         self.slacks: deque[float] = deque(maxlen=MOST_SLACKS)
         """The newest since they were reported last (report.py)."""
+        self._histograms = [
+            self.at_enqueue,
+            self.at_dispatch,
+            self.forced,
+            self.chosen,
+            self.batch_wait,
+            self.execution,
+            self.sizes,
+            self.slack,
+            self.error,
+        ]
         self._came = 0
         self._came_before = 0
         self._dropped_before = 0
@@ -201,6 +223,8 @@ class StageMetrics:
         dropped = self.dropped - self._dropped_before
         self._came_before = self._came
         self._dropped_before = self.dropped
+        for histogram in self._histograms:
+            histogram.tell()
         # Those that were dropped may have come in the second before.
         self.drop_probability = min(dropped / came, 1.0) if came else float(dropped > 0)
 
@@ -252,6 +276,7 @@ class PipelineMetrics:
         if moved or self._moved:
             self._submitted_before = self.submitted
             self._ended_before = self.ended
+            self.latency.tell()
             for stage in self.stages.values():
                 stage.end_period()
         self._moved = moved
@@ -310,6 +335,7 @@ class Metrics:
         if not found.stages:
             del self.pipelines[name]
             if found.shared:
+                found.latency.tell()
                 self.gone.absorb(found)
 
     def end_period(self) -> None:

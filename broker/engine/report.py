@@ -138,6 +138,7 @@ class PipelineFigures:
         ok = metrics.ok - metrics.told_ok
         if ok:
             self.outcomes["ok"] = ok
+            metrics.latency.tell()
             buckets = metrics.latency.since(metrics.told_latency)
             bounds = metrics.latency.bounds
             self.latency = (quantile(bounds, buckets, 0.5), quantile(bounds, buckets, 0.99))
