@@ -29,7 +29,7 @@ COMMANDS = {
     "broker": ("cli.services:broker", "Run a broker shard (a service; `up` starts it for you)."),
     "node": ("cli.node:node", "List, drain and resume nodes; run a node agent."),
     "coordinator": ("cli.services:coordinator", "Run a coordinator (a service; `up` starts it for you)."),
-    "gateway": ("cli.services:gateway", "Serve the Open Inference Protocol, for clients of Triton and KServe."),
+    "gateway": ("cli.services:gateway", "Serve the Open Inference Protocol (Triton, KServe)."),
 }
 """By command name: where it is, and what the list of commands says of it."""
 HIDDEN = {"observe": "cli.observe:observe"}

@@ -105,6 +105,15 @@ def drive(
     asyncio.run(run())
 
 
+async def settled(pilot: Pilot[None]) -> list[str]:
+    """The screen once it does not change any more: pages come and go in several steps."""
+    before: list[str] = []
+    while before != (now := screen(pilot)):
+        before = now
+        await pilot.pause(0.05)
+    return now
+
+
 async def show(pilot: Pilot[None], view: LiveView) -> None:
     """Hand in a view, and wait until it is drawn."""
     pilot.app.post_message(Top.Arrived(view))
@@ -170,9 +179,9 @@ def test_pages_look_as_they_did(size: tuple[int, int], pages: list[str]) -> None
     async def script(pilot: Pilot[None]) -> None:
         for page in pages:
             await pilot.press(*PAGES[page].split())
-            await pilot.pause()
-            found[page] = screen(pilot)
+            found[page] = await settled(pilot)
             await pilot.press("escape")
+            await settled(pilot)
 
     drive(script, cluster(), size)
     for page in pages:
