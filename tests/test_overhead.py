@@ -82,3 +82,12 @@ def test_batches_of_one_size_say_nothing_about_others() -> None:
     for number in range(200):
         overhead.observe(0.0, 16, 0.001 + 0.0005 * (number % 3))
     assert overhead.per_element == 0.0
+
+
+def test_the_mean_is_not_that_of_the_worst() -> None:
+    overhead = Overhead(0.001)
+    assert overhead.mean(1) == overhead.seconds(1)
+    for number in range(400):
+        overhead.observe(number * 0.01, 1, 0.040 if number % 40 == 0 else 0.001)
+    assert overhead.base > 0.015
+    assert 0.001 <= overhead.mean(1) < 0.005

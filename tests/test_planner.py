@@ -84,7 +84,7 @@ def test_the_slo_is_shared_in_proportion_along_a_chain() -> None:
     """Flat latencies of 10 and 30 ms: a quarter and three quarters of 400 ms."""
     pipeline = make_pipeline(0.4, {"a": [], "b": ["a"]}, policy=SPLIT)
     serve(pipeline, {"a": linear(0, 10), "b": linear(0, 30)})
-    replan(pipeline, Overhead(0.0), 0.0)
+    replan(pipeline, Overhead(0.0), Overhead(0.0))
     a, b = (plan.stage for plan in pipeline.stages)
     assert (a.due_share, b.due_share) == pytest.approx((0.25, 1.0))
 
@@ -92,7 +92,7 @@ def test_the_slo_is_shared_in_proportion_along_a_chain() -> None:
 def test_the_shares_of_a_path_are_those_at_the_common_batch_and_add_up_to_the_slo() -> None:
     pipeline, tables = shipped("lv", SPLIT)
     serve(pipeline, {plan.name: table for plan, table in zip(pipeline.stages, tables, strict=True)}, 8)
-    replan(pipeline, Overhead(0.0), 0.0)
+    replan(pipeline, Overhead(0.0), Overhead(0.0))
     times = [table.upper(15) for table in tables]
     sums = list(itertools.accumulate(times))
     assert [plan.stage.due_share for plan in pipeline.stages] == pytest.approx([each / sums[-1] for each in sums])
@@ -106,7 +106,7 @@ def test_a_share_bounds_its_stages_batches() -> None:
         serve(pipeline, {"a": linear(1, 9, 128), "b": linear(1, 9, 128)}, devices)
         for plan in pipeline.stages:
             plan.stage.rate = 1e6
-        replan(pipeline, Overhead(0.0), 0.0)
+        replan(pipeline, Overhead(0.0), Overhead(0.0))
         assert [(plan.stage.target, plan.stage.ceiling) for plan in pipeline.stages] == [(batch, 128)] * 2
 
 
@@ -115,7 +115,7 @@ def test_the_peers_batches(policy: str, target: int) -> None:
     """The common one, or as large as the form may make them."""
     pipeline, tables = shipped("lv", policy)
     serve(pipeline, {plan.name: table for plan, table in zip(pipeline.stages, tables, strict=True)}, 8)
-    replan(pipeline, Overhead(0.0), 0.0)
+    replan(pipeline, Overhead(0.0), Overhead(0.0))
     assert {plan.stage.target for plan in pipeline.stages} == {target}
 
 
@@ -123,7 +123,7 @@ def test_a_window_leaves_at_least_what_is_to_come_and_a_margin() -> None:
     """b takes 30 ms, and each way to a device 1, back 0.3."""
     pipeline = make_pipeline(0.4, {"a": [], "b": ["a"]})
     serve(pipeline, {"a": linear(0, 10), "b": linear(0, 30)})
-    replan(pipeline, Overhead(0.001), 0.0003)
+    replan(pipeline, Overhead(0.001), Overhead(0.0003))
     a, b = (plan.stage for plan in pipeline.stages)
     assert (a.remaining, b.remaining) == pytest.approx((0.0313 + 0.0003, 0.0003))
     assert a.reserve >= a.remaining + MARGIN * 0.4
@@ -136,11 +136,11 @@ def test_the_longest_path_counts_in_a_graph() -> None:
     tables = {"a": linear(0, 10), "b": linear(0, 60), "c": linear(0, 20), "d": linear(0, 30)}
     pipeline = make_pipeline(1.0, graph, policy=SPLIT)
     serve(pipeline, tables)
-    replan(pipeline, Overhead(0.0), 0.0)
+    replan(pipeline, Overhead(0.0), Overhead(0.0))
     assert [plan.stage.due_share for plan in pipeline.stages] == pytest.approx([0.1, 0.7, 0.5, 1.0])
     pipeline = make_pipeline(1.0, graph)
     serve(pipeline, tables)
-    replan(pipeline, Overhead(0.0), 0.0)
+    replan(pipeline, Overhead(0.0), Overhead(0.0))
     assert [plan.stage.remaining for plan in pipeline.stages] == pytest.approx([0.09, 0.03, 0.03, 0.0])
 
 
@@ -151,7 +151,7 @@ def test_predicted_work_reserves_more_than_the_share_where_it_is_more() -> None:
     serve(pipeline, {"a": linear(0, 10), "b": slow})
     pipeline.stages[1].stage.granted(4)
     slow.observe(0.0, 4, 0.090)
-    replan(pipeline, Overhead(0.0), 0.0)
+    replan(pipeline, Overhead(0.0), Overhead(0.0))
     first = pipeline.stages[0].stage
     assert first.remaining == pytest.approx(0.090)
     assert first.reserve >= 0.090
@@ -164,7 +164,7 @@ def test_downstream_terms_are_means_of_the_typical_batch() -> None:
     pipeline.stages[1].stage.granted(3)
     for took in (0.030, 0.040, 0.050):
         second.observe(0.0, 3, took)
-    replan(pipeline, Overhead(0.0), 0.0)
+    replan(pipeline, Overhead(0.0), Overhead(0.0))
     assert pipeline.stages[0].stage.remaining == pytest.approx(0.040)
 
 
@@ -172,7 +172,7 @@ def test_a_stage_that_nobody_serves_counts_nothing() -> None:
     for policy in ("laxity", SPLIT):
         pipeline = make_pipeline(0.4, {"a": [], "b": ["a"]}, policy=policy)
         serve(pipeline, {"a": linear(0, 10)})
-        replan(pipeline, Overhead(0.0), 0.0)
+        replan(pipeline, Overhead(0.0), Overhead(0.0))
         a, b = (plan.stage for plan in pipeline.stages)
         assert a.due_share == pytest.approx(1.0)
         assert a.remaining == 0.0
@@ -185,7 +185,7 @@ def test_the_slowest_type_of_device_opens_the_windows() -> None:
     stage = pipeline.stages[0].stage
     stage.groups = [DeviceGroup("fast", {stage.key: fast}), DeviceGroup("slow", {stage.key: slow})]
     stage.devices = 2
-    replan(pipeline, Overhead(0.0), 0.0)
+    replan(pipeline, Overhead(0.0), Overhead(0.0))
     assert stage.table is slow
 
 
@@ -193,7 +193,7 @@ def test_the_slowest_type_of_device_opens_the_windows() -> None:
 def test_zero_latencies_are_shared_out_without_dividing_by_zero(policy: str) -> None:
     pipeline = make_pipeline(1.0, {"a": [], "b": ["a"]}, policy=policy)
     serve(pipeline, {"a": linear(0, 0), "b": linear(0, 0)})
-    replan(pipeline, Overhead(0.0), 0.0)
+    replan(pipeline, Overhead(0.0), Overhead(0.0))
     assert [plan.stage.due_share for plan in pipeline.stages] == [1.0, 1.0]
     assert [plan.stage.ceiling for plan in pipeline.stages] == [64, 64]
 
@@ -206,7 +206,7 @@ def test_where_larger_batches_gain_nothing_nobody_is_waited_for(profile: list[tu
     serve(pipeline, {"a": LatencyTable(16, profile)}, 4)
     stage = pipeline.stages[0].stage
     stage.rate = rate
-    replan(pipeline, Overhead(0.0), 0.0)
+    replan(pipeline, Overhead(0.0), Overhead(0.0))
     assert (stage.target, stage.ceiling) == (1, 1)
 
 
@@ -215,7 +215,7 @@ def test_an_slo_that_nothing_meets_leaves_batches_of_one() -> None:
     tables = {"a": linear(10, 10), "b": linear(10, 10)}
     assert common_batch(pipeline, list(tables.values())) == 1
     serve(pipeline, tables)
-    replan(pipeline, Overhead(0.0), 0.0)
+    replan(pipeline, Overhead(0.0), Overhead(0.0))
     assert [plan.stage.target for plan in pipeline.stages] == [1, 1]
 
 
@@ -225,7 +225,7 @@ def test_a_small_largest_batch_bounds_its_stage_alone() -> None:
     serve(pipeline, {"a": linear(1, 10), "b": linear(1, 10, 2)})
     for plan in pipeline.stages:
         plan.stage.rate = 1e6
-    replan(pipeline, Overhead(0.0), 0.0)
+    replan(pipeline, Overhead(0.0), Overhead(0.0))
     assert pipeline.stages[0].stage.target == 64
     assert pipeline.stages[1].stage.target == 2
 

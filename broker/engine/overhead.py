@@ -32,6 +32,14 @@ class Overhead:
         """What a batch of this size takes."""
         return self.base + self.per_element * batch
 
+    def mean(self, batch: int) -> float:
+        """What a batch of this size takes on average: what is to be expected of several, one after another, whose
+        worst cases do not come together."""
+        if self._mean_seconds == 0.0:
+            return self.seconds(batch)
+        mean = self._mean_seconds + self.per_element * (batch - self._mean_size)
+        return mean if mean > LEAST else LEAST
+
     def observe(self, now: float, batch: int, seconds: float) -> bool:
         """Take in one measurement; whether the base rose, so that windows open earlier."""
         weight = DECAY

@@ -34,21 +34,23 @@ COARSE_BUDGET: Final = 0.02
 """Likewise budgets, by this part of the SLO."""
 
 
-def replan(pipeline: Pipeline, travel: Overhead, response: float) -> None:
+def replan(pipeline: Pipeline, travel: Overhead, response: Overhead) -> None:
     """Bring parts, targets, remaining and reserve of a pipeline's stages up to date with rates and predictions.
-    ``travel`` and ``response`` are what a batch takes to its device and its results take back."""
+    ``travel`` and ``response`` are what a batch takes to its device and its results take back: on average for the
+    stages behind, at the worst of late for a stage's own results."""
     tables = slowest_tables(pipeline)
     hops: list[float] = []
     for plan, table in zip(pipeline.stages, tables, strict=True):
         typical = plan.lead.typical_batch()
-        hops.append(travel.seconds(typical) + (table.input(typical) if table is not None else 0.0) + response)
+        inputs = table.input(typical) if table is not None else 0.0
+        hops.append(travel.mean(typical) + inputs + response.mean(0))
     behind = downstream(pipeline, tables, hops)
     for number, plan in enumerate(pipeline.stages):
         for lane in plan.stage.lanes:
-            lane.remaining = behind[number] + response
+            lane.remaining = behind[number] + response.base
             lane.reserve = lane.remaining
     if pipeline.policy.targets == PLANNED:
-        _plan_together(pipeline, tables, hops, response)
+        _plan_together(pipeline, tables, hops, response.base)
     else:
         _plan_by_common_batch(pipeline, tables)
 

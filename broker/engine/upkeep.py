@@ -124,7 +124,7 @@ class Upkeep:
     def _replan(self, now: float, pipeline: Pipeline) -> None:
         if pipeline.tuning is not None:
             pipeline.tuning.lapse(now, pipeline)
-        replan(pipeline, self._dispatcher.travel, self._dispatcher.response.base)
+        replan(pipeline, self._dispatcher.travel, self._dispatcher.response)
 
     def _rate_load(self, stages: list[Stage]) -> None:
         """μ of each stage: what arrives against what its devices can run in target batches, all stages that they serve
