@@ -11,6 +11,11 @@ export function count(value) {
   return size >= 10 ? trim(value.toFixed(1)) : trim(value.toFixed(size >= 1 ? 1 : 2));
 }
 
+/** As count, where there is little room: 412, 1.6k, 12k */
+export function tight(value) {
+  return Math.abs(value) >= 1e3 && Math.abs(value) < 1e4 ? `${short(value / 1e3)}k` : count(value);
+}
+
 function short(value) {
   return Math.abs(value) >= 100 ? Math.round(value).toString() : trim(value.toFixed(1));
 }

@@ -1,7 +1,7 @@
 // A pipeline's graph: a box for each stage with how it does, edges as wide as what goes along them.
 
 import { attribute, h, keyed, s, text } from "./dom.js";
-import { count, join, time } from "./format.js";
+import { count, join, tight, time } from "./format.js";
 import { curve, place } from "./layout.js";
 
 const BOX = { least: 140, most: 216, h: 122 };
@@ -71,9 +71,9 @@ function update(box, stage, pipeline) {
   const [title, rates, figures, slack] = box.children;
   text(title.firstChild, stage.name);
   title.lastChild.hidden = !stage.map;
-  text(rates.firstChild, `${count(stage.arrived)}/s`);
-  text(rates.lastChild, stage.failed ? "failed to load" : stage.dropped > 0 ? `−${count(stage.dropped)}/s` : "");
-  const values = [count(stage.waiting), count(stage.devices), stage.batch ? stage.batch.toFixed(1) : "–", stage.load_factor.toFixed(2)];
+  text(rates.firstChild, `${tight(stage.arrived)}/s`);
+  text(rates.lastChild, stage.failed ? "failed to load" : stage.dropped > 0 ? `−${tight(stage.dropped)}/s` : "");
+  const values = [count(stage.waiting), count(stage.devices), stage.batch ? stage.batch.toFixed(stage.batch < 10 ? 1 : 0) : "–", stage.load_factor.toFixed(2)];
   values.forEach((value, at) => text(figures.children[at].lastChild, value));
   attribute(figures.children[3], "data-grade", stage.load_factor > 1 ? "bad" : stage.load_factor > 0.9 ? "warn" : null);
   const part = roominess(stage, pipeline.slo);
