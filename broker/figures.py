@@ -169,7 +169,9 @@ def _waiting(lane: Stage) -> int:
 
 def _counters(found: _Samples, metrics: Metrics) -> None:
     others = PipelineMetrics(OTHER, True, deque())
-    for counted in list(metrics.pipelines.values()):
+    pipelines = list(metrics.pipelines.values())
+    others.absorb(metrics.gone)  # at once: one that goes meanwhile would be counted twice
+    for counted in pipelines:
         if counted.shared:
             others.absorb(counted)
         elif counted.name or counted.submitted:  # none asked for an unknown one
@@ -179,7 +181,6 @@ def _counters(found: _Samples, metrics: Metrics) -> None:
                     _stage(found, stage, counted.name, name)
                     _no_drops(found, counted.name, name)
         found.rest()
-    others.absorb(metrics.gone)
     if others.submitted:
         _pipeline(found, others)
     if any(metrics.others.at_enqueue.buckets):

@@ -128,7 +128,7 @@ def run_shard_process(
                         if ended.wait(TURN) or control.at_once.is_set():
                             break
                     changed = control.changed()
-                    if changed is not None:
+                    if changed is not None and not control.stop.is_set():  # a thread that leaves may not answer
                         shard.configure(changed)
                     if follower.poll(0.0 if shard.draining else TURN):
                         entries = follower.entries

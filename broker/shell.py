@@ -336,7 +336,7 @@ class Shard:
             self._clients.flush()
             self._act(clock)
             self._clients.announce_readiness()
-            if self.draining and not more and self._drained(clock()):
+            if self.draining and self._drained(clock(), more):
                 self._stopping = True
         now = clock()
         left = self._scheduler.ledger.in_flight
@@ -348,10 +348,13 @@ class Shard:
         self._clients.say_goodbye(f"shard {self.config.name} is shutting down")
         self._agents.say_goodbye(f"shard {self.config.name} is shutting down")
 
-    def _drained(self, now: float) -> bool:
-        """Whether there is nothing left to do, or no more time for it."""
+    def _drained(self, now: float, more: bool) -> bool:
+        """Whether there is nothing left to do, or no more time for it. ``more``: messages lie unread, which a flood of
+        them never ends to."""
         if now >= self._drain_by:
             return True
+        if more:
+            return False
         ledger = self._scheduler.ledger
         busy = ledger.in_flight > 0 or self._clients.stuck
         if busy or ledger.submitted != self._submitted:

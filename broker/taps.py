@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from broker.endpoint import Endpoint, Sent
+from broker.endpoint import Endpoint, Sent, Unsent
 from broker.engine.request import Request as EngineRequest
 from laxity import protocol
 from laxity.node import DictNode, ListNode, Node, TextNode
@@ -23,6 +23,7 @@ class _Tap:
     def __init__(self, now: float, tap: Tap) -> None:
         self.began = now
         self.sent = tap.taken  # what it took over an earlier connection counts on its side
+        self.unsent = Unsent()
         self.lost = 0
         self.requests: list[TappedRequest] = []
         self.payloads: list[Payload] = []
@@ -93,10 +94,12 @@ class Taps:
         frames = pack(payloads)
         size = len(header) + sum(len(frame) for frame in frames)
         under_way = tap.sent - tap.taken
-        if (under_way > 0 and under_way + size > protocol.TAP_WINDOW) or len(header) > protocol.MAX_HEADER:
+        full = under_way > 0 and under_way + size > protocol.TAP_WINDOW
+        full = full or tap.unsent.bytes() > protocol.TAP_WINDOW  # whatever it says that it took
+        if full or len(header) > protocol.MAX_HEADER:
             sent = Sent.FULL
         else:
-            sent = self._endpoint.send(sender, header, frames)
+            sent = self._endpoint.send(sender, header, frames, tap.unsent)
         if sent is Sent.YES:
             tap.sent += size
         elif sent is Sent.FULL:

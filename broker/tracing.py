@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 import time
-from math import log
+from math import log, log1p
 from random import Random
 from typing import Final
 
@@ -30,6 +30,8 @@ CHUNK: Final = 64
 """Records that are read at a time: the thread that serves cannot run in the meantime."""
 SEARCHED: Final = 2048
 """Records that are looked at for their request at a time."""
+LONGEST_DETAIL: Final = 1000
+"""Characters of a detail: some name all pipelines, or have what a model raised."""
 MOST_AT_ONCE: Final = 1000
 """Records that one call gives: they are encoded in one go."""
 PAUSE: Final = 0.0005
@@ -79,7 +81,9 @@ class Tracer:
     def _draw(self) -> int:
         if self._sample <= 0.0:
             return sys.maxsize
-        return int(log(1.0 - self._random.random()) / log(1.0 - self._sample)) if self._sample < 1.0 else 0
+        if self._sample >= 1.0:
+            return 0
+        return int(min(log(1.0 - self._random.random()) / log1p(-self._sample), sys.maxsize))
 
     def note(self, ended: list[Request]) -> None:
         """These have ended: keep the sampled ones, and those that went wrong."""
@@ -117,7 +121,7 @@ class Tracer:
                 latency=0.0,
                 outcome=REJECTED.value,
                 stage="",
-                detail=detail,
+                detail=detail[:LONGEST_DETAIL],
                 cold=False,
                 priority=0,
                 spans=[],
@@ -193,7 +197,7 @@ def _record(request: Request, outcome: Outcome, shard: str) -> TraceRecord:
         latency=request.ended_at - request.arrival,
         outcome=outcome.value,
         stage=request.end_stage,
-        detail=request.detail,
+        detail=request.detail[:LONGEST_DETAIL],
         cold=request.cold,
         priority=request.priority,
         spans=[] if request.timings is None else [_span(request, times) for times in request.timings],

@@ -17,6 +17,8 @@ MARK: Final = "\x1e"
 """Begins a line that says more than its text: its level, and who wrote it."""
 LONGEST: Final = 16_384
 """Characters of a line; what is longer becomes several."""
+MOST_BYTES: Final = 16 * LONGEST
+"""Of a line as it is handed over: JSON takes up to twelve for a character."""
 
 _at_work = threading.local()
 
@@ -32,7 +34,12 @@ def note_work(model: str) -> None:
 class _Lines(io.TextIOBase):
     """A text stream that hands over whole lines, each thread's own, with the model that the thread works on."""
 
+    encoding = "utf-8"
+    errors = "backslashreplace"
+
     def __init__(self, descriptor: int, level: int) -> None:
+        self.buffer = io.FileIO(descriptor, "wb", closefd=False)
+        """For who writes bytes."""
         self._descriptor = descriptor
         self._level = level
         self._begun = threading.local()
@@ -45,9 +52,10 @@ class _Lines(io.TextIOBase):
 
     def write(self, text: str) -> int:
         *lines, rest = (getattr(self._begun, "text", "") + text).split("\n")
-        while len(rest) > LONGEST:
-            lines.append(rest[:LONGEST])
-            rest = rest[LONGEST:]
+        if len(rest) > LONGEST:
+            whole = (len(rest) - 1) // LONGEST * LONGEST
+            lines.append(rest[:whole])
+            rest = rest[whole:]
         self._begun.text = rest
         for line in lines:
             _say(self._descriptor, self._level, line)
@@ -81,8 +89,10 @@ def speak_in_lines() -> None:
 
 def _say(descriptor: int, level: int, text: str, logger: str = "") -> None:
     for line in text.split("\n"):
-        said = {"level": level, "logger": logger, "model": getattr(_at_work, "model", ""), "text": line}
-        os.write(descriptor, f"{MARK}{json.dumps(said)}\n".encode())
+        for begin in range(0, max(len(line), 1), LONGEST):
+            part = line[begin : begin + LONGEST]
+            said = {"level": level, "logger": logger, "model": getattr(_at_work, "model", ""), "text": part}
+            os.write(descriptor, f"{MARK}{json.dumps(said)}\n".encode())
 
 
 # ---- in the agent ---------------------------------------------------------------------------------
@@ -95,7 +105,7 @@ def log_output(output: IO[bytes], pid: int, device: str) -> None:
 
 def _log_lines(output: IO[bytes], pid: int, device: str) -> None:
     with output:
-        while line := output.readline(2 * LONGEST):
+        while line := output.readline(MOST_BYTES):
             text = line.decode(errors="replace").rstrip("\n")
             if text:
                 _log_line(text, pid, device)

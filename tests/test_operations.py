@@ -23,7 +23,7 @@ from cluster.records import BrokerRecord, DevicePlacement, Paths, PlacementRecor
 from cluster.store import open_store, sqlite_url
 from cluster.store.base import Store
 from laxity.outcomes import Outcome
-from nodes.worker_output import log_output
+from nodes.worker_output import LONGEST, log_output
 from pipelines import load_spec
 from pipelines.spec import PipelineSpec
 
@@ -181,6 +181,28 @@ def test_draining_is_bounded(cluster: Any, echo: PipelineSpec) -> None:
     cluster._thread.join(60)
     assert not cluster._thread.is_alive()
     assert future.reply(60).outcome in (Outcome.EXPIRED, Outcome.UNAVAILABLE)
+
+
+FLOODS = """
+import sys, zmq
+socket = zmq.Context().socket(zmq.DEALER)
+socket.connect(sys.argv[1])
+while True:
+    socket.send(b"none of this protocol")
+"""
+
+
+def test_draining_ends_in_a_flood_of_messages(cluster: Any) -> None:
+    cluster.start(drain_timeout=0.05)
+    flood = subprocess.Popen([sys.executable, "-c", FLOODS, cluster.shard.frontend])
+    try:
+        cluster.wait_for(lambda status: status.malformed > 5000, "it is flooded")
+        cluster.shard.drain()
+        cluster._thread.join(20)
+        assert not cluster._thread.is_alive()
+    finally:
+        flood.kill()
+        flood.wait()
 
 
 def test_a_second_signal_ends_at_once(world: World, slow: PipelineSpec) -> None:
@@ -374,6 +396,30 @@ def test_what_workers_write_comes_to_the_agents_log(caplog: pytest.LogCaptureFix
     assert (found["logged"].levelno, found["to stderr"].levelno) == (logging.ERROR, logging.WARNING)
     assert "their.library" in found["logged"].getMessage()
     assert "model" not in found["before any model"].__dict__
+
+
+WRITES_MUCH = """
+import sys
+from nodes.worker_output import LONGEST, speak_in_lines
+speak_in_lines()
+print(("語" * LONGEST + "😀" * LONGEST + "x" * LONGEST) * 2)
+print("語" * LONGEST + "x", end="")
+print("y", file=sys.stdout)
+sys.stdout.buffer.write(f"bytes in {sys.stdout.encoding}\\n".encode())
+"""
+
+
+def test_long_lines_of_workers_are_several(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "laxity.worker")
+    worker = subprocess.Popen([sys.executable, "-c", WRITES_MUCH], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert worker.stdout is not None
+    log_output(worker.stdout, worker.pid, "cpu")
+    for thread in threading.enumerate():
+        if thread.name == f"output of {worker.pid}":
+            thread.join(60)
+    assert worker.wait() == 0
+    said = [one.getMessage().rpartition(": ")[2] for one in caplog.records]
+    assert said == [*[mark * LONGEST for mark in "語😀x"] * 2, "語" * LONGEST, "xy", "bytes in utf-8"]
 
 
 def test_logs_are_rotated(tmp_path: Path) -> None:

@@ -126,9 +126,11 @@ def test_only_some_pipelines_without_contents(cluster: Any, echo: Any) -> None:
 class Taker:
     """Taps a shard by hand."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, most: int = 1000) -> None:
+        """``most`` messages are taken without being asked for."""
         self._context: zmq.Context[Any] = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
+        self._socket.set(zmq.RCVHWM, most)
         self._socket.set(zmq.LINGER, 1000)
         self._socket.connect(address)
 
@@ -157,8 +159,8 @@ def takers(cluster: Any, echo: Any) -> Iterator[Any]:
     cluster.serve(echo)
     made: list[Taker] = []
 
-    def make() -> Taker:
-        made.append(Taker(cluster.shard.frontend))
+    def make(most: int = 1000) -> Taker:
+        made.append(Taker(cluster.shard.frontend, most))
         return made[-1]
 
     yield make
@@ -188,6 +190,23 @@ def test_a_slow_taker_loses_requests_and_holds_up_nobody(
     client.infer("echo", b"told again")
     told, _ = taker.next()
     assert (told.lost, len(told.requests)) == (7, 1)
+
+
+def test_a_taker_that_only_says_that_it_takes_is_sent_no_more(
+    cluster: Any, takers: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(protocol, "TAP_WINDOW", 2_000_000)
+    taker = takers(1)
+    taker.ask(Tap([], True, 0))
+    taker.send(Tap([], True, 2**60))
+    client = cluster.client()
+    for number in range(30):  # more than the sockets' buffers hold
+        client.infer("echo", bytes([number]) * 1_000_000)
+    told = 0
+    while not (message := taker.ask(Tap([], False, 2**60))).lost:
+        told += len(message.requests)
+    assert 0 < told < 30
+    assert told + message.lost == 30
 
 
 def test_few_take_at_a_time_and_those_that_leave_make_room(

@@ -19,7 +19,7 @@ from broker.engine.plan import FROM_REQUEST, Pipeline, StagePlan
 from broker.engine.request import Client, Request, Task
 from broker.engine.scheduler import Scheduler
 from broker.engine.stage import Stage
-from broker.tracing import MOST_AT_ONCE, Tracer
+from broker.tracing import LONGEST_DETAIL, MOST_AT_ONCE, Tracer
 from cluster.observe.trace import StageSpan, TraceRecord
 from laxity.payload import Payload, encode
 
@@ -80,10 +80,8 @@ class World:
 
     def done(self, now: float, batch: Batch, code: str = "ok", execution: float = 0.1, **also: Any) -> None:
         results = [task.inputs[0] for task in batch.tasks] if code == "ok" else []
-        device = batch.device
-        self.scheduler.done(
-            now, device.agent, batch.number, code, execution, results, also.get("failures", {}), "why", 0.002, 0.003
-        )
+        device, detail, failures = batch.device, also.get("detail", "why"), also.get("failures", {})
+        self.scheduler.done(now, device.agent, batch.number, code, execution, results, failures, detail, 0.002, 0.003)
         self.scheduler.pull(device.agent, device.number, now)
 
     def trace(self, request: Request) -> TraceRecord:
@@ -317,6 +315,20 @@ def test_a_part_of_the_requests_is_sampled() -> None:
     sampled = sum(world.submit(0.0).sampled for _ in range(2000))
     assert 120 < sampled < 280  # the generator's seed is fixed
     assert not any(World("s", sample=0.0).submit(0.0).sampled for _ in range(100))
+
+
+@pytest.mark.parametrize("sample", [1e-17, 5e-324])
+def test_so_small_a_part_that_none_is_sampled(sample: float) -> None:
+    assert not any(World("s", sample=sample).submit(0.0).sampled for _ in range(100))
+
+
+def test_details_are_kept_up_to_a_length() -> None:
+    world = World("s")
+    failed = world.submit(0.0, traceparent=SAMPLED)
+    world.done(0.2, world.grant(0.0), "model_error", detail="x" * 10_000)
+    assert world.trace(failed).detail == "x" * LONGEST_DETAIL
+    world.tracer.rejected(0.0, "c", 9, "p", SAMPLED, 0.5, "x" * 10_000)
+    assert world.tracer.traces(-1, 1)[1][0].detail == "x" * LONGEST_DETAIL
 
 
 @given(traces=st.integers(1, 7), requests=st.integers(0, 30), limit=st.integers(1, 9))
