@@ -161,7 +161,7 @@ class LocalCluster:
             try:
                 self.dashboard = LocalDashboard(self._directory, setup.dashboard)
             except OSError as error:
-                raise ClusterError(error.strerror) from error
+                raise ClusterError(str(error)) from error
         if self._own:
             self._directory.remove_stores()
         if setup.etcd_members:

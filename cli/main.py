@@ -10,6 +10,8 @@ from typing import Any
 
 import click
 
+from cli.groups import Group
+
 COMMANDS = {
     "up": ("cli.up:up", "Start a cluster on this machine and serve pipelines."),
     "down": ("cli.down:down", "End a cluster that `up` started."),
@@ -39,7 +41,7 @@ HIDDEN = {"observe": "cli.observe:observe"}
 _UNWRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
-class LazyGroup(click.Group):
+class LazyGroup(Group):
     """A group whose commands are imported on demand."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:

@@ -12,6 +12,7 @@ from click.core import ParameterSource
 from rich.table import Table
 from rich.text import Text
 
+from cli.groups import Group
 from cli.options import cluster_option, explain_errors, find_store, print_table, store_option
 from cli.pipeline_cluster import apply, check_name, delete, list_pipelines
 from cli.pipeline_table import describe_pipeline, pipeline_table
@@ -29,7 +30,7 @@ from pipelines import (
 )
 
 
-@click.group()
+@click.group(cls=Group)
 def pipeline() -> None:
     """Check, apply, list, show and delete pipelines.
 

@@ -16,6 +16,7 @@ from cli.children import laxity
 from cli.configuration import ConfigurationError, read_configuration
 from cli.control import Reread, ServiceCommand, take_control
 from cli.dashboard.token import check_token_file
+from cli.groups import Group
 from cli.options import check_duration, check_http, check_size, check_store, cluster_option, explain_errors, find_store
 from cli.planner_options import planner_options
 from cluster.control import Control
@@ -203,7 +204,7 @@ def _service(
 # ---- broker -----------------------------------------------------------------------------------
 
 
-@click.group()
+@click.group(cls=Group)
 def broker() -> None:
     """Broker shards."""
 
@@ -323,7 +324,7 @@ def broker_run(store: str, cluster: str, shard: str, http: str, otlp: str, **set
 # ---- node -------------------------------------------------------------------------------------
 
 
-@click.group()
+@click.group(cls=Group)
 def node() -> None:
     """Node agents, and the nodes that they make of hosts."""
 
@@ -388,7 +389,7 @@ def node_run(store: str, cluster: str, agent: str, devices: str, http: str, **se
 # ---- coordinator ------------------------------------------------------------------------------
 
 
-@click.group()
+@click.group(cls=Group)
 def coordinator() -> None:
     """Coordinators."""
 
@@ -477,7 +478,7 @@ def coordinator_run(
 # ---- gateway ----------------------------------------------------------------------------------
 
 
-@click.group()
+@click.group(cls=Group)
 def gateway() -> None:
     """Gateways for clients made for Triton or KServe."""
 

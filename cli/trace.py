@@ -28,6 +28,8 @@ from laxity.outcomes import Outcome
 
 MOST = 1000
 """Traces that a shard gives at once."""
+SAMPLED = (Outcome.OK, Outcome.REJECTED, Outcome.CANCELLED)
+"""Requests that end so leave a trace only where they were sampled."""
 
 
 @click.command()
@@ -103,9 +105,18 @@ def _list(source: TraceSource, outcome: str, pipeline: str, limit: int, slowest:
     elif found:
         print_table(_table(found))
     else:
-        click.echo("no traces are kept of such requests", err=True)
+        click.echo(_nothing(outcome, pipeline), err=True)
     if len(source.troubles) == len(source.shards):
         sys.exit(1)
+
+
+def _nothing(outcome: str, pipeline: str) -> str:
+    """What is said where there is nothing to list."""
+    of = f" of pipeline {pipeline!r}" if pipeline else ""
+    if not outcome:
+        return f"no request{of} left a trace yet: of those that end well, only sampled ones do"
+    sampled = "; those that end so leave one only where they were sampled" if outcome in SAMPLED else ""
+    return f"among the traces that are kept, no request{of} ended {outcome!r}{sampled}"
 
 
 def _table(found: list[TraceRecord]) -> Table:

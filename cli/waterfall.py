@@ -103,6 +103,7 @@ def told(span: StageSpan) -> str:
         return "waited, and was given to no device"
     wait = span.granted - span.queued
     said = [f"waited {ms(wait)}"]
+    way = span.ended - span.granted - span.execution - span.input - span.output
     if span.forced > 0.00005:
         said[0] += f" ({ms(span.forced)} of it for a device)"
     if span.started >= 0.0:
@@ -111,7 +112,9 @@ def told(span: StageSpan) -> str:
         said.append(f"execution {ms(span.execution)} (predicted {ms(span.predicted)})")
         if span.output > 0.0:
             said.append(f"output {ms(span.output)}")
-    where = f"{span.device}, batch {span.batch} of {span.size}"
+        if span.ended >= 0.0:
+            said.append(f"on the way {ms(max(way, 0.0))}")
+    where = f"{span.device}, in a batch of {span.size} (number {span.batch})"
     if span.batches > 1:
         where += f", the last of {span.batches}"
     if span.items > 1:

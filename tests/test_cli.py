@@ -72,7 +72,9 @@ def test_the_list_of_commands_needs_none_of_them() -> None:
 @pytest.mark.parametrize(
     ("arguments", "status", "says"),
     [
-        (["nope"], 2, "No such command 'nope'"),
+        (["qqq"], 2, "there is no command 'qqq'; there are up, down,"),
+        (["trcae"], 2, "there is no command 'trcae'; did you mean trace"),
+        (["node", "drian", "gpu-1"], 2, "there is no command 'drian'; did you mean drain"),
         (["up"], 2, "name at least one pipeline"),
         (["up", "echo", "echo"], 2, "serves each name once"),
         (["up", "echo", "--split", "1,x"], 2, "no list of numbers such as 40,6,5,7,6"),
@@ -293,3 +295,14 @@ def test_gpus_are_read_from_the_drivers_list() -> None:
     assert visible_devices(listed, "") == []
     assert visible_devices("", None) == []
     assert visible_devices("0, GPU-cc, 8192, NVIDIA small\n", None)[0].memory_mb == 7168.0
+
+
+def test_what_cannot_be_looked_at_or_listened_at_is_told(run: Any, tmp_path: Path) -> None:
+    lost = run("top", "--once", "--store", f"sqlite:///{tmp_path}/nowhere/s.db")
+    assert lost.exit_code == 1
+    assert "nowhere does not exist" in lost.stderr
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        refused = run("up", "lv", "--dashboard", address)
+    assert refused.exit_code == 1
+    assert f"cannot be served at {address} (Address already in use)" in refused.stderr

@@ -62,7 +62,7 @@ def test_a_waterfall_fits_into_80_columns() -> None:
     picture = drawn(TRACE)
     assert all(len(line) <= 80 for line in picture.splitlines())
     assert "dropped at stage 'recognize' after 60.0 ms" in picture
-    assert "gpu-1/0, batch 77 of 8" in picture.replace("\n", " ")
+    assert "gpu-1/0, in a batch of 8 (number 77)" in picture.replace("\n", " ")
     (detect,) = [line for line in picture.splitlines() if line.startswith("detect ")]
     assert re.fullmatch(r"detect +░+▒+─+▏+█+▕+─+ +950.0 ms *", detect)
     (recognize,) = [line for line in picture.splitlines() if line.startswith("recognize ")]
@@ -82,8 +82,12 @@ def test_any_trace_can_be_drawn(width: int) -> None:
 
 def test_a_stage_is_told_in_words() -> None:
     assert told(SPAN).startswith("waited 10.0 ms (4.0 ms of it for a device), input 3.0 ms, execution 20.0 ms")
+    way = SPAN.ended - SPAN.granted - SPAN.input - SPAN.execution - SPAN.output
+    assert f", on the way {ms(way)}; on gpu-1/0" in told(SPAN)
     again = msgspec.structs.replace(SPAN, attempts=2, batches=3, items=12, started=-1.0, ended=-1.0)
-    assert told(again).endswith("batch 77 of 8, the last of 3; 12 items; given to a device 2 times; it did not end")
+    assert told(again).endswith(
+        "in a batch of 8 (number 77), the last of 3; 12 items; given to a device 2 times; it did not end"
+    )
     assert ms(12.5) == "12.50 s"
 
 
@@ -175,7 +179,21 @@ def test_the_newest_are_listed(shards: Shards) -> None:
     assert listed("--pipeline", "nope") == []
     table = shards()
     assert re.search(r"c-1 .* ocr .* dropped .* recognize .* 60.0 ms", table.stdout)
-    assert "no traces are kept" in shards("--pipeline", "nope").stderr
+    assert "no request of pipeline 'nope' left a trace yet" in shards("--pipeline", "nope").stderr
+    assert "no request ended 'failed'\n" in shards("--outcome", "failed").stderr
+    assert "no request ended 'rejected'; those that" in shards("--outcome", "rejected").stderr
+
+
+def speak_another_protocol(listener: socket.socket) -> None:
+    """As what may have taken the port of a shard that is gone."""
+    while True:
+        try:
+            connection, _ = listener.accept()
+        except OSError:
+            return
+        with connection:
+            connection.recv(65536)
+            connection.sendall(b"SSH-2.0-OpenSSH_9.2\r\n")
 
 
 def test_a_shard_that_cannot_be_asked_is_named(shards: Shards) -> None:

@@ -35,7 +35,9 @@ def live_views(url: str, cluster: str, stop: threading.Event) -> Generator[LiveV
         try:
             store = open_store(url)
         except StoreError as error:
-            why = f"the store cannot be reached, for {time.monotonic() - opened:.0f} s: {error}"
+            away = time.monotonic() - opened
+            since = f", for {away:.0f} s" if away >= PERIOD else ""
+            why = f"the store cannot be reached{since}: {error}"
             yield feed.away(time.monotonic(), time.time(), why)
             if stop.wait(PERIOD):
                 return

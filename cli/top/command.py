@@ -58,6 +58,8 @@ def top(interval: float, once: bool, as_json: bool, cluster: str, store: str | N
     if once or as_json or not sys.stdout.isatty():
         with closing(live_views(url, cluster, threading.Event())) as views:
             view = next(views)
+        if view.stale:
+            raise click.ClickException(view.stale)
         _check(view, cluster)
         if as_json:
             print_json(msgspec.to_builtins(view))

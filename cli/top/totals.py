@@ -70,7 +70,8 @@ def cluster_line(view: LiveView) -> list[Span]:
 def trouble_line(view: LiveView) -> str:
     """What is wrong with all of it, '' where nothing is."""
     if view.stale:
-        return f"STORE AWAY, the figures are the last ones: {clean(view.stale)}"
+        known = ", the figures are the last ones" if view.pipelines or view.nodes else ""
+        return f"STORE AWAY{known}: {clean(view.stale)}"
     return clean(view.missing)
 
 
