@@ -93,7 +93,7 @@ class Renewal(Source):
         self.cv = cv
 
     def _cut(self, begin: float, end: float, name: str) -> Source:
-        return Renewal(name, self.cv, end - begin)
+        return Renewal(self.name, self.cv, end - begin)  # any part of it is like any other
 
     def _draw(self, mean_rate: float, generator: np.random.Generator) -> Floats:
         expected = mean_rate * self.length
