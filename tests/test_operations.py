@@ -228,6 +228,23 @@ def test_a_second_signal_ends_at_once(world: World, slow: PipelineSpec) -> None:
 # ---- reloading -------------------------------------------------------------------------------------
 
 
+HANGS_UP = """
+import os, signal, sys
+from cli import main
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+try:
+    main.main(sys.argv[1:])
+finally:
+    os.kill(os.getpid(), signal.SIGHUP)
+"""
+
+
+@pytest.mark.parametrize(("arguments", "status"), [(["broker", "run"], 0), (["node", "list"], -signal.SIGHUP)])
+def test_a_service_that_is_still_starting_takes_no_harm_from_sighup(arguments: list[str], status: int) -> None:
+    command = [sys.executable, "-c", HANGS_UP, *arguments, "--help"]
+    assert subprocess.run(command, stdout=subprocess.DEVNULL, timeout=60).returncode == status
+
+
 def test_a_configuration_is_read_again(world: World, tmp_path: Path, slow: PipelineSpec) -> None:
     config = tmp_path / "laxity.yaml"
     config.write_text("broker: {heartbeat: 1s, max_requests: 100}")

@@ -16,8 +16,8 @@ was measured before it, a few probes tell that it is over."""
 class Overhead:
     """``base`` + ``per_element`` · batch, in seconds. The slope is that of a fading linear regression; the base is a
     slowly falling maximum of what the slope does not explain: it rises at once, and forgets within about fifty
-    batches or a few seconds. Symphony uses constants here (100 µs, 50 µs a request, 2 ms of response), which hold on one network
-    only."""
+    batches or a few seconds. Symphony uses constants here (100 µs, 50 µs a request, 2 ms of response), which hold on
+    one network only."""
 
     def __init__(self, initial: float) -> None:
         self.base = initial
