@@ -265,9 +265,9 @@ def sdk(address: str, count: int) -> float:
 class Process:
     """A role in a process of its own; it ends when its standard input does."""
 
-    def __init__(self, python: str, *arguments: str) -> None:
+    def __init__(self, python: str, *arguments: str, file: str = __file__) -> None:
         self.process = subprocess.Popen(
-            [python, "-P", __file__, "--role", *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [python, "-P", file, "--role", *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         self.told = self.read()
 
@@ -278,11 +278,14 @@ class Process:
             raise SystemExit(f"a benchmark process ended early with status {self.process.wait()}")
         return json.loads(line)  # type: ignore[no-any-return]
 
-    def cpu(self) -> float:
+    def ask(self, line: str) -> dict[str, object]:
         assert self.process.stdin is not None
-        self.process.stdin.write("cpu\n")
+        self.process.stdin.write(f"{line}\n")
         self.process.stdin.flush()
-        return float(str(self.read()["cpu"]))
+        return self.read()
+
+    def cpu(self) -> float:
+        return float(str(self.ask("cpu")["cpu"]))
 
     def end(self) -> None:
         assert self.process.stdin is not None
