@@ -246,6 +246,27 @@ def test_what_a_collector_goes_on_to_refuse_is_given_up(collector: Collector, mo
         exporting.stop()
 
 
+def test_what_the_exporter_does_not_expect_does_not_end_it(
+    collector: Collector, caplog: pytest.LogCaptureFixture
+) -> None:
+    kept = Kept()
+    kept.count = 3
+    exporting = export(kept, collector.url)
+    exports = exporting._exporter.export
+
+    def breaks(_spans: Any) -> Any:
+        raise AssertionError("what is this?")
+
+    exporting._exporter.export = breaks
+    exporting.start()
+    try:
+        eventually(lambda: "what is this?" in caplog.text, "the log tells of it")
+        exporting._exporter.export = exports
+        eventually(lambda: exporting.sent == 3, "they are sent")
+    finally:
+        exporting.stop()
+
+
 def test_it_ends_while_the_collector_is_away_and_with_its_source() -> None:
     kept = Kept()
     kept.count = 1

@@ -25,6 +25,8 @@ PAGE: Final = 500
 """Traces that are asked for at a time."""
 MOST_TRACES: Final = 1000
 """Traces in one answer at most."""
+MOST_NAME: Final = 1024
+"""Bytes of a request's id; none is nearly so long."""
 COMPRESSED_FROM: Final = 4096
 """Bytes from which on metrics are compressed where the client takes that."""
 
@@ -76,6 +78,8 @@ class _Handlers:
 
     def trace(self, request: Request) -> Response:
         name = request.path_params["request"]
+        if len(name.encode()) > MOST_NAME:
+            raise HTTPException(404, f"no request has an id of more than {MOST_NAME} bytes")
         found = _asked(lambda: self._source.trace(name))
         if found is None:
             raise HTTPException(404, f"no trace of {name!r} is kept here; it was not sampled, or too long ago")

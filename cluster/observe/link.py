@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import struct
@@ -16,12 +17,16 @@ from cluster.observe.figures import Figures
 from cluster.observe.source import Source
 from cluster.observe.trace import TraceRecord
 
+log = logging.getLogger("laxity.observe")
+
 MOST_ASKED: Final = 4096
 """Bytes of a question at most."""
 MOST_ANSWERED: Final = 64 * 1024**2
 """Bytes of an answer at most."""
 PATIENCE: Final = 2.0
 """Seconds within which a process that lives answers."""
+MOST_UNANSWERED: Final = 64
+"""Questions that may be on their way: with more, what sends the next one could have to wait for ever."""
 
 _LENGTH = struct.Struct("!I")
 
@@ -58,9 +63,14 @@ def answer(source: Source, asked: bytes) -> bytes:
             value = source.trace(question.request)
         else:
             value = source.traces(question.after, question.limit)
+        encoded = msgspec.msgpack.encode(value)
     except (RuntimeError, TimeoutError) as error:
         return msgspec.msgpack.encode(Answer(question.number, error=str(error) or type(error).__name__))
-    answered = msgspec.msgpack.encode(Answer(question.number, msgspec.Raw(msgspec.msgpack.encode(value))))
+    except Exception:
+        # The thread goes on, whatever it was: others may be answered.
+        log.exception("%s cannot be told", question.what)
+        return msgspec.msgpack.encode(Answer(question.number, error="internal error; the log has more"))
+    answered = msgspec.msgpack.encode(Answer(question.number, msgspec.Raw(encoded)))
     if len(answered) > MOST_ANSWERED:
         why = f"the answer has {len(answered)} bytes, more than {MOST_ANSWERED}"
         return msgspec.msgpack.encode(Answer(question.number, error=why))
@@ -107,6 +117,8 @@ class RemoteSource:
         self._lock = threading.Lock()
         """Of who sends, and of the fields below."""
         self._last = 0
+        self._answered = 0
+        """The number of the latest answer; they come in the questions' order."""
         self._waiting: dict[int, Future[Answer]] = {}
         self._thread = threading.Thread(target=self._receive, name="link", daemon=True)
         self._thread.start()
@@ -130,10 +142,14 @@ class RemoteSource:
     ) -> msgspec.Raw:
         future: Future[Answer] = Future()
         with self._lock:
-            self._last += 1
-            number = self._last
+            if self._last - self._answered >= MOST_UNANSWERED:
+                raise TimeoutError(f"the process has not answered the last {MOST_UNANSWERED} questions")
+            asked = msgspec.msgpack.encode(Question(self._last + 1, what, request, after, limit))
+            if len(asked) > MOST_ASKED:
+                raise RuntimeError(f"a question of {len(asked)} bytes; at most {MOST_ASKED} are allowed")
+            self._last = number = self._last + 1
             self._waiting[number] = future
-            send(self._link, msgspec.msgpack.encode(Question(number, what, request, after, limit)))
+            send(self._link, asked)
         try:
             answered = future.result(PATIENCE)
         except (FutureTimeout, CancelledError):
@@ -150,6 +166,7 @@ class RemoteSource:
             while message := receive(self._link, MOST_ANSWERED):
                 answered = msgspec.msgpack.decode(message, type=Answer)
                 with self._lock:
+                    self._answered = answered.number
                     future = self._waiting.pop(answered.number, None)
                 if future is not None:
                     future.set_result(answered)

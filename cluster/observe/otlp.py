@@ -330,7 +330,12 @@ class TraceExport:
         from opentelemetry.sdk.trace.export import SpanExportResult
 
         spans = [span for trace in page for span in self._maker.spans(trace)]
-        return self._exporter.export(spans) is SpanExportResult.SUCCESS
+        try:
+            return self._exporter.export(spans) is SpanExportResult.SUCCESS
+        except Exception as error:
+            # What it does not expect of a collector must not end the sending for good.
+            self._words.text = f"{type(error).__name__}: {error}"
+            return False
 
     def _tell_failure(self) -> None:
         now = time.monotonic()

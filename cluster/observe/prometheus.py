@@ -20,7 +20,10 @@ def exposition(figures: Figures, accept: str) -> tuple[bytes, str]:
     """The text, and its content type: OpenMetrics for whoever accepts that, else Prometheus' own."""
     registry = CollectorRegistry()
     registry.register(FiguresCollector(figures))
-    encode, content_type = choose_encoder(accept)
+    try:
+        encode, content_type = choose_encoder(accept)
+    except (TypeError, ValueError):  # a version that is none
+        encode, content_type = choose_encoder("")
     return encode(registry), content_type
 
 
