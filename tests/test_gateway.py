@@ -37,6 +37,7 @@ from cli.gateway import model_of
 from cli.main import main
 from cluster.records import Paths, ServingRecord, encode
 from cluster.store import open_store, sqlite_url
+from laxity.gateway.grpc_service import MOST_IN_STREAM
 from laxity.gateway.server import CannotServe, GatewayConfig, run_gateway
 from nodes.device import DeviceConfig
 from pipelines.load import load_spec, parse_spec
@@ -408,6 +409,24 @@ def test_a_stream_answers_each_request_in_order_also_those_that_fail(served: Ser
         assert result.get_response().parameters["triton_final_response"].bool_param
 
 
+def test_a_stream_that_is_cancelled_leaves_nothing_under_way(served: Served) -> None:
+    def under_way() -> str:
+        with closing(http.client.HTTPConnection(served.gateway.http, timeout=30)) as connection:
+            connection.request("GET", "/metrics")
+            text = connection.getresponse().read().decode()
+            found = re.search(r"^laxity_gateway_requests_in_flight (\S+)$", text, re.M)
+            assert found is not None
+            return found[1]
+
+    answers: queue.Queue[Any] = queue.Queue()
+    served.grpc.start_stream(lambda result, error: answers.put((result, error)))
+    for _ in range(2 * MOST_IN_STREAM):
+        served.grpc.async_stream_infer("slow", grpc_inputs(x=np.zeros(1)))
+    eventually(lambda: float(under_way()) > MOST_IN_STREAM, "as many as may be are under way")
+    served.grpc.stop_stream(cancel_requests=True)
+    eventually(lambda: float(under_way()) == 0.0, "all of them are cancelled")
+
+
 # ---- how requests end -----------------------------------------------------------------------------
 
 
@@ -519,9 +538,11 @@ INPUT = {"name": "x", "shape": [2], "datatype": "INT32", "data": [1, 2]}
         ({"inputs": [INPUT], "parameters": {"sequence_id": 3}}, "requests of a sequence"),
         ({"inputs": [INPUT], "parameters": {"timeout": -3}}, "'timeout' must be a whole number"),
         ({"inputs": [INPUT], "parameters": {"priority": "high"}}, "'priority' must be a whole number"),
+        ({"inputs": [INPUT], "parameters": {"timeout": 10**400}}, "'timeout' must be a whole number"),
+        ({"inputs": [{**INPUT, "datatype": "BYTES", "shape": [2**20 + 1], "data": []}]}, "at most 1048576 are allowed"),
         ({"inputs": [INPUT], "outputs": [{"name": "output", "parameters": {"classification": 3}}]}, "classification"),
     ],
-    ids=range(30),
+    ids=range(32),
 )
 def test_bodies_that_are_no_requests(served: Served, body: Any, says: str) -> None:
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
@@ -539,10 +560,11 @@ def test_bodies_that_are_no_requests(served: Served, body: Any, says: str) -> No
         (-1, b"12345678", None, "binary_data_size is -1"),
         ("8", b"12345678", None, "binary_data_size is '8'"),
         (8, b"12345678", "9999", "must be a number of bytes of the body"),
+        (8, b"12345678", "9" * 5000, "must be a number of bytes of the body"),
         (8, b"12345678", "-1", "must be a number of bytes of the body"),
         (8, b"12345678", "3", "no inference request"),
     ],
-    ids=range(8),
+    ids=range(9),
 )
 def test_binary_data_that_does_not_fit(served: Served, size: Any, binary: bytes, length: str | None, says: str) -> None:
     head = {"inputs": [{"name": "x", "shape": [2], "datatype": "INT32", "parameters": {"binary_data_size": size}}]}
@@ -561,10 +583,26 @@ def test_headers_that_make_no_sense(served: Served) -> None:
     assert served.post(path, body, laxity_timeout="0s")[0] == 400
     assert served.post(path, body, laxity_priority="2")[0] == 400
     assert served.post(path, body, content_encoding="br")[0] == 415
+    assert served.post("/v2/nothing", body, host="[")[0] == 404
     assert served.post(path, b"no gzip", content_encoding="gzip")[0] == 400
     assert served.post(path, gzip.compress(body)[:-3], content_encoding="gzip")[0] == 400
     assert served.post(path, body, traceparent="of no standard")[0] == 200
     assert served.post(path, gzip.compress(bytes(70 * 1024**2), 1), content_encoding="gzip")[0] == 413
+
+
+def test_many_values_are_refused_before_each_is_looked_at(served: Served) -> None:
+    path = "/v2/models/echo/infer"
+    values = b"[" + b"1," * 2**20 + b"1]"
+    tensor = {"name": "x", "shape": [1], "datatype": "BYTES"}
+    for content, shape in ((b"\0" * 4 * (2**20 + 1), [2**20 + 1]), (len(values).to_bytes(4, "little") + values, [1])):
+        parameters = {"binary_data_size": len(content), "content_type": "json"}
+        head = json.dumps({"inputs": [{**tensor, "shape": shape, "parameters": parameters}]}).encode()
+        status, told, _ = served.post(path, head + content, Inference_Header_Content_Length=str(len(head)))
+        assert (status, "at most 1048576 are allowed" in told["error"]) == (400, True)
+    with pytest.raises(InferenceServerException, match=r"INVALID_ARGUMENT.*at most 1048576 are allowed"):
+        served.grpc.infer("echo", [triton_grpc.InferInput("x", [2**20 + 1], "BYTES")])
+    status, told, _ = served.post("/v2/repository/index", b" " * 5000)
+    assert (status, "larger than the 4096 bytes" in told["error"]) == (413, True)
 
 
 def test_messages_that_are_no_requests(served: Served) -> None:

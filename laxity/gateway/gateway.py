@@ -164,6 +164,7 @@ class Gateway:
         began = time.monotonic()
         status = "200"
         self.in_flight += 1
+        self.metrics.in_flight.set(self.in_flight)
         self._idle.clear()
         try:
             if self.draining:

@@ -11,7 +11,7 @@ from laxity.gateway.errors import Invalid
 from laxity.gateway.gateway import REQUEST_ID, Answer, Call, RequestedOutput
 from laxity.gateway.grpc_messages import message
 from laxity.gateway.options import read_options, refuse_unsupported
-from laxity.gateway.tensors import DTYPES, Parameters, Tensor, count_of, from_binary, shaped, to_binary
+from laxity.gateway.tensors import DTYPES, Parameters, Tensor, check_elements, count_of, from_binary, shaped, to_binary
 
 InferRequest: Final = message("ModelInferRequest")
 InferResponse: Final = message("ModelInferResponse")
@@ -38,6 +38,7 @@ def read_call(request: Any, headers: Mapping[str, str], remaining: float | None,
     raw = request.raw_input_contents
     if raw and len(raw) != len(request.inputs):
         raise Invalid(f"raw_input_contents has {len(raw)} entries for {len(request.inputs)} inputs")
+    check_elements(request.inputs)
     inputs = []
     for index, each in enumerate(request.inputs):
         own = read_parameters(each.parameters)

@@ -115,7 +115,12 @@ class GrpcService:
         async def read() -> None:
             try:
                 async for raw in requests:
-                    await waiting.put(asyncio.create_task(self._infer_in_stream(raw, context)))
+                    begun = asyncio.create_task(self._infer_in_stream(raw, context))
+                    try:
+                        await waiting.put(begun)
+                    except asyncio.CancelledError:
+                        begun.cancel()
+                        raise
             finally:
                 await waiting.put(None)
 

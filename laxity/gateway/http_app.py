@@ -34,6 +34,8 @@ log = logging.getLogger("laxity.gateway")
 
 COMPRESSED_FROM: Final = 1024
 """Bytes from which on answers are compressed for those who ask for that."""
+MOST_WISHES: Final = 4096
+"""Bytes of a body that asks for anything but inference."""
 _UNSUPPORTED: Final = {
     "systemsharedmemory": "shared memory; send tensors in the request",
     "cudasharedmemory": "shared memory; send tensors in the request",
@@ -114,7 +116,7 @@ class HttpApp:
         )
 
     async def _index(self, request: Request) -> Response:
-        body = await self._read(request)
+        body = await self._read(request, MOST_WISHES)
         try:
             wish = json.loads(body or b"{}")
         except (ValueError, RecursionError):
@@ -134,7 +136,7 @@ class HttpApp:
         return Response(self._gateway.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
     async def _elsewhere(self, request: Request) -> Response:
-        for part in request.url.path.split("/"):
+        for part in request.scope["path"].split("/"):
             if part in _UNSUPPORTED:
                 raise GatewayError(400, f"Laxity's gateway does not support {_UNSUPPORTED[part]}")
         raise HTTPException(404)
@@ -151,7 +153,7 @@ class HttpApp:
         model = request.path_params["model"]
         with self._gateway.admit(model, "http"):
             self._gateway.model(model, request.path_params.get("version", ""))
-            body = read_body(await self._read(request), request.headers.get(HEADER_LENGTH))
+            body = read_body(await self._read(request, self._max_body), request.headers.get(HEADER_LENGTH))
             call = Call(
                 model,
                 request.path_params.get("version", ""),
@@ -165,19 +167,19 @@ class HttpApp:
             answer = await _unless_gone(request, self._gateway.infer(call))
             return await _respond(request, answer, body)
 
-    async def _read(self, request: Request) -> bytes:
-        """The body, decompressed."""
+    async def _read(self, request: Request, most: int) -> bytes:
+        """The body, decompressed, of so many bytes at most."""
         length = request.headers.get("content-length", "")
-        if length.isdigit() and int(length) > self._max_body:
-            raise too_large(self._max_body)
+        if length.isdigit() and int(length) > most:
+            raise too_large(most)
         chunks = []
         size = 0
         try:
             async with asyncio.timeout(self._body_timeout):
                 async for chunk in request.stream():
                     size += len(chunk)
-                    if size > self._max_body:
-                        raise too_large(self._max_body)
+                    if size > most:
+                        raise too_large(most)
                     chunks.append(chunk)
         except TimeoutError:
             raise GatewayError(408, f"the body was not there within {self._body_timeout:g} s") from None
@@ -187,7 +189,7 @@ class HttpApp:
         encoding = request.headers.get("content-encoding", "identity").lower()
         if encoding == "identity":
             return body
-        return await asyncio.to_thread(decompress, body, encoding, self._max_body)
+        return await asyncio.to_thread(decompress, body, encoding, most)
 
     def _refused(self, _request: Request, error: Exception) -> Response:
         assert isinstance(error, GatewayError)
@@ -237,10 +239,10 @@ def _gone() -> GatewayError:
 def _not_found(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     if error.status_code == 404:
-        return JSONResponse({"error": f"there is nothing at {request.url.path}; see docs/gateway.md"}, 404)
+        return JSONResponse({"error": f"there is nothing at {request.scope['path']}; see docs/gateway.md"}, 404)
     return JSONResponse({"error": error.detail}, error.status_code, error.headers)
 
 
 def _failed(request: Request, error: Exception) -> Response:
-    log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    log.error("%s %s failed", request.method, request.scope["path"], exc_info=error)
     return JSONResponse({"error": "the gateway failed; its log says why"}, 500)

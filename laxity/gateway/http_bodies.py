@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import re
 import zlib
 from dataclasses import dataclass
 from typing import Any, Final
@@ -14,12 +15,13 @@ from laxity.gateway.errors import GatewayError, Invalid
 from laxity.gateway.gateway import REQUEST_ID, Answer, RequestedOutput
 from laxity.gateway.json_tensors import from_json, to_json
 from laxity.gateway.options import refuse_unsupported
-from laxity.gateway.tensors import Parameters, Tensor, from_binary, to_binary
+from laxity.gateway.tensors import Parameters, Tensor, check_elements, from_binary, to_binary
 
 HEADER_LENGTH: Final = "inference-header-content-length"
 """The header that says how many bytes of a body are JSON."""
 MOST_JSON: Final = 16 * 1024 * 1024
 """Bytes of a body that may be JSON: while it is read, nothing else is done."""
+_NUMBER: Final = re.compile(r"\d{1,18}", re.ASCII)
 _BINARY_SIZE: Final = "binary_data_size"
 
 
@@ -76,14 +78,16 @@ def decompress(body: bytes, encoding: str, limit: int) -> bytes:
 
 
 def too_large(limit: int) -> GatewayError:
-    return GatewayError(413, f"the body is larger than the {limit} bytes that the gateway takes (--max-body)")
+    return GatewayError(
+        413, f"the body is larger than the {limit} bytes that are taken here (--max-body, for inference)"
+    )
 
 
 def read_body(body: bytes, header_length: str | None) -> Body:
     """What a request's body says. ``header_length`` is the header :data:`HEADER_LENGTH`, where there is one."""
     length = len(body)
     if header_length is not None:
-        if not (header_length.isascii() and header_length.isdigit()) or int(header_length) > length:
+        if not _NUMBER.fullmatch(header_length) or int(header_length) > length:
             raise Invalid(f"the header {HEADER_LENGTH} must be a number of bytes of the body, which has {length}")
         length = int(header_length)
         if length == 0:  # the whole body is the only input's only element
@@ -97,6 +101,7 @@ def read_body(body: bytes, header_length: str | None) -> Body:
         request = _DECODER.decode(view[:length])
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
         raise Invalid(f"the body is no inference request: {error}") from None
+    check_elements(request.inputs)
     at = length
     inputs = []
     for each in request.inputs:

@@ -76,6 +76,6 @@ def _seconds(text: str) -> float:
 
 def _number(parameters: Parameters, name: str) -> int:
     value = parameters.get(name, 0)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise Invalid(f"the parameter {name!r} must be a whole number, 0 or more, not {value!r}")
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**64:
+        raise Invalid(f"the parameter {name!r} must be a whole number, 0 or more, of 64 bits at most")
     return value

@@ -154,7 +154,7 @@ def _grpc_server(gateway: Gateway, config: GatewayConfig) -> tuple[Any, int]:
     server.add_generic_rpc_handlers((GrpcService(gateway).handler,))
     host, port = _split(config.grpc)
     try:
-        bound = server.add_insecure_port(f"{host}:{port}")
+        bound = server.add_insecure_port(f"{'0.0.0.0' if host == '*' else host}:{port}")
     except RuntimeError as error:
         raise CannotServe(f"gRPC cannot be served at {host}:{port}; choose another --grpc") from error
     return server, bound

@@ -16,6 +16,10 @@ from laxity.payload import MAX_DIMENSIONS
 
 MOST_ALONG_AN_AXIS: Final = 2**31
 
+MOST_ELEMENTS: Final = 2**20
+"""Elements of BYTES tensors, and values in JSON, that one request may have: each is handled by itself, and in the
+meantime nothing else is done. (Shards do not take many more either.)"""
+
 DTYPES: Final[dict[str, npt.DTypeLike]] = {
     "BOOL": "|b1",
     "UINT8": "|u1",
@@ -63,6 +67,21 @@ def count_of(name: str, datatype: str, shape: Sequence[int]) -> int:
                 f"input {name!r}: a shape of {list(shape)}; each dimension must be 0 or more, and 2^31 at most"
             )
     return math.prod(shape)
+
+
+def check_elements(inputs: Sequence[Any]) -> None:
+    """:class:`Invalid` where the BYTES tensors of a request, which have a datatype and a shape, have too many elements
+    all together."""
+    total = sum(count_of(each.name, "BYTES", each.shape) for each in inputs if each.datatype == "BYTES")
+    if total > MOST_ELEMENTS:
+        raise too_many(total)
+
+
+def too_many(count: int) -> Invalid:
+    return Invalid(
+        f"{count} elements of BYTES or values in JSON; at most {MOST_ELEMENTS} are allowed: send numbers as tensors of "
+        "them, and bytes as one element"
+    )
 
 
 def from_binary(

@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 
 from laxity.gateway.errors import GatewayError, Invalid
-from laxity.gateway.tensors import DATATYPES, Parameters, Tensor
+from laxity.gateway.tensors import DATATYPES, MOST_ELEMENTS, Parameters, Tensor, too_many
 
 CONTENT_TYPE: Final = "content_type"
 """The parameter that says what the elements of a BYTES tensor are: ``str``, ``json``, or bytes where it is not said."""
@@ -22,6 +22,14 @@ OUTPUT: Final = "output"
 
 def to_payload(inputs: Sequence[Tensor], parameters: Parameters) -> Any:
     """The value of one input, or a dict of several by their names."""
+    commas = sum(
+        element.count(b",")
+        for tensor in inputs
+        if isinstance(tensor.data, list) and tensor.parameters.get(CONTENT_TYPE) == "json"
+        for element in tensor.data
+    )
+    if commas >= MOST_ELEMENTS:  # at least as many as there are values behind the first ones
+        raise too_many(commas)
     values = {tensor.name: _value(tensor) for tensor in inputs}
     if len(values) != len(inputs):
         raise Invalid("two inputs have the same name")
