@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -318,6 +319,25 @@ def test_what_browsers_are_told_to_be_careful_with(cluster: Cluster) -> None:
     view = json.loads(ask(cluster.url, "GET", "/api/view")[2])
     assert view["leader"] == "coordinator-0"
     assert {node["name"] for node in view["nodes"]} >= {"agent-0", "agent-1"}
+
+
+def test_a_name_that_leads_here_is_not_this_hosts(cluster: Cluster) -> None:
+    for host in ("evil.example", "evil.example:80", "localhost.evil.example", "127.0.0.1.evil.example", "[", "a:b:c"):
+        for path in ("/", "/api/view", "/static/app.js"):
+            assert ask(cluster.url, "GET", path, host=host)[0] in (400, 421), host
+    for host in ("localhost", "LOCALHOST:8000", "laxity.localhost", "127.0.0.1", "[::1]:80", "10.1.2.3"):
+        assert ask(cluster.url, "GET", "/api/session", host=host)[0] == 200, host
+
+
+def test_bodies_that_make_no_sense_are_refused(cluster: Cluster) -> None:
+    address = urlsplit(cluster.url)
+    head = b"POST /api/sign-in HTTP/1.1\r\nHost: localhost\r\nX-Laxity-Request: 1\r\nContent-Length: 13\r\n\r\n"
+    with socket.create_connection((address.hostname, address.port), 20.0) as connection:
+        connection.sendall(head + b'{"token":"\xff"}')
+        assert connection.recv(4096).startswith(b"HTTP/1.1 400")
+    with socket.create_connection((address.hostname, address.port), 20.0) as connection:
+        connection.sendall(head + b'{"token":')
+    assert ask(cluster.url, "GET", "/api/session")[0] == 200
 
 
 def test_nothing_is_changed_for_who_may_not(cluster: Cluster) -> None:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import click
 import msgspec
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
-from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -35,6 +37,12 @@ _HEADERS: Final = {
     "cross-origin-opener-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin",
 }
+
+_MISLED: Final = PlainTextResponse(
+    "This dashboard is served at this host alone: call it localhost or by its IP address. A proxy before it has to ask "
+    "for it by the address that it forwards to, in the header Host.\n",
+    421,
+)
 
 
 class SignIn(msgspec.Struct, forbid_unknown_fields=True):
@@ -111,7 +119,7 @@ class _Dashboard:
             raise _Refused(403, "this dashboard only shows: it was started without --token-file")
         try:
             shown = msgspec.json.decode(await _body(request), type=SignIn)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise _Refused(400, f"that is no sign-in: {error}") from None
         response = JSONResponse({"possible": True, "signed_in": True})
         if not self._sessions.sign_in(shown.token, request, response):
@@ -158,15 +166,40 @@ def _check_origin(request: Request) -> None:
 
 async def _body(request: Request) -> bytes:
     body = b""
-    async for part in request.stream():
-        body += part
-        if len(body) > MOST_BODY:
-            raise _Refused(413, f"more than {MOST_BODY} bytes were posted")
+    try:
+        async for part in request.stream():
+            body += part
+            if len(body) > MOST_BODY:
+                raise _Refused(413, f"more than {MOST_BODY} bytes were posted")
+    except ClientDisconnect:
+        raise _Refused(400, "the body is not all there") from None
     return body
 
 
+def _is_misled(scope: Scope) -> bool:
+    """Whether a request for who is to be reached from this host alone is made in another one's name: anybody can have a
+    name lead here, and a page of that name could read what only people at this host are to see (DNS rebinding)."""
+    server = scope.get("server")
+    if server is None or not _is_address(server[0], loopback=True):
+        return False
+    try:
+        host = urlsplit(f"//{Headers(scope=scope).get('host', '')}").hostname or ""
+    except ValueError:
+        return True
+    return not (host in ("", "localhost") or host.endswith(".localhost") or _is_address(host))
+
+
+def _is_address(host: str, loopback: bool = False) -> bool:
+    try:
+        address = ip_address(host)
+    except ValueError:
+        return False
+    return address.is_loopback or not loopback
+
+
 class _Headers:
-    """Puts the headers that keep browsers on guard into every answer; what is live is not kept by anybody."""
+    """Puts the headers that keep browsers on guard into every answer; what is live is not kept by anybody. Requests in
+    the name of another host are refused."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -179,4 +212,7 @@ class _Headers:
                 headers.setdefault("cache-control", "no-cache" if scope["path"].find("/api/") < 0 else "no-store")
             return send(message)
 
-        await self._app(scope, receive, guarded)
+        if scope["type"] == "http" and _is_misled(scope):
+            await _MISLED(scope, receive, guarded)
+        else:
+            await self._app(scope, receive, guarded)

@@ -37,7 +37,7 @@ class Sessions:
         if self._token is None or not _equal(token, self._token):
             return False
         ends = str(int(time.time()) + LASTS)
-        secure = request.url.scheme == "https"
+        secure = request.scope["scheme"] == "https"
         value = f"{ends}.{self._signed(ends)}"
         path = request.scope.get("root_path", "") or "/"
         response.set_cookie(
