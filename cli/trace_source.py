@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import urllib.error
 import urllib.request
@@ -82,7 +83,7 @@ class TraceSource:
             if error.code == 404:
                 return None
             raise Unanswered(f"{address} answers {error.code} {error.reason}") from None
-        except (urllib.error.URLError, OSError) as error:
+        except (urllib.error.URLError, OSError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", None) or error
             raise Unanswered(f"{address} cannot be reached from here: {reason}") from None
 

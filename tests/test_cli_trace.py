@@ -202,6 +202,10 @@ def test_a_shard_that_cannot_be_asked_is_named(shards: Shards) -> None:
         port = closed.getsockname()[1]
     shards.write("gone", f"http://127.0.0.1:{port}")
     shards.write("silent", "")
+    other = socket.create_server(("127.0.0.1", 0))
+    speaks = threading.Thread(target=speak_another_protocol, args=(other,), daemon=True)
+    speaks.start()
+    shards.write("other", f"http://127.0.0.1:{other.getsockname()[1]}")
     alone = shards()
     assert alone.exit_code == 1
     shards.add("s0", OK)
@@ -213,6 +217,10 @@ def test_a_shard_that_cannot_be_asked_is_named(shards: Shards) -> None:
     missing = shards("c-1")
     assert missing.exit_code == 1
     assert "shard gone could not be asked" in missing.stderr
+    assert "shard other could not be asked" in missing.stderr
+    other.shutdown(socket.SHUT_RDWR)
+    speaks.join()
+    other.close()
 
 
 # ---- a real cluster -------------------------------------------------------------------------
