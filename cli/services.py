@@ -50,6 +50,14 @@ def _read_file(context: click.Context, _parameter: click.Parameter, value: str |
     )
 
 
+_advertise_option = _setting(
+    "--advertise",
+    default="",
+    metavar="HOST",
+    help="The name or IP address by which others reach this host, where it is not the one in the addresses.",
+)
+
+
 def _cache_options(function: Callable[..., None]) -> Callable[..., None]:
     """Where the files of pipelines are kept."""
     where = _setting(
@@ -227,12 +235,7 @@ def broker() -> None:
     metavar="ADDRESS",
     help="Where agents connect; '*' for a free port.",
 )
-@_setting(
-    "--advertise",
-    default="",
-    metavar="HOST",
-    help="The name or IP address by which others reach this host, where it is not the one in the addresses.",
-)
+@_advertise_option
 @_setting(
     "--heartbeat",
     default="1s",
@@ -352,7 +355,8 @@ def node() -> None:
 @_cache_options
 @_telemetry_options("action")
 @_http_options()
-def node_run(store: str, cluster: str, agent: str, devices: str, http: str, **settings: Any) -> None:
+@_advertise_option
+def node_run(store: str, cluster: str, agent: str, devices: str, http: str, advertise: str, **settings: Any) -> None:
     """Run the agent of this host until SIGTERM or Ctrl-C.
 
     Its devices hold the models that the placement in the store names, for the shards named there.
@@ -380,7 +384,7 @@ def node_run(store: str, cluster: str, agent: str, devices: str, http: str, **se
     control = _control(make, settings, LIVE, ("agent", agent))
     try:
         config = make(settings)
-        with _sidecar("agent", agent, http) as sidecar:
+        with _sidecar("agent", agent, http, host=advertise) as sidecar:
             run_agent_process(config, store, cluster, control, sidecar)
     except (OSError, RuntimeError) as error:
         raise click.ClickException(str(error)) from error
@@ -421,6 +425,7 @@ def coordinator() -> None:
 )
 @planner_options
 @_http_options()
+@_advertise_option
 @_setting(
     "--token-file",
     default="",
@@ -434,6 +439,7 @@ def coordinator_run(
     cluster: str,
     name: str,
     http: str,
+    advertise: str,
     token_file: str,
     **settings: Any,
 ) -> None:
@@ -467,7 +473,7 @@ def coordinator_run(
     config = make(settings)
     try:
         dashboard = ("--dashboard", store, cluster, *(("--token-file", token_file) if token_file else ()))
-        with _sidecar("coordinator", name, http, *dashboard) as sidecar:
+        with _sidecar("coordinator", name, http, *dashboard, host=advertise) as sidecar:
             run_coordinator_process(config, store, cluster, control, sidecar)
     except ProviderError as error:
         raise click.UsageError(str(error)) from None

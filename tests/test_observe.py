@@ -14,6 +14,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -108,10 +109,11 @@ class Processes:
         spec = parse_spec(SPEC, file="two.yaml", root="")
         self.store.put(self.paths.pipeline("two"), encode(PipelineRecord(spec.version, spec)))
         self.start("s0", "broker", "run", "--shard", "s0", "--trace-sample", "1")
-        self.start("a0", "node", "run", "--agent", "a0", "--devices", "emulated:2")
+        advertise = ("--advertise", "localhost")
+        self.start("a0", "node", "run", "--agent", "a0", "--devices", "emulated:2", *advertise)
         token = directory / "token"
         token.write_text("a token of some length\n")
-        self.start("c0", "coordinator", "run", "--name", "c0", "--no-rest", "--token-file", str(token))
+        self.start("c0", "coordinator", "run", "--name", "c0", "--no-rest", "--token-file", str(token), *advertise)
 
     def start(self, name: str, *command: str) -> None:
         with (self._directory / f"{name}.log").open("ab") as log:
@@ -278,6 +280,8 @@ def test_all_of_them_live_and_are_ready(processes: Processes) -> None:
     for address in (processes.shard, processes.agent, processes.coordinator):
         assert get_json(address, "/v2/health/live") == (200, {"live": True})
         assert get_json(address, "/v2/health/ready") == (200, {"ready": True})
+    hosts = [urlsplit(address).hostname for address in (processes.shard, processes.agent, processes.coordinator)]
+    assert hosts == ["127.0.0.1", "localhost", "localhost"]
 
 
 def placed(trace: TraceRecord) -> TraceRecord:
@@ -289,7 +293,8 @@ def test_a_shards_traces_are_read_by_name_and_newest_first(processes: Processes)
     _, all_of_them = get_json(processes.shard, "/traces?pipeline=two")
     traces = [trace_from_json(each) for each in all_of_them["traces"]]
     assert len(traces) == REQUESTS + 1
-    assert [trace.at for trace in traces] == sorted((trace.at for trace in traces), reverse=True)
+    ends = [trace.at + trace.latency for trace in traces]
+    assert all(newer > older - 1e-3 for newer, older in pairwise(ends))  # some end at the same moment
     (bad,) = [trace for trace in traces if trace.outcome != "ok"]
     _, found = get_json(processes.shard, f"/traces?outcome={bad.outcome}&limit=1")
     assert [placed(trace_from_json(each)) for each in found["traces"]] == [placed(bad)]
@@ -462,6 +467,56 @@ def test_who_does_not_answer_does_not_live_and_who_waits_is_not_ready(observed: 
     eventually(lambda: get(sidecar.address, "/v2/health/live")[0] == 200, "it answers again")
     assert get_json(sidecar.address, "/v2/health/ready") == (503, {"ready": False, "why": "the thread has ended"})
     assert get(sidecar.address, "/metrics")[0] == 503
+
+
+def test_odd_requests_end_nothing(observed: Any, caplog: pytest.LogCaptureFixture) -> None:
+    sidecar = observed(Shown(0, 0))
+    get(sidecar.address, "/v2/health/live")
+    before = children(os.getpid())
+    assert get(sidecar.address, f"/traces/{'a' * 5000}")[0] == 404
+    for accept in ("application/openmetrics-text;version=abc", "text/plain;version=;escaping", ";,=;"):
+        assert get(sidecar.address, "/metrics", accept=accept)[0] == 200
+    assert children(os.getpid()) == before
+    assert "it is started again" not in caplog.text
+
+
+def test_a_source_that_breaks_is_asked_again(observed: Any) -> None:
+    source = Shown(0, 0)
+    tells = source.figures
+
+    def breaks() -> Figures:
+        raise KeyError("laxity_none")
+
+    source.figures = breaks  # type: ignore[method-assign]
+    sidecar = observed(source)
+    assert get(sidecar.address, "/metrics")[0] == 503
+    source.figures = tells  # type: ignore[method-assign]
+    assert get(sidecar.address, "/metrics")[0] == 200
+
+
+ASKED_TOO_OFTEN = """
+import socket
+from concurrent.futures import ThreadPoolExecutor
+from cluster.observe.link import MOST_UNANSWERED, RemoteSource
+mine, its = socket.socketpair()
+source = RemoteSource(its)
+def ask(_):
+    try:
+        source.figures()
+    except TimeoutError as error:
+        return str(error)
+with ThreadPoolExecutor(2 * MOST_UNANSWERED) as pool:
+    said = list(pool.map(ask, range(2 * MOST_UNANSWERED)))
+print(MOST_UNANSWERED, *(sum(words in each for each in said) for words in ("within", "has not answered the last")))
+"""
+
+
+def test_questions_are_not_piled_up_before_a_process_that_is_stuck() -> None:
+    # In a process of its own, which ends with the link.
+    command = [sys.executable, "-c", ASKED_TOO_OFTEN]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=PATIENCE)
+    most, waited, refused = done.stdout.split()
+    assert most == waited == refused
 
 
 def test_one_that_cannot_begin_is_told_of(caplog: pytest.LogCaptureFixture) -> None:

@@ -130,4 +130,23 @@ COORDINATOR: Final = [
     Family("laxity_devices_allocated", "gauge", (*_C, "pipeline"), "Devices placed for a pipeline."),
 ]
 
+GATEWAY: Final = [
+    Family(
+        "laxity_gateway_requests",
+        "counter",
+        ("pipeline", "protocol", "status"),
+        "Inference requests that ended, by pipeline (empty for those that are not served), protocol (http, grpc) and "
+        "status code.",
+    ),
+    Family(
+        "laxity_gateway_request_duration_seconds",
+        "histogram",
+        ("pipeline", "protocol"),
+        "From an inference request's arrival at the gateway to its end.",
+        (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0),
+    ),
+    Family("laxity_gateway_requests_in_flight", "gauge", (), "Inference requests under way."),
+]
+"""Gateways count these themselves (``laxity/gateway/metrics.py``), and serve them where they serve HTTP."""
+
 BY_NAME: Final = {family.name: family for family in (*PROCESS, *SHARD, *AGENT, *COORDINATOR)}
