@@ -156,7 +156,7 @@ class TritonClient:
         self._slo = slo
         self._reserves = reserves(tuning)
 
-    def submit(self, _pipeline: str, payload: Any, _slo: float | None) -> _Pending:
+    def submit(self, _pipeline: str, payload: Any, _slo: float | None, priority: int = 0) -> _Pending:
         pending = _Pending()
         models = ["both"] if self._tuning.way == "ensemble" else [BATCHED + name for name in STAGES]
         self._infer(models, payload[None], pending, time.monotonic() + self._slo)
