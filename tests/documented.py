@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-COMMAND = re.compile(r"(\$ )?((?:[A-Z_]+=\S+ )*(?:laxity|make|pip|python3?|export|promtool|etcdctl|curl|\.) \S.*)")
+COMMAND = re.compile(
+    r"(\$ )?((?:[A-Z_]+=\S+ )*(?:laxity|make|pip|python3?|export|promtool|etcdctl|curl|openssl|\.) \S.*)"
+)
 NAMED = re.compile(r"`([\w./-]+\.(?:py|ya?ml))`")
 INLINE = re.compile(r"(?<!`)`(laxity (?:[a-z][\w-]*)[^`]*)`(?!`)")
 

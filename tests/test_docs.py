@@ -55,6 +55,7 @@ RULES = [
     Rule(r"(python3 -m venv|\. ).*", "", "the tests run in an environment that has it all"),
     Rule(r"(.*) --duration (?:[1-9]\d|[5-9])s(.*)", r"\g<1> --duration 2s\g<2>", "more of the same"),
     Rule(r"(.*)--window 330:450(.*)", r"\g<1>--window 2:6\g<2>", "the trace here is short"),
+    Rule(r"(laxity simulate .*)--gpus 64(?: --split \S+)?(.*)", r"\g<1>--gpus 12\g<2>", "a fifth of the requests"),
     Rule(r"(laxity simulate .*)--policy all(.*)", r"\g<1>--policy laxity,nexus\g<2>", "each policy has its own test"),
     Rule(
         r"(.*tcp://)10\.0\.0\.7:7\d00(.* )--backend tcp://10\.0\.0\.7:7\d00(.*)",
@@ -67,6 +68,7 @@ RULES = [
     Rule(r"(laxity telemetry .* --limit 20)", r"\g<1>", "none are dropped"),
     Rule(r"(laxity submit reviews .* --field .*)", r"\g<1>", "it is told to fail", status=1),
 ]
+SERVICE = re.compile(r"laxity (broker|node|coordinator) run")
 FOREVER = re.compile(
     r"laxity (broker|node|coordinator|gateway) run|laxity dashboard|laxity (telemetry|trace) .*--follow"
 )
@@ -218,7 +220,11 @@ class Reader:
             assert process.poll() is None, f"{command}\n{log.read_text()}"
             assert time.monotonic() < ends, f"{command} does not get ready\n{log.read_text()}"
             pause.wait(0.05)
-        while " run" in command and not self._registered():
+        while re.match("laxity (dashboard|gateway)", command) and b"127.0.0.1:" not in log.read_bytes():
+            assert process.poll() is None, f"{command}\n{log.read_text()}"
+            assert time.monotonic() < ends, f"{command} does not say where it is\n{log.read_text()}"
+            pause.wait(0.05)
+        while SERVICE.match(command) and not self._registered():
             assert process.poll() is None, f"{command}\n{log.read_text()}"
             assert time.monotonic() < ends, f"{command} does not register\n{log.read_text()}"
             pause.wait(0.05)
@@ -233,7 +239,7 @@ class Reader:
             opened.close()
         kinds = ("brokers", "nodes", "coordinators")
         known = [entry.key for entry in found if entry.key.split("/")[3] in kinds]
-        return len(known) >= sum(" run" in process.args[2] for process in self._forever)
+        return len(known) >= sum(bool(SERVICE.search(process.args[2])) for process in self._forever)
 
     def _installable(self, arguments: list[str]) -> None:
         """What is to be installed must exist: the project's extras, and what the Makefile installs as well."""
