@@ -3,8 +3,10 @@ adds to the delay of grants.
 
 *Round trips*: 64-byte requests through client, shard and an emulated node of zero latency, as in ``round_trips.py``.
 Two shards are there, each with a node of its own: one as shards are by default (metrics, 1 % of the requests traced,
-HTTP) and scraped every 5 s while it works, the other with none of that (``--no-metrics --traces 0 --http ''``). They
-work in turn, --duration seconds each; told are the medians and the median of the turns' ratios.
+HTTP) and scraped once in 5 s of its work, the other with none of that (``--no-metrics --traces 0 --http ''``). They
+work in turn, a second each; told are medians of round trips/s and of the CPU time that the shard takes for one, and the
+medians of both ratios (none : observed for the time) of neighbouring seconds. Where others use the processors too, the
+second is the one to go by: it is what the shard could do if it were all that limits.
 
 *Grants*: requests come at a moderate, even rate, and what counts is their latency from when they were due, through a
 shard whose nodes take no time: without scrapes; with one every 0.1 s of another shard like it; and of itself; in turn,
@@ -51,7 +53,7 @@ SCRAPES = 5.0
 OFTEN = 0.1
 """Seconds between two scrapes while grants are timed."""
 SLICE = 1.0
-"""Seconds of each load while grants are timed: what else goes on on the machine is much the same in two of them."""
+"""Seconds of each load: what else goes on on the machine is much the same in two of them."""
 PIPELINES, STAGES = 50, 5
 RATES = {"one": 500.0, "many": 200.0}
 """Requests per second of each kind of shard while grants are timed."""
@@ -194,8 +196,8 @@ class Turn(NamedTuple):
     broker: float
 
 
-def turn(shard: Observed, case: str, count: int) -> Turn:
-    shard.scrape(SCRAPES)
+def turn(shard: Observed, case: str, count: int, scraped: bool) -> Turn:
+    shard.scrape(SCRAPES if scraped else 0.0)
     before = shard.shard.cpu()
     seconds = CASES[case](shard.frontend, count)
     spent = shard.shard.cpu() - before
@@ -208,24 +210,24 @@ def round_trips(python: str, duration: float, runs: int) -> list[dict[str, objec
     rows: list[dict[str, object]] = []
     for case in CASES:
         for shard in both.values():
-            turn(shard, case, SHARED * 16)
-        first = turn(both["plain"], case, SHARED * 100)
-        count = max(round(first.rate * duration / SHARED), 1) * SHARED
+            turn(shard, case, SHARED * 100, True)
+        first = turn(both["plain"], case, SHARED * 200, False)
+        count = max(round(first.rate * SLICE / SHARED), 1) * SHARED
         turns: dict[str, list[Turn]] = {"plain": [], "observed": []}
-        for number in range(runs):
+        for number in range(max(round(duration * runs / SLICE), 1)):
             for name in list(both) if number % 2 else reversed(both):  # which goes first takes turns, too
-                turns[name].append(turn(both[name], case, count))
+                turns[name].append(turn(both[name], case, count, number % round(SCRAPES / SLICE) == 0))
         plain, observed = turns["plain"], turns["observed"]
+        pairs = list(zip(plain, observed, strict=True))
         rows.append(
             {
                 "case": case,
                 "plain_per_s": round(statistics.median(one.rate for one in plain)),
                 "observed_per_s": round(statistics.median(one.rate for one in observed)),
-                "ratio": round(
-                    statistics.median(one.rate / other.rate for one, other in zip(observed, plain, strict=True)), 3
-                ),
+                "ratio": round(statistics.median(other.rate / one.rate for one, other in pairs), 3),
                 "plain_broker_us": round(statistics.median(one.broker for one in plain), 2),
                 "observed_broker_us": round(statistics.median(one.broker for one in observed), 2),
+                "broker_ratio": round(statistics.median(one.broker / other.broker for one, other in pairs), 3),
             }
         )
     for shard in both.values():
@@ -324,8 +326,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--role", nargs="+", help=argparse.SUPPRESS)
     parser.add_argument("--engine", help="another interpreter to run shards and nodes with")
-    parser.add_argument("--duration", type=float, default=5.0, metavar="SECONDS", help="of each turn (default 5)")
-    parser.add_argument("--runs", type=int, default=5, help="turns of each (default 5)")
+    parser.add_argument(
+        "--duration", type=float, default=5.0, metavar="SECONDS", help="of load in each run (default 5)"
+    )
+    parser.add_argument("--runs", type=int, default=5, help="runs of each kind (default 5)")
     parser.add_argument("--only", choices=["round-trips", "grants"], help="leave out the other")
     parser.add_argument("--json", action="store_true", help="print all figures as JSON")
     options = parser.parse_args()
@@ -345,24 +349,24 @@ def main() -> None:
         print(json.dumps({"round_trips": trips, "grants": timed}, indent=2))
         return
     if trips:
-        print(f"64 B round trips, medians of {options.runs} turns of {options.duration:g} s; CPU µs a round trip")
-        print(f"{'case':<10}{'none/s':>12}{'observed/s':>12}{'ratio':>8}{'broker':>10}{'observed':>10}")
+        print("64 B round trips, medians of seconds; the shard's CPU µs a round trip; and ratios")
+        print(f"{'case':<10}{'none/s':>10}{'observed/s':>12}{'ratio':>8}{'CPU none':>10}{'observed':>10}{'ratio':>8}")
         for row in trips:
             print(
-                f"{row['case']:<10}{row['plain_per_s']:>12,}{row['observed_per_s']:>12,}{row['ratio']:>8.3f}"
-                f"{row['plain_broker_us']:>10.2f}{row['observed_broker_us']:>10.2f}"
+                f"{row['case']:<10}{row['plain_per_s']:>10,}{row['observed_per_s']:>12,}{row['ratio']:>8.3f}"
+                f"{row['plain_broker_us']:>10.2f}{row['observed_broker_us']:>10.2f}{row['broker_ratio']:>8.3f}"
             )
     if timed:
         print(f"\nrequests' latency in ms, medians of seconds; one scrape every {OFTEN:g} s")
         print(
-            f"{'stages':>6}{'rate':>6}  {'scraped':<14}{'p50':>8}{'p99':>8}{'p99.9':>9}{'this adds':>11}{'a scrape':>10}"
+            f"{'stages':>6}{'rate':>6}  {'scraped':<14}{'p50':>8}{'p99':>8}{'p99.9':>9}{'this adds':>11}{'scrape':>9}"
         )
         for row in timed:
             for which, name in (("quiet", "none"), ("beside", "another shard"), ("scraped", "this shard")):
                 less = f"{row[f'p99_above_{which}_ms']:>11.2f}" if which != "scraped" else f"{'':>11}"
                 print(
                     f"{row['stages']:>6}{row['rate']:>6.0f}  {name:<14}{row[f'{which}_p50_ms']:>8.2f}"
-                    f"{row[f'{which}_p99_ms']:>8.2f}{row[f'{which}_p999_ms']:>9.2f}{less}{row['scrape_ms']:>10.1f}"
+                    f"{row[f'{which}_p99_ms']:>8.2f}{row[f'{which}_p999_ms']:>9.2f}{less}{row['scrape_ms']:>9.1f}"
                 )
 
 
