@@ -25,7 +25,7 @@ demo: $(VENV)/.demo
 
 # Tests wait for sockets and processes more than they reckon: two runs beside one another take little longer than one.
 test: $(VENV)/.dev
-	$(MAKE) -j2 --output-sync=line lint test-source test-compiled
+	$(MAKE) --no-print-directory -j2 --output-sync=line lint test-source test-compiled
 
 test-source: $(VENV)/.dev
 	$(WITH_ETCD) LAXITY_EXPECT_COMPILED=0 $(VENV)/bin/python -m pytest -q
