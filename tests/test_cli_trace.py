@@ -197,7 +197,7 @@ def speak_another_protocol(listener: socket.socket) -> None:
 
 
 def test_a_shard_that_cannot_be_asked_is_named(shards: Shards) -> None:
-    assert "no cluster 'local' is running here" in shards().stderr
+    assert "no service of the cluster 'local' is registered in the store sqlite:" in shards().stderr
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
     shards.write("gone", f"http://127.0.0.1:{port}")
@@ -298,8 +298,9 @@ def test_a_shard_exports_what_it_keeps(tmp_path: Path) -> None:
     finally:
         store.close()
         shard.terminate()
-        assert shard.wait() == 0
+        status = shard.wait(30)
         collector.close()
+    assert status == 0
 
 
 @pytest.mark.parametrize(
