@@ -1,8 +1,8 @@
 """The traces of a shard's newest requests: of those that were sampled, and of all that went wrong.
 
-Each is kept as the bytes of its record, made when the request ends (a microsecond): the objects that say how it went
-(``broker/engine/spans.py``) lie among those of requests in flight, and if one in a hundred of them stayed, the memory
-between them would no longer be used again as a whole, and every request would take a tenth longer.
+They are kept as the bytes of their records, many together, made when requests end (a microsecond for each): the objects
+that say how a request went (``broker/engine/spans.py``) lie among those of requests in flight. If one in a hundred of
+them stayed, the memory between them would never be free as a whole again, and every request would take a tenth longer.
 """
 
 from __future__ import annotations
@@ -26,18 +26,26 @@ OK: Final = Outcome.OK
 REJECTED: Final = Outcome.REJECTED
 CANCELLED: Final = Outcome.CANCELLED
 
-CHUNK: Final = 64
-"""Records that are read at a time: the thread that serves cannot run in the meantime."""
-SEARCHED: Final = 2048
-"""Records that are looked at for their request at a time."""
-LONGEST_DETAIL: Final = 1000
-"""Characters of a detail: some name all pipelines, or have what a model raised."""
+PAGE: Final = 64
+"""Records that are kept together, and read at a time: the thread that serves cannot run in the meantime."""
+SEARCHED: Final = 64
+"""Pages that are looked through at a time for one record."""
 MOST_AT_ONCE: Final = 1000
 """Records that one call gives: they are encoded in one go."""
 PAUSE: Final = 0.0005
-"""Seconds between two chunks, in which it can: it would not get the interpreter for 5 ms otherwise."""
-HEAD: Final = 3
-"""Bytes of a record before those of its first field, the request."""
+"""Seconds between two turns, in which it can: it would not get the interpreter for 5 ms otherwise."""
+LONGEST_DETAIL: Final = 1000
+"""Characters of a detail: some name all pipelines, or have what a model raised."""
+_ARRAY: Final = b"\xdc" + PAGE.to_bytes(2)
+"""What a MessagePack array of a page's records begins with."""
+
+
+class Page:
+    """The newest records, as bytes; ``first`` is the number of the first one."""
+
+    def __init__(self, first: int) -> None:
+        self.first = first
+        self.records: list[bytes] = []
 
 
 class Tracer:
@@ -53,9 +61,9 @@ class Tracer:
         """How many more are not sampled before one is: drawn once for each that is."""
         self.resample(sample)
         self._encode = msgspec.msgpack.Encoder().encode
-        self._ring: list[bytes] = []
-        self._oldest = 0
-        """The number of the oldest one that is there, and is not about to be written over."""
+        self._page = Page(0)
+        self._full: dict[int, bytes] = {}
+        """Full pages by number."""
         self.kept = 0
         """How many were kept until now."""
 
@@ -129,27 +137,33 @@ class Tracer:
         )
 
     def _keep(self, record: TraceRecord) -> None:
-        kept = self._encode(record)
-        if len(self._ring) < self._most:
-            self._ring.append(kept)
-        else:
-            self._oldest = self.kept - self._most + 1
-            self._ring[self.kept % self._most] = kept
+        page = self._page
+        page.records.append(self._encode(record))
         self.kept += 1
+        if len(page.records) == PAGE:
+            number = page.first // PAGE
+            self._full[number] = _ARRAY + b"".join(page.records)
+            self._page = Page(self.kept)
+            # What is older than the most that are wanted is not told any more, and goes with its page.
+            self._full.pop(number - -(-self._most // PAGE), None)
 
     # ---- from other threads ----------------------------------------------------------------
 
     def trace(self, request: str) -> TraceRecord | None:
         """That of the request with this id, as its client knows it ('client-number'); the newest of several."""
         wanted = self._encode(request)
-        for looked, number in enumerate(range(self.kept - 1, -1, -1)):
-            if looked % SEARCHED == SEARCHED - 1:
+        kept = self.kept
+        oldest = max(kept - self._most, 0)
+        for number in range((kept - 1) // PAGE, oldest // PAGE - 1, -1):
+            if number % SEARCHED == 0:
                 time.sleep(PAUSE)
-            found = self._ring[number % self._most]
-            if number < self._oldest:
-                break
-            if found.startswith(wanted, HEAD):
-                return _decode(found)
+            page = self._full.get(number)
+            if page is not None and wanted not in page:
+                continue
+            records = self._records(number)
+            for at in range(len(records) - 1, -1, -1):
+                if records[at].request == request and number * PAGE + at >= oldest:
+                    return records[at]
         return None
 
     def traces(self, after: int, limit: int) -> tuple[int, list[TraceRecord]]:
@@ -157,16 +171,23 @@ class Tracer:
         kept = self.kept
         if after < 0:
             after = max(after + kept, 0)
-        first = min(max(after, self._oldest), kept)
+        first = min(max(after, kept - self._most), kept)
         last = min(kept, first + max(min(limit, MOST_AT_ONCE), 0))
         found: list[TraceRecord] = []
-        for number in range(first, last):
-            if (number - first) % CHUNK == CHUNK - 1:
+        for number in range(first // PAGE, (last + PAGE - 1) // PAGE):
+            start = number * PAGE
+            if found:
                 time.sleep(PAUSE)
-            trace = self._ring[number % self._most]
-            if number >= self._oldest:  # else it has just been written over
-                found.append(_decode(trace))
+            found += self._records(number)[max(first - start, 0) : max(last - start, 0)]
         return last, found
+
+    def _records(self, number: int) -> list[TraceRecord]:
+        """Those of a page; none where it is gone."""
+        page = self._page  # first: it may be full before its bytes are asked for below
+        full = self._full.get(number)
+        if full is not None:
+            return msgspec.msgpack.decode(full, type=list[TraceRecord])
+        return [_decode(record) for record in page.records.copy()] if page.first == number * PAGE else []
 
 
 def _record(request: Request, outcome: Outcome, shard: str) -> TraceRecord:

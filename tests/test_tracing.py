@@ -19,7 +19,7 @@ from broker.engine.plan import FROM_REQUEST, Pipeline, StagePlan
 from broker.engine.request import Client, Request, Task
 from broker.engine.scheduler import Scheduler
 from broker.engine.stage import Stage
-from broker.tracing import LONGEST_DETAIL, MOST_AT_ONCE, Tracer
+from broker.tracing import LONGEST_DETAIL, MOST_AT_ONCE, PAGE, Tracer
 from cluster.observe.trace import StageSpan, TraceRecord
 from laxity.payload import Payload, encode
 
@@ -331,8 +331,14 @@ def test_details_are_kept_up_to_a_length() -> None:
     assert world.tracer.traces(-1, 1)[1][0].detail == "x" * LONGEST_DETAIL
 
 
-@given(traces=st.integers(1, 7), requests=st.integers(0, 30), limit=st.integers(1, 9))
-def test_the_newest_are_kept(traces: int, requests: int, limit: int) -> None:
+@given(
+    st.one_of(
+        st.tuples(st.integers(1, 7), st.integers(0, 30), st.integers(1, 9)),
+        st.tuples(st.integers(PAGE - 1, 2 * PAGE + 1), st.integers(0, 5 * PAGE), st.integers(PAGE // 2, 3 * PAGE)),
+    )
+)
+def test_the_newest_are_kept(numbers: tuple[int, int, int]) -> None:
+    traces, requests, limit = numbers
     tracer = Tracer("s", traces, 1.0, Random(0))
     for number in range(requests):
         tracer.rejected(float(number), "c", number % 11, "p", "", 0.5, "no")
