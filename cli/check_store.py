@@ -63,7 +63,7 @@ def _sqlite(url: str) -> Iterator[Finding]:
         advice = f"`chown` its directory and files to the user that runs Laxity (this is {os.getuid()})"
         yield Finding("store", "error", f"{file} cannot be written", advice)
     elif not file.exists():
-        yield Finding("store", "note", f"{file} is not there yet ({kind})", "nothing: it is made when a service starts")
+        yield Finding("store", "note", f"{file} is not there yet", "nothing: it is made when a service starts")
     else:
         yield from _answers(url, f"on {kind}")
 

@@ -162,8 +162,15 @@ def find_store(cluster: str, store: str | None) -> str:
     return running.store
 
 
-def not_running(cluster: str, *, to_start: bool = True) -> click.ClickException:
-    """The error for a cluster that is not up, with what to do (``to_start``: also how to start it)."""
+def not_running(cluster: str, store: str | None = None, *, to_start: bool = True) -> click.ClickException:
+    """The error for a cluster that is not up, with what to do (``to_start``: also how to start it); of one whose
+    ``store`` was named, that it has no services."""
+    if store is not None:
+        where = store.partition("?")[0]
+        return click.ClickException(
+            f"no service of the cluster {cluster!r} is registered in the store {where}: start `laxity broker run` and "
+            "the others, or correct --cluster or --store (LAXITY_CLUSTER, LAXITY_STORE)"
+        )
     others = [name for name in running_clusters() if name != cluster]
     hint = f"start it with `laxity up ocr{cluster_argument(cluster)}`" if to_start else ""
     if others:

@@ -150,7 +150,7 @@ def _named(addresses: str) -> dict[str, str]:
 def _known(cluster: str, store: str | None, pipelines: tuple[str, ...]) -> dict[str, str]:
     seen = look(find_store(cluster, store), cluster)
     if not seen.brokers:
-        raise not_running(cluster)
+        raise not_running(cluster, store)
     for pipeline in pipelines:
         if pipeline not in seen.pipelines:
             hint = near(pipeline, seen.pipelines, "it has")

@@ -49,7 +49,7 @@ def status(cluster: str, store: str | None, as_json: bool) -> None:
     url = find_store(cluster, store)
     seen = look(url, cluster)
     if not seen.brokers and not seen.nodes and not seen.coordinators:
-        raise not_running(cluster)
+        raise not_running(cluster, store)
     described = describe(cluster, url, seen)
     health = store_health(url)
     described["store_health"] = msgspec.to_builtins(health)

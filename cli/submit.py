@@ -197,7 +197,7 @@ def find_shards(cluster: str, store: str | None) -> str:
     finally:
         opened.close()
     if not entries:
-        raise not_running(cluster)
+        raise not_running(cluster, store)
     return ",".join(decode(BrokerRecord, entry.key, entry.value).frontend for entry in entries)
 
 

@@ -72,7 +72,7 @@ def trace(
         raise click.UsageError("--outcome, --pipeline and --slowest choose what is listed: leave out REQUEST_ID")
     source = trace_source(find_store(cluster, store), cluster)
     if not source.shards:
-        raise not_running(cluster)
+        raise not_running(cluster, store)
     if request is not None:
         _show(source, request, as_json)
     else:

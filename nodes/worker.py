@@ -128,8 +128,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), required=True)
     parser.add_argument("--parent", type=int, required=True, metavar="PID")
     options = parser.parse_args(arguments)
-    # A Ctrl-C in the terminal reaches the whole process group; the agent decides what becomes of its workers.
+    # A Ctrl-C in the terminal reaches the whole process group, a service manager's SIGTERM all processes of a service:
+    # the agent decides what becomes of its workers. What models start shall still end of a SIGTERM: no SIG_IGN there.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: None)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     speak_in_lines()

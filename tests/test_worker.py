@@ -769,8 +769,9 @@ def test_a_batch_whose_answers_are_fetched_is_not_suspected_of_another_s_crime(a
     assert agent.process.suspects() == [7]
 
 
-def test_ctrl_c_is_left_to_the_agent(agent: Agent) -> None:
-    os.kill(agent.process.pid, signal.SIGINT)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_what_ends_whole_groups_is_left_to_the_agent(agent: Agent, number: signal.Signals) -> None:
+    os.kill(agent.process.pid, number)
     agent.held(model="code:double")
     assert agent.infer(1)[1] == [2]
 

@@ -78,7 +78,7 @@ def find_target(pipelines: Sequence[str], cluster: str, store: str | None, shard
         return Target(shards, {}, [])
     seen = look(find_store(cluster, store), cluster)
     if not seen.brokers:
-        raise not_running(cluster)
+        raise not_running(cluster, store)
     for name in pipelines:
         if name not in seen.serving and name in seen.pipelines:
             why = waits_for(seen, seen.pipelines[name].spec)

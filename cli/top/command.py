@@ -60,7 +60,7 @@ def top(interval: float, once: bool, as_json: bool, cluster: str, store: str | N
             view = next(views)
         if view.stale:
             raise click.ClickException(view.stale)
-        _check(view, cluster)
+        _check(view, cluster, store)
         if as_json:
             print_json(msgspec.to_builtins(view))
             return
@@ -70,7 +70,7 @@ def top(interval: float, once: bool, as_json: bool, cluster: str, store: str | N
         return
     from cli.top.app import Top
 
-    app = Top(partial(_at_intervals, url, cluster, interval), StoredNodes(url, cluster))
+    app = Top(partial(_at_intervals, url, store, cluster, interval), StoredNodes(url, cluster))
     app.run()
     sys.exit(app.return_code or 0)
 
@@ -89,19 +89,21 @@ class StoredNodes:
         resume_nodes(self._url, self._cluster, [name])
 
 
-def _at_intervals(url: str, cluster: str, interval: float, stop: threading.Event) -> Iterator[LiveView]:
+def _at_intervals(
+    url: str, store: str | None, cluster: str, interval: float, stop: threading.Event
+) -> Iterator[LiveView]:
     """The views that are to be shown; all of them are made, or there would be gaps in the history."""
     due = 0.0
     with closing(live_views(url, cluster, stop)) as views:
         for number, view in enumerate(views):
             if number == 0:
-                _check(view, cluster)
+                _check(view, cluster, store)
             # Half a period early rather than a whole one late: views come about once a second.
             if view.at >= due - 0.5 or view.at < due - 2 * interval:
                 due = view.at + interval
                 yield view
 
 
-def _check(view: LiveView, cluster: str) -> None:
+def _check(view: LiveView, cluster: str, store: str | None) -> None:
     if not (view.stale or view.shards or view.nodes or view.coordinators):
-        raise not_running(cluster)
+        raise not_running(cluster, store)
