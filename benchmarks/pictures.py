@@ -18,7 +18,7 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 
-from live_cluster import LiveCluster
+from live_cluster import LiveCluster, processes
 from playwright.sync_api import Page, sync_playwright
 
 from cli.live.follow import live_views
@@ -87,13 +87,13 @@ def main() -> None:
             *("--seed", "1", "--html", str(options.to / "load-report.html")),
         )
         page.wait_for_timeout(KILL_AT * 1e3)
-        # Its supervisor starts it again, each time a little later.
-        for _ in range(int((LOOK_AT - KILL_AT) / 0.5)):
-            for agent in cluster.status()["agents"]:
-                if agent["agent"] == "agent-1":
+        # Its supervisor starts it again, each time a little later; it dies each time before it has registered.
+        for _ in range(int((LOOK_AT - KILL_AT) / 0.25)):
+            for process in processes():
+                if "agent-1" in process.command and "node" in process.command:
                     with suppress(ProcessLookupError):
-                        os.kill(agent["pid"], signal.SIGKILL)
-            page.wait_for_timeout(500)
+                        os.kill(process.pid, signal.SIGKILL)
+            page.wait_for_timeout(250)
         draw_page(page, options.to)
         loop.call_soon_threadsafe(look.set)
         top.join()

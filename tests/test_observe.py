@@ -233,6 +233,14 @@ def value(found: dict[str, Any], sample: str, **labels: str) -> float:
 
 
 def test_a_shard_tells_all_its_families(processes: Processes) -> None:
+    def told() -> bool:
+        """Histograms are brought up to date once a second."""
+        families = parsed(processes.shard).values()
+        samples = [sample for family in families for sample in family.samples if sample.labels.get("pipeline") == "two"]
+        wanted = {"laxity_request_latency_seconds_count", "laxity_stage_batch_size_sum"}
+        return [sample.value for sample in samples if sample.name in wanted] == [REQUESTS] * 3
+
+    eventually(told, "all that ended is told")
     found = parsed(processes.shard)
     batch_wait = {"laxity_stage_batch_wait_seconds"}  # counted by a policy that takes batches ahead of time
     check(found, SHARD, empty=batch_wait)
