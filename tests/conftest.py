@@ -63,6 +63,8 @@ class Peer:
         self, address: str = "tcp://127.0.0.1:*", decode: Callable[[bytes], Any] = protocol.decode_from_client
     ) -> None:
         self._decode = decode
+        self.passes_over: tuple[type, ...] = (protocol.Heartbeat,)
+        """What comes unasked."""
         self._context: zmq.Context[Any] = zmq.Context()
         self._router = self._context.socket(zmq.ROUTER)
         self._router.set(zmq.LINGER, 1000)
@@ -71,14 +73,14 @@ class Peer:
         self.url: str = self._router.get(zmq.LAST_ENDPOINT).decode()
 
     def receive(self, *kinds: type) -> tuple[bytes, Any, list[bytes]]:
-        """(sender, message, frames) of the next message of one of the kinds (heartbeats are passed over)."""
+        """(sender, message, frames) of the next message of one of the kinds."""
         while True:
             assert self._router.poll(WAIT_MS), f"no {', '.join(kind.__name__ for kind in kinds)} came"
             sender, header, *frames = self._router.recv_multipart()
             message = self._decode(header)
             if type(message) in kinds:
                 return sender, message, frames
-            assert type(message) is protocol.Heartbeat, f"unexpected {message!r}"
+            assert type(message) in self.passes_over, f"unexpected {message!r}"
 
     def waits(self, milliseconds: int) -> bool:
         """Whether a message is there, or comes within that long."""

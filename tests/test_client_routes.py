@@ -241,6 +241,8 @@ def test_the_given_shard_is_not_needed_once_others_are_known(client, two, make_p
         b.answer(one, one.value)
     assert [future.result(20) for future in futures] == list(range(4))
     a = make_peer(a.url)
+    # What it may still have had from before it was lost is called back.
+    a.passes_over = (*a.passes_over, protocol.Cancel)
     a.welcome(shard="a")
     future = client.submit("to_a", 1)
     a.answer(a.request(), 1)
