@@ -69,6 +69,10 @@ class LazyGroup(Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except KeyboardInterrupt:
+            # Here, and not in each command: it may come while that is imported.
+            click.echo("Interrupted.", err=True)
+            sys.exit(130)
         except OSError as error:
             if error.errno not in _UNWRITTEN:
                 raise

@@ -135,7 +135,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON."
 
 
 def explain_errors(command: F) -> F:
-    """Let expected errors end the command with their text and exit status 1, and Ctrl-C with 130."""
+    """Let expected errors end the command with their text and exit status 1."""
 
     @functools.wraps(command)
     def explained(*args: Any, **kwargs: Any) -> Any:
@@ -143,9 +143,6 @@ def explain_errors(command: F) -> F:
             return command(*args, **kwargs)
         except (StoreError, RecordError, SpecError, Unwritable) as error:
             raise click.ClickException(str(error)) from error
-        except KeyboardInterrupt:
-            click.echo("Interrupted.", err=True)
-            sys.exit(130)
 
     return explained  # type: ignore[return-value]
 

@@ -457,7 +457,9 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert batch.stage.key in {key for group in batch.stage.groups for key in group.tables}
             return
         assert model in self.there[device.agent, device.number], "it is there, and not told to go"
-        assert all(page.model != model for page in self.told if page.device is device)
+        # What is overdue was given up, and is not carried out either.
+        told = [page.model for page in self.told if page.device is device and page.overdue_at > self.now]
+        assert model not in told
         # It may be decided already that it is to go next.
         assert device.memory.models[model].state in (RESIDENT, UNLOADING)
 

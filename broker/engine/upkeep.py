@@ -151,6 +151,8 @@ class Upkeep:
 def _load(stage: Stage) -> float:
     """μ, for what all its devices have to do."""
     load = 0.0
+    if not stage.devices:
+        return load  # its groups may be those of devices that went since they were last looked at
     for group in stage.groups:
         load += group.demand / stage.devices
     return load

@@ -295,6 +295,7 @@ class Top(App[None]):
 
         def answered(yes: bool | None) -> None:
             if yes:
+                self._asked.add(node.name)
                 self._write(lambda: self._actions.drain(node.name), f"{node.name} is being emptied")
 
         self.push_screen(DrainDialog(node, others, view.cluster), answered)
@@ -325,8 +326,11 @@ class Top(App[None]):
     def _tell_of_drains(self, view: LiveView) -> None:
         """Which nodes are being emptied, how far that is, and which are now empty."""
         waits = {node.name: held(node) for node in view.nodes if emptying(node)}
-        for name in self._emptying - waits.keys():
-            if any(node.name == name and node.drained for node in view.nodes):
+        drained = {node.name for node in view.nodes if node.drained}
+        at_once = self._asked & drained  # the others are still to be seen as drained
+        self._asked -= drained
+        for name in (self._emptying | at_once) - waits.keys():
+            if name in drained:
                 self.notify(f"{name} is empty; r takes it back", markup=False)
         self._emptying = set(waits)
         told = ", ".join(f"{name}: {counted(left, 'model')} left" for name, left in waits.items())
