@@ -6,7 +6,6 @@ import functools
 import json
 import re
 import shlex
-import sys
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from typing import Any, TypeVar

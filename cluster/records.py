@@ -14,6 +14,7 @@ from urllib.parse import quote, unquote
 
 import msgspec
 
+from laxity.keys import Role
 from pipelines.files import FileRecord as FileRecord
 from pipelines.profile import LatencyProfile
 from pipelines.spec import PipelineSpec
@@ -57,7 +58,8 @@ class BrokerRecord(msgspec.Struct, frozen=True):
 
     ``counters`` are the shard's own, about a second old: requests submitted and in flight, and how many ended in
     each outcome; submitted = in_flight + the outcomes' sum. ``release`` is the software's version, ``http``
-    where metrics, health and traces are to be had ('' where nowhere).
+    where metrics, health and traces are to be had ('' where nowhere). ``public`` is the key that it serves with, ''
+    where it serves in plain text; it holds only as one of those in the shard's :class:`KeyRecord`.
     """
 
     frontend: str
@@ -67,6 +69,7 @@ class BrokerRecord(msgspec.Struct, frozen=True):
     counters: dict[str, int] = {}
     release: str = ""
     http: str = ""
+    public: str = ""
 
 
 class DeviceRecord(msgspec.Struct, frozen=True):
@@ -216,6 +219,39 @@ class TuningRecord(msgspec.Struct, frozen=True):
     limit: str = ""
 
 
+class PublicKey(msgspec.Struct, frozen=True):
+    """A CURVE public key (Z85), since when it is in use, and until when it is good (Unix seconds; None: it stays)."""
+
+    public: str
+    since: float
+    until: float | None = None
+
+
+class KeyRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """``keys/<name>``: who is let in. The name is the owner's: of an agent (role ``node``) or a shard its own, which no
+    other key can take.
+
+    ``publics`` are the owner's keys, the newest first: after a rotation two for a while. A record that is ``revoked``
+    (Unix seconds; 0: it is not) lets nobody in and stays, so that people can see it. Clients may be held to
+    ``pipelines`` ([]: all), to a ``rate`` of requests a second and to so many ``in_flight`` (0: no limit) in the
+    whole cluster.
+    """
+
+    role: Role
+    publics: list[PublicKey]
+    revoked: float = 0.0
+    pipelines: list[str] = []
+    rate: float = 0.0
+    in_flight: int = 0
+    note: str = ""
+
+    def good(self, now: float) -> list[str]:
+        """The public keys that are good at ``now`` (Unix seconds)."""
+        if self.revoked:
+            return []
+        return [key.public for key in self.publics if key.until is None or now < key.until]
+
+
 R = TypeVar("R", bound=msgspec.Struct)
 
 
@@ -227,6 +263,7 @@ class Paths:
         "cluster",
         "coordinators",
         "drains",
+        "keys",
         "leader",
         "metrics",
         "nodes",
@@ -255,6 +292,7 @@ class Paths:
         self.profiles = self.root + "profiles/"
         self.coordinators = self.root + "coordinators/"
         self.metrics = self.root + "metrics/"
+        self.keys = self.root + "keys/"
         self.leader = self.root + "leader"
 
     def pipeline(self, name: str) -> str:
@@ -298,9 +336,14 @@ class Paths:
     def gauges(self, agent: str) -> str:
         return self.metrics + _checked(agent, "agent")
 
+    def key(self, name: str) -> str:
+        return self.keys + _checked(name, "key")
+
     def decided_by(self) -> tuple[str, ...]:
-        """The prefixes of all keys that anybody decides by: all but the gauges', which change all the time."""
-        return tuple(getattr(self, name) for name in self.__slots__ if name not in ("cluster", "root", "metrics"))
+        """The prefixes of all keys that a coordinator decides by: not the gauges', which change all the time, nor
+        those that say who is let in."""
+        others = ("cluster", "root", "metrics", "keys")
+        return tuple(getattr(self, name) for name in self.__slots__ if name not in others)
 
 
 def name_of(key: str) -> str:

@@ -118,6 +118,9 @@ class Welcome(Message, tag=6):
     unready: list[str] = []
     """To services: those of ``pipelines`` of which no device of this shard holds some stage at present. Their requests
     wait for one here; they are better submitted to another shard."""
+    keys: list[list[str]] = []
+    """To services: the CURVE public keys (Z85) of ``shards``, in the same order: several while one is replaced, none
+    of a shard that serves in plain text; [] where no shard has any."""
 
 
 class StageTiming(msgspec.Struct, array_like=True, gc=False):

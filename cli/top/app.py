@@ -110,6 +110,8 @@ class Top(App[None]):
         """As it is shown."""
         self._newest: LiveView | None = None
         self._emptying: set[str] = set()
+        self._asked: set[str] = set()
+        """Nodes that were asked here to be drained, and are yet to be seen as such."""
 
     def compose(self) -> ComposeResult:
         yield Head()
