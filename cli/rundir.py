@@ -1,4 +1,4 @@
-"""Where a local cluster keeps its store, its logs and the lock that says that it runs."""
+"""Where a local cluster keeps its store, its keys, its logs and the lock that says that it runs."""
 
 from __future__ import annotations
 
@@ -53,6 +53,10 @@ class RunDirectory:
         self.logs = self.path / "logs"
         self.etcd = self.path / "etcd"
         """Where the members of an etcd of its own keep their data."""
+        self.keys = self.path / "keys"
+        """Where the key files of a cluster lie that was started with --secure."""
+        self.operator_key = self.keys / "operator.key"
+        """The one for people, and for what they run here."""
         self._lock_file = self.path / "up.lock"
         self._held: int | None = None
 
@@ -101,6 +105,10 @@ class RunDirectory:
             (self.path / f"store.db{suffix}").unlink(missing_ok=True)
         shutil.rmtree(self.etcd, ignore_errors=True)
 
+    def remove_keys(self) -> None:
+        """Remove the key files."""
+        shutil.rmtree(self.keys, ignore_errors=True)
+
     def release(self) -> None:
         """Give the lock back. The file stays: removing it would let two supervisors hold one lock each."""
         if self._held is not None:
@@ -122,6 +130,12 @@ class RunDirectory:
             return None  # taken this very moment, and not written yet
         finally:
             os.close(descriptor)
+
+    def found_key(self, store: str | None) -> Path | None:
+        """The key for people, where a cluster runs here that has keys and ``store`` is its own (None: not said)."""
+        running = self.running()
+        mine = running is not None and store in (None, running.store)
+        return self.operator_key if mine and self.operator_key.exists() else None
 
     def wait_ended(self, timeout: float) -> bool:
         """Wait for the supervisor to end; whether it did within ``timeout`` seconds."""
