@@ -37,7 +37,7 @@ SOURCE_ONLY := arrivals certificates classify cli_configuration cli_control cli_
   doctor edit election etcd_members executor_graphs executor_onnx executor_torch executor_triton executors files \
   fixed_plan gateway gateway_bodies gateway_ocr gateway_shard gauges graph latency_profile layout live_feed \
   load_virtual membership metrics metrics_document monitoring observe ocr operations otlp placement profiling \
-  protocol_document records report spec_load spec_schema spec_validate store_contract store_etcd telemetry \
+  protocol_document records report sd_notify spec_load spec_schema spec_validate store_contract store_etcd telemetry \
   telemetry_read top top_served traceparent tuning_merge tuning_publish tuning_sketch tuning_tuner usercode
 
 test-compiled: $(COMPILED)/.wheel

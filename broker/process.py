@@ -19,6 +19,7 @@ from cluster.decoded import Decoded
 from cluster.membership import Follower, Membership
 from cluster.observe.sidecar import Sidecar
 from cluster.records import BrokerRecord, Paths, ServingRecord, TuningRecord, encode
+from cluster.sd_notify import ServiceManager
 from cluster.serving import serving
 from cluster.store import wait_for_store
 from laxity.version import __version__
@@ -115,6 +116,7 @@ def run_shard_process(
         reports = reporter(shard.report, store, paths.report(config.name), membership)
         routing = RoutingFollower()
         decoded = Decoded()
+        manager = ServiceManager()
         log.info("shard %s: services at %s, agents at %s", config.name, shard.frontend, shard.backend)
         try:
             ended = threading.Event()
@@ -124,6 +126,7 @@ def run_shard_process(
                 while not ended.is_set():
                     if control.stop.is_set():
                         # What is in flight ends meanwhile; routes and records are followed on.
+                        manager.stopping()
                         shard.drain()
                         if ended.wait(TURN) or control.at_once.is_set():
                             break
@@ -144,7 +147,10 @@ def run_shard_process(
                     if now >= counted_at + COUNTERS and not control.stop.is_set():
                         counted_at = now
                         membership.publish(encode(_record(shard, sidecar.address)))
+                        manager.alive()  # the shard's thread has answered
                     membership.beat(now)
+                    if membership.registered:
+                        manager.ready()
         finally:
             reports.stop()
             follower.close()

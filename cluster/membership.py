@@ -36,6 +36,11 @@ class Membership:
         """The lease that the record is under; 0 while it has none. From any thread."""
         return self._lease
 
+    @property
+    def registered(self) -> bool:
+        """Whether the record was written under the present lease. From any thread."""
+        return self._lease != 0 and self._written is not None
+
     def publish(self, value: bytes) -> None:
         """Set what the record says; :meth:`beat` writes it. From any thread."""
         self._value = value

@@ -27,6 +27,7 @@ from cluster.records import (
     encode,
     name_of,
 )
+from cluster.sd_notify import ServiceManager
 from cluster.serving import serving
 from cluster.store import wait_for_store
 from cluster.store.base import Entry, Prefix
@@ -196,6 +197,7 @@ def run_agent_process(
         scraped = GpuReader(gpus_among(config.devices))
         view = ClusterView(paths, config.name)
         follower = Follower(store, view.prefixes())
+        manager = ServiceManager()
         placed: Placement | None = None
         files.start()
         try:
@@ -222,6 +224,10 @@ def run_agent_process(
                     publisher.withheld(files.withheld())
                     profiles.write()
                     membership.beat(time.monotonic())
+                    if membership.registered:
+                        manager.ready()
+                    agent.call(manager.alive)
+                manager.stopping()
                 # What runs may take a while to end: whoever places models need not wait for it.
                 membership.leave()
                 agent.stop()

@@ -16,6 +16,7 @@ from cluster.election import Election, NotLeaderError
 from cluster.membership import Follower, Membership
 from cluster.observe.sidecar import Sidecar
 from cluster.records import CoordinatorRecord, LeaderRecord, Paths, encode
+from cluster.sd_notify import ServiceManager
 from cluster.store import wait_for_store
 from cluster.store.base import StoreError
 from laxity.version import __version__
@@ -47,6 +48,7 @@ def run_coordinator_process(
         follower = Follower(store, paths.decided_by())
         heartbeat = Heartbeat(membership, election, TURN)
         counts = CoordinatorCounts()
+        manager = ServiceManager()
         leader: Leader | None = None
         away = False
         fields = {"coordinator": config.name}
@@ -61,6 +63,9 @@ def run_coordinator_process(
                         leader.configure(config)
                 changed = follower.poll(TURN)
                 heartbeat.turn()
+                if membership.registered:
+                    manager.ready()
+                manager.alive()
                 now = time.monotonic()
                 if not election.is_leader(now):
                     if leader is not None:
@@ -86,6 +91,7 @@ def run_coordinator_process(
                 except StoreError as error:
                     log.warning("the plan cannot be written at present: %s", error)
         finally:
+            manager.stopping()
             follower.close()
             heartbeat.stop()
             election.resign()
