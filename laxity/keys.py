@@ -7,7 +7,6 @@ can be read by its owner only: one that others can read is refused, as it is a s
 from __future__ import annotations
 
 import os
-import stat
 import tempfile
 from pathlib import Path
 from typing import Final, Literal
@@ -15,6 +14,8 @@ from typing import Final, Literal
 import msgspec
 import zmq
 from zmq.utils import z85
+
+from laxity.private import NotPrivate, read_private
 
 Role = Literal["client", "node", "shard", "operator"]
 """What the owner of a key may do: ``client`` submits requests, ``node`` is an agent, ``shard`` is a shard, ``operator``
@@ -85,16 +86,9 @@ def check_key(key: str, what: str = "key") -> str:
 def read_key_file(path: str | Path) -> KeyFile:
     """The key in a file; raises :class:`InvalidKey` where there is none, others can read it, or it is damaged."""
     try:
-        with open(path, "rb") as file:
-            found = os.fstat(file.fileno())
-            if not stat.S_ISREG(found.st_mode):
-                raise InvalidKey(f"{path} is no file; give the one that `laxity keys new` wrote")
-            if found.st_mode & 0o077:
-                raise InvalidKey(
-                    f"{path} can be read by others (mode {stat.S_IMODE(found.st_mode):04o}), so it is secret no more: "
-                    f"replace the key with `laxity keys rotate`, or, if nobody was there, chmod 600 {path}"
-                )
-            text = file.read(LARGEST + 1)
+        text = read_private(path, LARGEST, "replace the key with `laxity keys rotate`")
+    except NotPrivate as error:
+        raise InvalidKey(str(error)) from error
     except OSError as error:
         raise InvalidKey(f"the key file {path} cannot be read: {error.strerror}") from error
     try:
