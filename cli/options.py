@@ -16,10 +16,12 @@ from rich.table import Table
 
 from cli.rundir import RunDirectory, Unwritable, running_clusters
 from cluster.addresses import split_address
+from cluster.keyring import KeyRefused
 from cluster.records import RecordError
 from cluster.store import sqlite_path
 from cluster.store.base import StoreError
 from cluster.store.etcd_address import parse_address
+from laxity.keys import InvalidKey
 from pipelines.duration import parse_duration
 from pipelines.problems import SpecError
 
@@ -140,7 +142,7 @@ def explain_errors(command: F) -> F:
     def explained(*args: Any, **kwargs: Any) -> Any:
         try:
             return command(*args, **kwargs)
-        except (StoreError, RecordError, SpecError, Unwritable) as error:
+        except (StoreError, RecordError, SpecError, Unwritable, KeyRefused, InvalidKey) as error:
             raise click.ClickException(str(error)) from error
 
     return explained  # type: ignore[return-value]

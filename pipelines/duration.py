@@ -1,18 +1,18 @@
-"""Durations as people write them: '400ms', '1.5s', '1m'."""
+"""Durations as people write them: '400ms', '1.5s', '1m', '24h'."""
 
 from __future__ import annotations
 
 import math
 import re
 
-DURATION_PATTERN = r"^\d+(\.\d+)?\s*(ms|s|m)?$"
+DURATION_PATTERN = r"^\d+(\.\d+)?\s*(ms|s|m|h)?$"
 """What a duration text looks like; without a unit it counts seconds."""
-_SECONDS = {"ms": 1e-3, "s": 1.0, "m": 60.0}
-_DURATION = re.compile(r"^(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>ms|s|m)?$", re.ASCII)
+_SECONDS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+_DURATION = re.compile(r"^(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>ms|s|m|h)?$", re.ASCII)
 
 
 def parse_duration(value: object) -> float:
-    """Seconds of a text such as '400ms', '5s' or '1m', or of a plain number (seconds).
+    """Seconds of a text such as '400ms', '5s', '1m' or '24h', or of a plain number (seconds).
 
     Raises ValueError, saying what to write, unless the duration is finite and above zero.
     """
