@@ -6,10 +6,12 @@ import asyncio
 import weakref
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, overload
 
 from laxity.channel import Channel
+from laxity.keys import KeyFile
 from laxity.outcomes import LaxityError, Outcome
 from laxity.protocol import Answer
 from laxity.reply import Reply, reply_of
@@ -82,9 +84,16 @@ class AsyncClient:
     Its arguments are those of :class:`laxity.Client`.
     """
 
-    def __init__(self, url: str, *, max_pending: int = 10_000) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        max_pending: int = 10_000,
+        key: KeyFile | str | Path | None = None,
+        plain: bool | None = None,
+    ) -> None:
         self._delivery = _Delivery()
-        self._channel = Channel(url, max_pending, self._delivery)
+        self._channel = Channel(url, max_pending, self._delivery, key, plain)
         self._finalizer = weakref.finalize(self, self._channel.close)
 
     async def wait_ready(self, timeout: float = 5.0) -> None:

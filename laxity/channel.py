@@ -13,11 +13,14 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from laxity import protocol
+from laxity.credentials import Credentials, default_key, default_plain
+from laxity.keys import KeyFile
 from laxity.node import DictNode, ListNode, PayloadError
 from laxity.outcomes import Rejected, Unavailable
 from laxity.payload import encode
@@ -39,11 +42,22 @@ _ENDPOINT = re.compile(r"tcp://(\[[0-9a-fA-F:.%]+\]|[^\s:/\[\]]+):(\d{1,5})|ipc:
 class Channel:
     """Checks and hands over requests; owns the I/O thread. ``deliver`` is called in that thread."""
 
-    def __init__(self, url: str, max_pending: int, deliver: Callable[[list[Ended]], None]) -> None:
+    def __init__(
+        self,
+        url: str,
+        max_pending: int,
+        deliver: Callable[[list[Ended]], None],
+        key: KeyFile | str | Path | None,
+        plain: bool | None,
+    ) -> None:
         if max_pending < 1:
             raise ValueError(f"max_pending must be 1 or more, not {max_pending}")
+        endpoints = parse_url(url)
+        credentials = Credentials(default_key() if key is None else key, default_plain() if plain is None else plain)
+        for endpoint in endpoints:
+            credentials.check(endpoint)
         self.client = secrets.token_hex(16)
-        self._transport = Transport(parse_url(url), self.client, deliver)
+        self._transport = Transport(endpoints, self.client, deliver, credentials)
         self._max_pending = max_pending
         self.ids = itertools.count(1)
         """The next request's id."""

@@ -7,10 +7,12 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, overload
 
 from laxity.channel import Channel
+from laxity.keys import KeyFile
 from laxity.outcomes import Cancelled, LaxityError, Outcome
 from laxity.protocol import Answer
 from laxity.reply import Reply, reply_of
@@ -151,12 +153,25 @@ class Client:
     unanswered are submitted to another one while their latency budget lasts; each ends exactly once. ``max_pending``
     bounds the requests in flight.
 
+    ``key`` is the path of a key file, as `laxity keys new` writes them (default: the one that LAXITY_KEY names; '' for
+    none). With it every connection is encrypted, to shards whose keys the file knows or that these tell of; the file is
+    read again when it was replaced. Without a key, connections are plain, which is for addresses on this host, and for
+    others only where ``plain`` (LAXITY_PLAIN=1) asks for it. Raises ``ValueError`` for what is no address, no key, or
+    needs one.
+
     Use one client a process: it has a thread of its own, and requests of many callers share messages. Close it
     (it is a context manager) when done; what is in flight then ends as cancelled.
     """
 
-    def __init__(self, url: str, *, max_pending: int = 10_000) -> None:
-        self._channel = Channel(url, max_pending, _deliver)
+    def __init__(
+        self,
+        url: str,
+        *,
+        max_pending: int = 10_000,
+        key: KeyFile | str | Path | None = None,
+        plain: bool | None = None,
+    ) -> None:
+        self._channel = Channel(url, max_pending, _deliver, key, plain)
         self._finalizer = weakref.finalize(self, self._channel.close)
 
     def wait_ready(self, timeout: float = 5.0) -> None:

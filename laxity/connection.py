@@ -10,6 +10,7 @@ from typing import Any, Final
 import zmq
 
 from laxity import protocol
+from laxity.credentials import PLAIN, Credentials, why_failed
 from laxity.link import Link
 from laxity.requests import Lane
 
@@ -31,10 +32,12 @@ MONITORED: Final = (
     | zmq.EVENT_DISCONNECTED
     | zmq.EVENT_CONNECT_RETRIED
 )
+FAILED: Final = (
+    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL,
+    zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL,
+    zmq.EVENT_HANDSHAKE_FAILED_AUTH,
+)
 LOST: Final = {
-    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL: "the handshake failed; is that a shard's port for services?",
-    zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL: "it does not speak ZeroMQ; is that a shard's port for services?",
-    zmq.EVENT_HANDSHAKE_FAILED_AUTH: "it did not accept this client's credentials",
     zmq.EVENT_DISCONNECTED: "the connection broke",
     zmq.EVENT_CONNECT_RETRIED: "nobody listens there",
 }
@@ -48,7 +51,13 @@ class Connection:
     """
 
     def __init__(
-        self, context: zmq.Context[Any], poller: zmq.Poller, link: Link, shard: str = "", address: str = ""
+        self,
+        context: zmq.Context[Any],
+        poller: zmq.Poller,
+        credentials: Credentials,
+        link: Link,
+        shard: str = "",
+        address: str = "",
     ) -> None:
         self.link = link
         self.shard = shard
@@ -61,6 +70,15 @@ class Connection:
         self.monitor: zmq.Socket[bytes] | None = None
         self._context = context
         self._poller = poller
+        self._credentials = credentials
+        self._way = PLAIN
+        self._ways: list[str] = []
+        """The shard's keys that are still to be tried."""
+
+    @property
+    def is_secure(self) -> bool:
+        """Whether the shard there has a key that is known."""
+        return self._way != PLAIN
 
     def is_connected_to(self, shard: str) -> bool:
         """Whether it is connected to this shard."""
@@ -71,7 +89,22 @@ class Connection:
         return shard == (self.shard if self.lane is None else self.lane.shard)
 
     def connect(self) -> None:
-        """Open a socket to the link's endpoint; raises ``zmq.ZMQError`` for what is no address."""
+        """Open a socket to the link's endpoint; raises ``zmq.ZMQError`` for what is no address, and ValueError where
+        there is no key to connect there with."""
+        self._credentials.refresh()
+        self._ways = self._credentials.ways(self.link.endpoint, self.shard)
+        self._open()
+
+    def connect_otherwise(self, failed: zmq.Event) -> bool:
+        """After a failed handshake, try the shard's next key; False where there is none."""
+        if failed == zmq.EVENT_HANDSHAKE_FAILED_AUTH or failed not in FAILED or not self._ways:
+            return False
+        self.disconnect()
+        self._open()
+        return True
+
+    def _open(self) -> None:
+        self._way = self._ways.pop(0)
         dealer: zmq.Socket[bytes] = self._context.socket(zmq.DEALER)
         dealer.setsockopt(zmq.LINGER, 0)
         # Not IMMEDIATE: with it libzmq throws unread answers away when the connection breaks. Nothing is sent
@@ -80,6 +113,7 @@ class Connection:
         dealer.setsockopt(zmq.SNDHWM, HIGH_WATER)
         dealer.setsockopt(zmq.RCVHWM, HIGH_WATER)
         dealer.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME)
+        self._credentials.prepare(dealer, self._way)
         self.dealer = dealer
         self.monitor = dealer.get_monitor_socket(MONITORED)
         self._poller.register(dealer, zmq.POLLIN)
@@ -143,18 +177,21 @@ class Connection:
             understand(self, header, parts)
         return True
 
-    def events(self) -> Iterator[zmq.Event]:
-        """What the monitor saw."""
+    def events(self) -> Iterator[tuple[zmq.Event, int]]:
+        """What the monitor saw, with the event's value."""
         monitor = self.monitor
         while monitor is not None:
             try:
                 event, _ = monitor.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 return
-            yield zmq.Event(struct.unpack_from("=H", event)[0])
+            kind, value = struct.unpack_from("=HI", event)
+            yield zmq.Event(kind), value
 
-    def why_lost(self, event: zmq.Event) -> str:
-        """What an event in :data:`LOST` means here."""
+    def why_lost(self, event: zmq.Event, value: int) -> str:
+        """What an event in :data:`LOST` or :data:`FAILED` means here."""
+        if event in FAILED:
+            return why_failed(event, value, self._way)
         reason = LOST[event]
         if event == zmq.EVENT_CONNECT_RETRIED and _is_named(self.link.endpoint):
             reason += ", or the name does not resolve"  # libzmq does not tell the two apart

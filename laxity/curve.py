@@ -81,20 +81,23 @@ class ServerKeys:
         self._by_shard: dict[str, list[str]] = {}
         self._shard_at: dict[str, str] = {}
         for server in servers:
-            self._by_shard[server.shard] = list(server.publics)
-            self._shard_at[server.address] = server.shard
+            self.learn(server)
 
     def learn(self, server: ServerKey) -> None:
-        """A shard that is trusted tells where one is (itself, or another), and which keys it has."""
-        if server.publics:
-            self._by_shard[server.shard] = list(server.publics)
-            self._shard_at[server.address] = server.shard
+        """Somebody who is trusted tells where a shard is, and which keys it has (none: it serves in plain text)."""
+        self._by_shard[server.shard] = list(server.publics)
+        self._shard_at[server.address] = server.shard
+
+    def of(self, address: str, shard: str = "") -> list[str] | None:
+        """The keys of the shard at an address (``shard``: its name, where that is known): [] of one that is known to
+        serve in plain text, None of one that nobody has told of."""
+        return self._by_shard.get(shard or self._shard_at.get(address, ""))
 
     def candidates(self, address: str, shard: str = "") -> list[str]:
-        """The keys that the shard at an address may have (``shard``: its name, where that is known), the likeliest
-        first: its own; of an address that nobody has told of, those of all shards. [] where none is known."""
-        name = shard or self._shard_at.get(address, "")
-        own = self._by_shard.get(name)
-        if own is not None:
+        """The keys that a shard at an address may have, the likeliest first. Of the one that ``shard`` names these are
+        its own, if they are known; else any shard may be there, though what is known of the address comes first."""
+        own = self.of(address, shard) or []
+        if own and shard:
             return list(own)
-        return list(dict.fromkeys(public for publics in self._by_shard.values() for public in publics))
+        others = [public for publics in self._by_shard.values() for public in publics]
+        return list(dict.fromkeys([*own, *others]))

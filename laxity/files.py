@@ -17,6 +17,7 @@ import zmq
 from zmq.utils.monitor import recv_monitor_message
 
 from laxity import protocol
+from laxity.credentials import Credentials, why_failed
 from laxity.protocol import MAX_CHUNK, NOT_HERE, NOT_YET, Chunk, Fetch, Goodbye, Message, Store, Stored
 
 SILENCE: Final = 10.0
@@ -48,31 +49,26 @@ class FileNotYet(TransferError):
 
 
 class FileClient:
-    """A connection to one shard, for one thread. Once ``stopped`` says so, calls end with :class:`TransferError`."""
+    """A connection to one shard, for one thread; ``credentials`` has the keys that it may have. Once ``stopped`` says
+    so, calls end with :class:`TransferError`, as they do where the shard cannot be connected to."""
 
-    def __init__(self, address: str, stopped: Callable[[], bool] = lambda: False) -> None:
+    def __init__(
+        self, address: str, stopped: Callable[[], bool] = lambda: False, credentials: Credentials | None = None
+    ) -> None:
         self.address = address
         self._stopped = stopped
-        self._context: zmq.Context[Any] = zmq.Context()
-        self._socket = self._context.socket(zmq.DEALER)
-        self._socket.set(zmq.LINGER, 0)
-        self._socket.set(zmq.MAXMSGSIZE, MAX_CHUNK)
-        self._socket.set(zmq.RECONNECT_IVL, 60_000)  # a connection that breaks is the end of this
-        self._monitor = self._socket.get_monitor_socket(
-            zmq.EVENT_DISCONNECTED
-            | zmq.EVENT_CONNECT_RETRIED
-            | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
-            | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
-            | zmq.EVENT_HANDSHAKE_FAILED_AUTH
-        )
-        self._poller = zmq.Poller()
-        self._poller.register(self._socket, zmq.POLLIN)
-        self._poller.register(self._monitor, zmq.POLLIN)
+        self._credentials = credentials or Credentials()
         try:
-            self._socket.connect(address)
-        except zmq.ZMQError as error:
-            self.close()
-            raise TransferError(f"{address!r} is no shard's address: {error}") from error
+            ways = self._credentials.ways(address)
+        except ValueError as error:
+            raise TransferError(f"{address}: {error}") from error
+        self._context: zmq.Context[Any] = zmq.Context()
+        try:
+            while not self._connected(ways.pop(0), last=not ways):
+                pass
+        except BaseException:
+            self._context.destroy(0)
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -137,6 +133,45 @@ class FileClient:
                 if not data:
                     raise TransferError(f"{file} has become shorter; apply the pipeline again")
 
+    def _connected(self, way: str, last: bool) -> bool:
+        """Connect with one of the keys that the shard may have; False where it does not, and this is not the last."""
+        self._socket = self._context.socket(zmq.DEALER)
+        self._socket.set(zmq.LINGER, 0)
+        self._socket.set(zmq.MAXMSGSIZE, MAX_CHUNK)
+        self._socket.set(zmq.RECONNECT_IVL, 60_000)  # a connection that breaks is the end of this
+        self._credentials.prepare(self._socket, way)
+        self._monitor = self._socket.get_monitor_socket(
+            zmq.EVENT_HANDSHAKE_SUCCEEDED
+            | zmq.EVENT_DISCONNECTED
+            | zmq.EVENT_CONNECT_RETRIED
+            | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+            | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+            | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+        )
+        try:
+            self._socket.connect(self.address)
+        except zmq.ZMQError as error:
+            raise TransferError(f"{self.address!r} is no shard's address: {error}") from error
+        ends = time.monotonic() + SILENCE
+        while not self._monitor.poll(TURN_MS):
+            self._check_stopped()
+            if time.monotonic() > ends:
+                raise TransferError(f"{self.address}: no answer within {SILENCE:g} s")
+        told = recv_monitor_message(self._monitor)
+        event = told["event"]
+        if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+            self._poller = zmq.Poller()
+            self._poller.register(self._socket, zmq.POLLIN)
+            self._poller.register(self._monitor, zmq.POLLIN)
+            return True
+        why = why_failed(event, told["value"], way)
+        if last or not why or event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+            raise TransferError(f"{self.address}: {why or 'no shard answers there'}")
+        self._socket.disable_monitor()
+        self._monitor.close(0)
+        self._socket.close(0)
+        return False
+
     def _send(self, message: Fetch | Store, *frames: bytes) -> None:
         self._socket.send_multipart([protocol.encode(message), *frames])
 
@@ -160,20 +195,20 @@ class FileClient:
 
     def _receive(self, ends: float) -> tuple[bytes, list[bytes]]:
         while True:
-            if self._stopped():
-                raise TransferError("interrupted")
+            self._check_stopped()
             ready = dict(self._poller.poll(TURN_MS))
             if self._socket in ready:
                 header, *frames = self._socket.recv_multipart()
                 return header, frames
             if self._monitor in ready:
-                event = recv_monitor_message(self._monitor)["event"]
-                broke = event == zmq.EVENT_DISCONNECTED
-                raise TransferError(f"{self.address}: {'the connection broke' if broke else 'no shard answers there'}")
+                raise TransferError(f"{self.address}: the connection broke")
             if time.monotonic() > ends:
                 raise TransferError(f"{self.address}: no answer within {SILENCE:g} s")
 
     def _pause(self) -> None:
+        self._check_stopped()
+        threading.Event().wait(PAUSE)
+
+    def _check_stopped(self) -> None:
         if self._stopped():
             raise TransferError("interrupted")
-        threading.Event().wait(PAUSE)

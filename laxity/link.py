@@ -134,6 +134,10 @@ class Link:
         else:
             self._refused(now, reason)
 
+    def refused(self, now: float, reason: str) -> None:
+        """The endpoint does not let this client in, or must not be connected to."""
+        self._refused(now, reason)
+
     def lost(self, now: float, reason: str) -> None:
         """The connection broke, or none came about."""
         if self.state is State.DOWN:

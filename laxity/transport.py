@@ -26,7 +26,9 @@ from typing import Any
 import zmq
 
 from laxity import protocol
-from laxity.connection import LOST, Connection
+from laxity.connection import FAILED, LOST, Connection
+from laxity.credentials import Credentials
+from laxity.keys import ServerKey
 from laxity.link import Link, State, Step
 from laxity.node import PayloadError
 from laxity.outcomes import Outcome
@@ -48,7 +50,13 @@ LINGER_MS = 200
 class Transport:
     """See the module. ``deliver`` is called in the I/O thread with what has ended since the last call."""
 
-    def __init__(self, endpoints: Sequence[str], client: str, deliver: Callable[[list[Ended]], None]) -> None:
+    def __init__(
+        self,
+        endpoints: Sequence[str],
+        client: str,
+        deliver: Callable[[list[Ended]], None],
+        credentials: Credentials,
+    ) -> None:
         self.client = client
         self.table = RequestTable()
         self.inbox: deque[Pending | int] = deque()
@@ -62,6 +70,7 @@ class Transport:
         self.pipelines: Mapping[str, ServedPipeline] = {}
         """What is served, as the connected shards tell; replaced as a whole, so that any thread may look."""
         self._deliver = deliver
+        self._credentials = credentials
         self._jitter = int(client[:4], 16) / 0x10000
         self._router = Router(self._jitter)
         self._seen = -1
@@ -276,6 +285,9 @@ class Transport:
         link.welcome(now, welcome)
         if not link.is_open:
             return
+        if connection.is_secure and len(welcome.keys) == len(welcome.shards):
+            for (name, address), publics in zip(welcome.shards, welcome.keys, strict=True):
+                self._credentials.learn(ServerKey(name, address, publics))
         table, router = self.table, self._router
         connection.lane = table.lane(shard)
         router.welcome(welcome)
@@ -291,7 +303,7 @@ class Transport:
             return any(other is not connection and self._leads_there(other, endpoint) for other in self._connections)
 
         link = Link(endpoints, self._jitter, time.monotonic(), passes_over)
-        connection = Connection(self._context, self._poller, link, shard, address)
+        connection = Connection(self._context, self._poller, self._credentials, link, shard, address)
         self._connections.append(connection)
         return connection
 
@@ -308,13 +320,22 @@ class Transport:
 
     def _watch(self, connection: Connection) -> None:
         """Tell the link what the monitor saw."""
-        for kind in connection.events():
+        for kind, value in connection.events():
             if kind == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 connection.link.handshaked(time.monotonic())
+            elif kind in FAILED:
+                reason = connection.why_lost(kind, value)
+                if connection.connect_otherwise(kind):
+                    pass
+                elif kind == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL:
+                    connection.link.lost(time.monotonic(), reason)  # it may just have been ended
+                else:
+                    connection.link.refused(time.monotonic(), reason)
+                return
             elif kind in LOST:
                 while connection.receive(self._understand):
                     pass  # what a broken connection has left
-                connection.link.lost(time.monotonic(), connection.why_lost(kind))
+                connection.link.lost(time.monotonic(), connection.why_lost(kind, value))
                 return
 
     def _take_step(self, connection: Connection, step: Step, now: float) -> None:
@@ -326,6 +347,8 @@ class Transport:
                 connection.connect()
             except zmq.ZMQError as error:
                 connection.link.lost(now, f"that is no address to connect to: {error}")
+            except ValueError as error:
+                connection.link.refused(now, str(error))
         elif step is Step.GREET:
             connection.greeting_due = True
             if connection.lane is not None:
