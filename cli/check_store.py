@@ -181,16 +181,13 @@ def check_certificates(address: EtcdAddress) -> Iterator[Finding]:
             )
     if missing:
         return
-    if address.key is not None and address.key.stat().st_mode & 0o077:
-        advice = f"`chmod 600 {address.key}`"
-        yield Finding("certificates", "warning", f"others than its owner may read {address.key}", advice)
     try:
         read_tls(address)
         yield from _own(address.ca, address.cert)
     except ModuleNotFoundError:
         yield Finding("certificates", "note", "not looked into", "pip install 'laxity[etcd]'")
     except (StoreError, ValueError) as error:
-        yield Finding("certificates", "error", str(error), "replace the file")
+        yield Finding("certificates", "error", str(error), "see to the file: no service connects with it as it is")
         return
     for endpoint in address.endpoints:
         yield from _shown(address, endpoint)

@@ -105,6 +105,8 @@ def _check_same_owner(path: Path, key: KeyFile) -> None:
     """Whether what lies there is an old key of this owner: one that others can read, or whose halves do not belong
     together, is replaced for that very reason."""
     try:
+        if not path.is_file():
+            raise click.ClickException(f"{path} is no file; name another one with -o")
         with path.open("rb") as file:
             old = msgspec.json.decode(file.read(LARGEST + 1), type=KeyFile)
     except OSError as error:

@@ -202,7 +202,7 @@ def test_certificates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         said(check_certificates(named), "error", "alternative ones")
         said(check_certificates(msgspec.structs.replace(named, server_name="elsewhere.example")), "ok", "good until")
         good.client_key.chmod(0o644)
-        said(check_certificates(address), "warning", "chmod 600")
+        said(check_certificates(address), "error", "can be read by others (mode 0644)", "chmod 600")
     said(check_certificates(msgspec.structs.replace(address, key=tmp_path / "none")), "error", "is not there")
     mixed = msgspec.structs.replace(address, key=other.client_key)
     said(check_certificates(mixed), "error", "are no certificate and its key")

@@ -168,6 +168,9 @@ def test_files_that_are_not_what_they_should_be_say_so(tmp_path: Path) -> None:
         open_store(f"etcd://127.0.0.1:1?ca={good.ca}&cert={good.client_cert}&key={other.client_key}")
     with pytest.raises(StoreError, match="cannot be read: Is a directory"):
         open_store(f"etcd://127.0.0.1:1?ca={good.ca}&cert={tmp_path}&key={good.client_key}")
+    good.client_key.chmod(0o640)
+    with pytest.raises(StoreError, match=r"can be read by others \(mode 0640\).*chmod 600"):
+        open_store(f"etcd://127.0.0.1:1?ca={good.ca}&cert={good.client_cert}&key={good.client_key}")
 
 
 def test_without_its_packages_it_says_what_to_install() -> None:

@@ -10,8 +10,11 @@ from urllib.parse import quote, unquote
 import msgspec
 
 from cluster.store.base import StoreError
+from laxity.private import NotPrivate, read_private
 
 EXAMPLE = "etcd://host:2379,host2:2379?ca=/path/ca.pem&cert=/path/client.pem&key=/path/client.key"
+LARGEST_KEY = 1024**2
+"""Bytes of a private key's file at most."""
 
 
 class Tls(NamedTuple):
@@ -87,7 +90,8 @@ def _file(name: str, value: str, url: str) -> Path:
 
 
 def read_tls(address: EtcdAddress) -> Tls | None:
-    """The files' contents, None without TLS; :class:`StoreError` where one is missing or not what it should be."""
+    """The files' contents, None without TLS; :class:`StoreError` where one is missing or not what it should be, or the
+    key can be read by others."""
     if address.ca is None:
         return None
     ca = _read(address.ca)
@@ -98,7 +102,7 @@ def read_tls(address: EtcdAddress) -> Tls | None:
         raise StoreError(f"ca={address.ca} holds no certificate in PEM form ({error})") from error
     if address.cert is None or address.key is None:
         return Tls(ca, None, None)
-    cert, key = _read(address.cert), _read(address.key)
+    cert, key = _read(address.cert), _read_key(address.key)
     try:
         context.load_cert_chain(address.cert, address.key, password=lambda: _encrypted(address))
     except ssl.SSLError as error:
@@ -112,9 +116,21 @@ def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise StoreError(
-            f"the store's file {path} cannot be read: {error.strerror}; correct its path in the URL, or its permissions"
-        ) from error
+        raise _unreadable(path, error) from error
+
+
+def _read_key(path: Path) -> bytes:
+    try:
+        return read_private(path, LARGEST_KEY, "have another certificate and key issued")
+    except NotPrivate as error:
+        raise StoreError(f"key={path} of the store: {error}") from error
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> StoreError:
+    why = f"the store's file {path} cannot be read: {error.strerror}"
+    return StoreError(f"{why}; correct its path in the URL, or its permissions")
 
 
 def _encrypted(address: EtcdAddress) -> str:
