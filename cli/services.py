@@ -77,6 +77,24 @@ def _cache_options(function: Callable[..., None]) -> Callable[..., None]:
     return where(limit(function))
 
 
+def _key_options(kind: Literal["shard", "node"]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """With what a service talks to others over the network."""
+    key = _setting(
+        "--key",
+        default="",
+        metavar="FILE",
+        help=f"The file of its key, as `laxity keys new NAME --role {kind}` writes it. With one every connection is "
+        "encrypted, and both ends know each other.",
+    )
+    plain = _setting(
+        "--plain/--no-plain",
+        default=False,
+        show_default=True,
+        help="Without a key, talk to other hosts all the same: anybody in the network can read and use that.",
+    )
+    return lambda function: key(plain(function))
+
+
 def _telemetry_options(what: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Where the rows of telemetry go; ``what``: of what there is one."""
     where = _setting(
@@ -352,6 +370,7 @@ def node() -> None:
 )
 @_setting("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the jitter of emulated devices.")
 @_drain_option("the batches that run")
+@_key_options("node")
 @_cache_options
 @_telemetry_options("action")
 @_http_options()
@@ -367,8 +386,10 @@ def node_run(store: str, cluster: str, agent: str, devices: str, http: str, adve
     Examples:
       laxity node run --store etcd://e1:2379,e2:2379 --agent gpu-host-1 --devices cuda
       laxity node run --config /etc/laxity.yaml --agent $(hostname)
+      laxity node run --store etcd://e1:2379 --agent gpu-host-1 --devices cuda --key /etc/laxity/node.key
       laxity node run --store sqlite:///var/lib/laxity/store.db --agent play --devices emulated:16
     """
+    from laxity.keys import InvalidKey
     from nodes.agent import LIVE, AgentConfig
     from nodes.discovery import NoSuchDevices, parse_devices
     from nodes.process import run_agent_process
@@ -386,7 +407,7 @@ def node_run(store: str, cluster: str, agent: str, devices: str, http: str, adve
         config = make(settings)
         with _sidecar("agent", agent, http, host=advertise) as sidecar:
             run_agent_process(config, store, cluster, control, sidecar)
-    except (OSError, RuntimeError) as error:
+    except (InvalidKey, OSError, RuntimeError) as error:
         raise click.ClickException(str(error)) from error
 
 

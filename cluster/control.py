@@ -21,6 +21,8 @@ class Control(Generic[C]):
         """Set once the process is to end in good order."""
         self.at_once = threading.Event()
         """Set once that is not to take any longer."""
+        self.reloads = 0
+        """How often the configuration was to be read again; what else lies in files, too."""
         self._reread = reread
         self._reload = False
 
@@ -39,4 +41,5 @@ class Control(Generic[C]):
         if not self._reload:
             return None
         self._reload = False
+        self.reloads += 1
         return self._reread()

@@ -52,6 +52,10 @@ class Credentials:
             self._seen = _stamp(self._path)
             self._take(read_key_file(self._path))
 
+    def replace(self, key: KeyFile) -> None:
+        """Use another key from now on."""
+        self._take(key)
+
     def refresh(self) -> None:
         """Take the key in the file if that is another one by now; one that cannot be read is none, and what was known
         holds."""
@@ -124,9 +128,12 @@ class Credentials:
             self._warned.add(address)
 
 
-def why_failed(event: int, detail: int, way: str) -> str:
+STALE: Final = "it is not the shard that the key file knows (its key was replaced: get a new key file)"
+
+
+def why_failed(event: int, detail: int, way: str, stale: str = STALE) -> str:
     """What a failed handshake means, from the event that a socket's monitor told and its value: ''
-    where the event is none of these. ``way`` is what was tried."""
+    where the event is none of these. ``way`` is what was tried, ``stale`` tells of a shard that has another key."""
     if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
         return "the shard refused this key: it is unknown, revoked or expired there, or of another role"
     mismatch = event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL and detail == zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH
@@ -139,10 +146,7 @@ def why_failed(event: int, detail: int, way: str) -> str:
     if event != zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL:
         return ""
     if way != PLAIN:
-        return (
-            "it is not the shard that the key file knows (its key was replaced: get a new key file), or serves in "
-            "plain text"
-        )
+        return f"{stale}, or serves in plain text"
     return "the handshake failed: it wants a key (--key, LAXITY_KEY), or that is no shard's port for services"
 
 

@@ -105,6 +105,17 @@ def read_key_file(path: str | Path) -> KeyFile:
     return key
 
 
+def read_own_key(path: str | Path, role: Role, name: str) -> KeyFile:
+    """The key of the shard or agent of this name; raises :class:`InvalidKey`, also where it is somebody else's."""
+    key = read_key_file(path)
+    if (key.role, key.name) != (role, name):
+        raise InvalidKey(
+            f"{path} is the key of {key.name!r} with role {key.role}: {name!r} needs its own; make it with "
+            f"`laxity keys new {name} --role {role}`"
+        )
+    return key
+
+
 def write_key_file(path: str | Path, key: KeyFile, *, replace: bool = False) -> None:
     """Write a key where only the owner can read it. FileExistsError unless ``replace``; OSError."""
     path = Path(path)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -17,6 +17,8 @@ import zmq
 from cluster.filecache import DEFAULT_LIMIT
 from cluster.telemetry import DEFAULT_LIMIT as TELEMETRY_LIMIT
 from cluster.telemetry import ActionTelemetry
+from laxity.credentials import Credentials
+from laxity.keys import KeyFile, ServerKey, read_own_key
 from laxity.loop import Calls, wait
 from nodes.device import Device, DeviceConfig, DeviceCounts, DeviceLoad, Models
 from nodes.emulated import EmulatedRunner
@@ -69,6 +71,10 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Bytes of rows kept there at most."""
     drain_timeout: float = 10.0
     """Seconds that what runs has to end, at most, before an agent that was asked to leaves."""
+    key: str = ""
+    """The file of the agent's key; '' for none."""
+    plain: bool = False
+    """Whether shards on other hosts may be connected to without encryption."""
 
 
 LIVE: Final = frozenset({"heartbeat", "telemetry", "telemetry_bytes", "drain_timeout", "cache_bytes"})
@@ -113,7 +119,11 @@ class Agent:
         changed: Callable[[list[DeviceState]], None],
         measured: Callable[[str, str, Measured], None] = lambda *_: None,
     ) -> None:
+        """Raises :class:`~laxity.keys.InvalidKey` where the key's file holds no key of this agent."""
         self.config = config
+        self.key = self._read_key()
+        """Its own; another object after :meth:`renew_key`."""
+        self._credentials = Credentials(self.key, config.plain)
         self._context: zmq.Context[Any] = zmq.Context()
         self._changed_hook = changed
         self._addresses: dict[str, str] = {}
@@ -152,6 +162,10 @@ class Agent:
             for number, device in enumerate(config.devices)
         ]
 
+    def _read_key(self) -> KeyFile | None:
+        config = self.config
+        return read_own_key(config.key, "node", config.name) if config.key else None
+
     def _runner(self, number: int, device: DeviceConfig) -> EmulatedRunner | WorkerRunner:
         if device.kind == "emulated":
             return EmulatedRunner(device.type, device.memory_mb, self.config.seed * 1_000_003 + number)
@@ -184,11 +198,31 @@ class Agent:
         """Have ``function`` run in the agent's thread, soon; nothing once :meth:`run` has ended."""
         self._calls.add(function)
 
-    def follow(self, shards: dict[str, str]) -> None:
-        """Where shards are (their backends), by name. One that is not named is taken to be where it was: whether it is
-        there, its connection tells."""
+    def renew_key(self) -> bool:
+        """Read the key's file again and go on with what is there, once all batches that were granted are answered;
+        False where it is the same. From another thread; raises :class:`~laxity.keys.InvalidKey`."""
+        key = self._read_key()
+        if key is None or key == self.key:
+            return False
+        self.key = key
+
+        def renew() -> None:
+            self._credentials.replace(key)
+            now = time.monotonic()
+            for link in self._links.values():
+                link.renew(now)
+
+        self.call(renew)
+        return True
+
+    def follow(self, shards: Mapping[str, str], keys: Iterable[ServerKey] = ()) -> None:
+        """Where shards are (their backends), by name, and the keys of those that have any. One that is not named is
+        taken to be where it was: whether it is there, its connection tells."""
+        known = list(keys)
 
         def follow() -> None:
+            for server in known:
+                self._credentials.learn(server)
             self._addresses.update(shards)
             now = time.monotonic()
             for shard, link in self._links.items():
@@ -304,6 +338,8 @@ class Agent:
         for link in self._links.values():
             if link.socket is not None:
                 wanted.append((link.socket, link.events()))
+            if link.monitor is not None:
+                wanted.append((link.monitor, zmq.POLLIN))
         for device in self._devices:
             wanted += [(waitable, zmq.POLLIN) for waitable in device.runner.waitables()]
         if wanted != self._polled:
@@ -351,13 +387,19 @@ class Agent:
             link.report()
         for device in moved:
             owner = self._owners.get(device.number)
-            device.work_for(now, owner.session if owner is not None else None)
+            device.work_for(now, owner.working if owner is not None else None)
 
     def _link(self, now: float, shard: str) -> ShardLink:
         link = self._links.get(shard)
         if link is None:
             link = ShardLink(
-                self._context, shard, self.config.name, self.config.heartbeat, self._owes, self._link_counts
+                self._context,
+                shard,
+                self.config.name,
+                self.config.heartbeat,
+                self._owes,
+                self._link_counts,
+                self._credentials,
             )
             self._links[shard] = link
             address = self._addresses.get(shard)

@@ -20,6 +20,7 @@ import msgspec
 from cluster.download import DownloadError, download
 from cluster.filecache import CacheError, FileCache, WrongContent
 from cluster.records import FAILED, QUEUED, FileRecord
+from laxity.credentials import Credentials
 from laxity.files import FileClient, FileNotHere, FileNotYet, TransferError
 from nodes.agent import Placement, Work
 from pipelines.files import FilesError, check_files, files_of_stage, place_of, with_files_at
@@ -72,11 +73,18 @@ class ModelFiles:
     that need no files. ``start`` before, ``stop`` in the end."""
 
     def __init__(
-        self, cache: FileCache, agent: str, emulated: Collection[int], back_off: tuple[float, float] = BACK_OFF
+        self,
+        cache: FileCache,
+        agent: str,
+        emulated: Collection[int],
+        back_off: tuple[float, float] = BACK_OFF,
+        credentials: Callable[[], Credentials] = Credentials,
     ) -> None:
+        """``credentials`` makes those for connecting to shards, as they are by now."""
         self._cache = cache
         self._back_off = back_off
         self._emulated = emulated
+        self._credentials = credentials
         self._first = zlib.crc32(agent.encode())
         """Which shard is asked first; agents that start together begin at different ones."""
         self._news = threading.Condition()
@@ -211,7 +219,7 @@ class ModelFiles:
         places = [(place_of(file), file.digest) for file in files]
         self._held[job.key] = ({file.digest for file in files}, FileCache.tree_of(places))
         self._hold()
-        with _Shards(self._addresses(), lambda: self._dropped(job)) as shards:
+        with _Shards(self._addresses(), lambda: self._dropped(job), self._credentials()) as shards:
             for file in files:
                 # Damaged ones are found by this; it reads each once only.
                 if not self._cache.check(file.digest, file.size, lambda: self._dropped(job)):
@@ -301,9 +309,10 @@ class ModelFiles:
 class _Shards:
     """Connections to shards, made when they are needed; with one that failed no more is tried."""
 
-    def __init__(self, addresses: Sequence[str], stopped: Callable[[], bool]) -> None:
+    def __init__(self, addresses: Sequence[str], stopped: Callable[[], bool], credentials: Credentials) -> None:
         self._clients: dict[str, FileClient | None] = dict.fromkeys(addresses)
         self._stopped = stopped
+        self._credentials = credentials
 
     def __enter__(self) -> Self:
         return self
@@ -318,9 +327,10 @@ class _Shards:
         for address, client in list(self._clients.items()):
             if client is None:
                 try:
-                    client = self._clients[address] = FileClient(address, self._stopped)
+                    client = self._clients[address] = FileClient(address, self._stopped, self._credentials)
                 except TransferError as error:
                     troubles.append(str(error))
+                    del self._clients[address]
                     continue
             yield client
 

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 from cluster.control import Control
+from cluster.decoded import Decoded
 from cluster.filecache import FileCache, default_directory
 from cluster.membership import Follower, Membership
 from cluster.observe.sidecar import Sidecar
@@ -17,6 +18,7 @@ from cluster.records import (
     BrokerRecord,
     DeviceRecord,
     FileRecord,
+    KeyRecord,
     NodeRecord,
     Paths,
     PipelineRecord,
@@ -25,12 +27,14 @@ from cluster.records import (
     ServingRecord,
     decode,
     encode,
-    name_of,
 )
 from cluster.sd_notify import ServiceManager
 from cluster.serving import serving
+from cluster.shard_keys import ShardKeys
 from cluster.store import wait_for_store
 from cluster.store.base import Entry, Prefix
+from laxity.credentials import Credentials
+from laxity.keys import InvalidKey, ServerKey
 from laxity.version import __version__
 from nodes.agent import Agent, AgentConfig, DeviceState, Placement, Work
 from nodes.engine.models import FAILED, READY
@@ -55,23 +59,27 @@ class ClusterView:
         self._placement = paths.placement(agent)
         self._specs: dict[str, tuple[PipelineSpec, str]] = {}
         """(spec, stage) by model key; versions that are no longer applied stay known while they are placed."""
+        self._decoded = Decoded()
+        self._keys = ShardKeys("backend")
+        self.servers: list[ServerKey] = []
+        """What :meth:`shards` found, with their keys; replaced as a whole, so that any thread may look."""
         self.files: dict[str, list[FileRecord]] = {}
         """What the pipeline of each model key needs, as long as that is placed."""
 
     def prefixes(self) -> Prefix:
         """Of the keys that it is about."""
-        return (self._paths.pipelines, self._paths.serving, self._paths.brokers, self._paths.profiles, self._placement)
+        paths = self._paths
+        return (paths.pipelines, paths.serving, paths.brokers, paths.profiles, paths.keys, self._placement)
 
     def shards(self, entries: dict[str, Entry]) -> dict[str, str]:
-        """Where agents find each shard that has a record."""
-        found: dict[str, str] = {}
-        for key, entry in entries.items():
-            if key.startswith(self._paths.brokers):
-                try:
-                    found[name_of(key)] = decode(BrokerRecord, key, entry.value).backend
-                except RecordError as error:
-                    log.error("%s", error)
-        return found
+        """Where agents find each shard that has a record, and may be connected to."""
+        paths = self._paths
+        self._decoded.update(
+            {key: entry for key, entry in entries.items() if key.startswith((paths.brokers, paths.keys))}
+        )
+        brokers = self._decoded.under(BrokerRecord, paths.brokers)
+        self.servers = self._keys.of(brokers, self._decoded.under(KeyRecord, paths.keys), time.time())
+        return {server.shard: server.address for server in self.servers}
 
     def placement(self, entries: dict[str, Entry]) -> Placement | None:
         """What each device is to do, as far as the pipelines are known; None where nobody can tell, so that what is
@@ -171,12 +179,21 @@ class NodePublisher:
             self._membership.publish(encode(node_record(self._states, self._withheld, self._http)))
 
 
+def renew_key(agent: Agent) -> None:
+    """Go on with the key that is in the agent's file by now; with the one that there was, if none is."""
+    try:
+        if agent.renew_key():
+            log.info("the key was read again: connecting anew with it, once what runs is answered")
+    except InvalidKey as error:
+        log.error("%s; going on with the key that was there before", error)
+
+
 def run_agent_process(
     config: AgentConfig, store_url: str, cluster: str, control: Control[AgentConfig], sidecar: Sidecar
 ) -> None:
     """Serve until ``control`` says stop; then finish what runs. ``sidecar`` tells of it. Waits for a store that is
-    away. Raises StoreError or RecordError where it cannot begin, and RuntimeError where the agent's thread ended by
-    itself (its shards are of another version)."""
+    away. Raises StoreError, RecordError or InvalidKey where it cannot begin, and RuntimeError where the agent's thread
+    ended by itself (its shards are of another version)."""
     paths = Paths(cluster)
     key = paths.node(config.name)
     store = wait_for_store(store_url, control.stop)
@@ -190,15 +207,21 @@ def run_agent_process(
         agent = Agent(config, publisher.devices, profiles.measured)
         cache = FileCache(Path(config.cache) if config.cache else default_directory(), config.cache_bytes)
         emulated = [number for number, device in enumerate(config.devices) if device.kind == "emulated"]
-        files = ModelFiles(cache, config.name, emulated)
+        view = ClusterView(paths, config.name)
+        files = ModelFiles(
+            cache,
+            config.name,
+            emulated,
+            credentials=lambda: Credentials(agent.key, config.plain, view.servers),
+        )
         gpus = GpuReader(gpus_among(config.devices))
         gauges = gauge_publisher(agent.loads, Gauges(gpus), store, paths.gauges(config.name), membership)
         # The driver is asked by two threads, each of which may find it gone.
         scraped = GpuReader(gpus_among(config.devices))
-        view = ClusterView(paths, config.name)
         follower = Follower(store, view.prefixes())
         manager = ServiceManager()
         placed: Placement | None = None
+        reloads = 0
         files.start()
         try:
             ended = threading.Event()
@@ -210,9 +233,12 @@ def run_agent_process(
                     if changed is not None:
                         agent.configure(changed)
                         cache.limit = changed.cache_bytes
+                    if control.reloads != reloads:
+                        reloads = control.reloads
+                        renew_key(agent)
                     if follower.poll(TURN):
                         shards = view.shards(follower.entries)
-                        agent.follow(shards)
+                        agent.follow(shards, view.servers)
                         agent.know(profiles.news(follower.entries))
                         placement = view.placement(follower.entries)
                         if placement is not None:

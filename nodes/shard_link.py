@@ -8,8 +8,10 @@ from collections.abc import Callable
 from typing import Any, Final
 
 import zmq
+from zmq.utils.monitor import recv_monitor_message
 
 from laxity import protocol
+from laxity.credentials import PLAIN, Credentials, why_failed
 from laxity.link import HEARTBEAT_BOUNDS, MISSED
 from laxity.payload import Part
 from laxity.protocol import Acted, DeviceReport, Done, Goodbye, Grant, Heartbeat, Load, Ready, Unload, Welcome
@@ -21,6 +23,13 @@ BULK: Final = 65_536
 """Frames from this many bytes on are sent without copying them."""
 LINGER_MS: Final = 1000
 """Milliseconds that the last messages have to leave once a connection is given up in good order."""
+FAILED: Final = (
+    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+)
+"""What the monitor tells of a connection that does not come about."""
+STALE: Final = "it has another key than the store tells (is it just starting?)"
+FAILED_PAUSE: Final = 1.0
+"""Seconds after which a shard that did not let this agent in is tried again: keys may be made or replaced."""
 REFUSED_PAUSE: Final = 60.0
 """Seconds after which a shard that refused this agent is tried again: it may have been upgraded."""
 
@@ -68,9 +77,11 @@ class ShardLink:
         heartbeat: float,
         owing: Callable[[ShardSession], bool],
         counts: LinkCounts,
+        credentials: Credentials,
     ) -> None:
         """``heartbeat`` in seconds, until WELCOME says another. ``owing`` tells whether any device of the agent, also
-        one that works for another shard by now, has a batch of a session to answer."""
+        one that works for another shard by now, has a batch of a session to answer. ``credentials`` are those of all
+        links of the agent."""
         self.shard = shard
         self.devices: dict[int, Device] = {}
         self.session: ShardSession | None = None
@@ -78,7 +89,16 @@ class ShardLink:
         """Why the shard does not talk to this agent, where it said so."""
         self.closed = False
         self.socket: zmq.Socket[bytes] | None = None
+        self.monitor: zmq.Socket[bytes] | None = None
+        """Tells why a connection does not come about; to be polled beside ``socket``."""
         self._context = context
+        self._credentials = credentials
+        self._way: str | None = None
+        """The shard's key; None where it cannot be connected to."""
+        self._trouble = ""
+        self._failures = 0
+        self._resting = False
+        """Whether the devices take no batches until the connection is made anew, with another key."""
         self._agent = agent
         self._fields = {"shard": shard}
         """Of lines in the log."""
@@ -97,13 +117,29 @@ class ShardLink:
         self._ready_due = False
         """READY is to be said as soon as the connection stands (IMMEDIATE: the socket is writable then)."""
 
+    @property
+    def working(self) -> ShardSession | None:
+        """The session in which devices may take batches."""
+        return None if self._resting else self.session
+
     # ---- what the agent wants --------------------------------------------------------------
 
     def connect(self, now: float, address: str) -> None:
-        """The shard is at this address."""
-        if address != self._address:
-            self._address = address
+        """The shard is at this address, if it is not there already; the credentials know its key."""
+        way = self._way_to(address)
+        if (address, way) != (self._address, self._way):
+            self._address, self._way = address, way
             self._reconnect(now)
+
+    def renew(self, now: float) -> None:
+        """The agent has another key: connect anew with it. No more batches are taken until those that were granted are
+        answered, over the connection that there is."""
+        if self._address:
+            self._way = self._way_to(self._address)
+            self._resting = True
+            for device in self.devices.values():
+                device.work_for(now, None)
+            self.report()
 
     def report(self) -> None:
         """Tell the shard what the devices hold, where that changed."""
@@ -124,10 +160,10 @@ class ShardLink:
 
     def next_wake(self) -> float:
         """When :meth:`keep_alive` has something to do."""
-        if not self.devices and self._is_done():
+        if (self._resting or not self.devices) and self._is_done():
             return 0.0
         if self.socket is None:
-            return self._retry_at if self.refused else 1e18
+            return self._retry_at if self.refused or self._trouble else 1e18
         return 1e18 if self._ready_due else self._said_at + self._heartbeat
 
     def keep_alive(self, now: float) -> None:
@@ -135,10 +171,15 @@ class ShardLink:
         was taken for gone, a HEARTBEAT is answered with GOODBYE, while a READY would look like a first one."""
         if not self.devices and self._is_done():
             self.close()
+        elif self._resting and self._is_done():
+            self.send(Goodbye(reason=f"agent {self._agent} has another key"), [])
+            self._reconnect(now, LINGER_MS)
         elif self.socket is None:
-            if self.refused and now >= self._retry_at:
+            if (self.refused or self._trouble) and now >= self._retry_at:
                 self._reconnect(now)
         elif self._ready_due:
+            if self._has_failed(now):
+                return
             if int(self.socket.get(zmq.EVENTS)) & zmq.POLLOUT:
                 self._say_ready()
         elif now < self._said_at + self._heartbeat:
@@ -156,8 +197,7 @@ class ShardLink:
         self.closed = True
         if self.socket is not None:
             self.send(Goodbye(reason=f"agent {self._agent} leaves"), [])
-            self.socket.close(LINGER_MS)
-            self.socket = None
+            self._close_socket(LINGER_MS)
         if self.session is not None:
             self.session.open = False
             self.session = None
@@ -233,10 +273,13 @@ class ShardLink:
             self.session = ShardSession(self)
             self._sessions += 1
             self._counts.reconnects += self._sessions > 1
+            self._trouble = ""
+            self._failures = 0
             log.info("connected to shard %s", welcome.shard, extra=self._fields)
             self.report()  # what changed since READY was said; before the devices pull
-            for device in self.devices.values():
-                device.work_for(now, self.session)
+            if not self._resting:
+                for device in self.devices.values():
+                    device.work_for(now, self.session)
 
     # ---- the connection ----------------------------------------------------------------------
 
@@ -247,8 +290,39 @@ class ShardLink:
         self.refused = why
         self._retry_at = now + REFUSED_PAUSE
 
-    def _reconnect(self, now: float) -> None:
+    def _way_to(self, address: str) -> str | None:
+        """The key of the shard at an address; None, and a line in the log, where there is none to connect with."""
+        try:
+            return self._credentials.ways(address, self.shard)[0]
+        except ValueError as error:
+            self._fail(f"shard {self.shard} at {address} cannot be connected to: {error}")
+            return None
+
+    def _has_failed(self, now: float) -> bool:
+        """Whether the shard did not let this agent in; it is tried again in a while."""
+        monitor = self.monitor
+        if monitor is None or not monitor.poll(0):
+            return False
+        told = recv_monitor_message(monitor)
+        why = why_failed(told["event"], told["value"], self._way or PLAIN, STALE)
+        self._fail(f"shard {self.shard} at {self._address}: {why}")
         self._disconnect(now)
+        self._retry_at = now + FAILED_PAUSE
+        return True
+
+    def _fail(self, why: str) -> None:
+        """Log what is in the way: at once if it is something else than before, then ever more seldom."""
+        self._failures = self._failures + 1 if why == self._trouble else 1
+        self._trouble = why
+        if self._failures & (self._failures - 1) == 0:
+            log.error("%s", why, extra=self._fields)
+
+    def _reconnect(self, now: float, linger_ms: int = 0) -> None:
+        self._disconnect(now, linger_ms)
+        self._resting = False
+        if self._way is None:
+            self._retry_at = 1e18
+            return
         self._heard_at = self._said_at = now
         socket: zmq.Socket[bytes] = self._context.socket(zmq.DEALER)
         socket.set(zmq.LINGER, LINGER_MS)
@@ -258,21 +332,36 @@ class ShardLink:
         socket.set(zmq.RECONNECT_IVL, 50)
         socket.set(zmq.RECONNECT_IVL_MAX, 1000)
         socket.set(zmq.TCP_KEEPALIVE, 1)
+        self._credentials.prepare(socket, self._way)
+        monitor = socket.get_monitor_socket(FAILED)
         try:
             socket.connect(self._address)
         except zmq.ZMQError as error:
+            socket.disable_monitor()
+            monitor.close(0)
             socket.close(0)
             log.error("the address %r of shard %s cannot be used: %s", self._address, self.shard, error)
             return
         self.socket = socket
+        self.monitor = monitor
         self._ready_due = True
 
-    def _disconnect(self, now: float) -> None:
-        if self.socket is not None:
-            self.socket.close(0)
-            self.socket = None
+    def _disconnect(self, now: float, linger_ms: int = 0) -> None:
+        self._close_socket(linger_ms)
         self._ready_due = False
         self._end_session(now)
+
+    def _close_socket(self, linger_ms: int) -> None:
+        if self.socket is not None:
+            self._stop_watching()
+            self.socket.close(linger_ms)
+            self.socket = None
+
+    def _stop_watching(self) -> None:
+        if self.socket is not None and self.monitor is not None:
+            self.socket.disable_monitor()
+            self.monitor.close(0)
+            self.monitor = None
 
     def _end_session(self, now: float) -> None:
         session = self.session
@@ -284,13 +373,14 @@ class ShardLink:
                 device.work_for(now, None)
 
     def _reports(self) -> list[DeviceReport]:
-        return [self.devices[number].report() for number in sorted(self.devices)]
+        return [] if self._resting else [self.devices[number].report() for number in sorted(self.devices)]
 
     def _say_ready(self) -> None:
         self._reported = self._reports()
         said = self.send(Ready(protocol.VERSION, self._agent, self._reported), [])
         if said and self._ready_due:
             self._heard_at = self._said_at  # only now can it answer
+            self._stop_watching()
         self._ready_due = not said
         self._unanswered += said
 
