@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import click
 
 from cli.children import ChildDied
-from cli.local_cluster import ClusterError, Interrupted, LocalCluster, Setup
+from cli.local_cluster import ClusterError, Interrupted, LocalCluster
+from cli.local_setup import Setup
 from cli.options import explain_errors
 from cli.progress import LoadingDisplay
 from cli.render import text_lines

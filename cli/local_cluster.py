@@ -6,7 +6,7 @@ import errno
 import os
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
@@ -14,19 +14,20 @@ import msgspec
 
 from cli.children import LOG_BYTES, SHARD_GRACE, Child, Children, laxity, rotate
 from cli.local_dashboard import LocalDashboard
+from cli.local_keys import LocalKeys
+from cli.local_setup import Loading, Setup
 from cli.publish import files_at_addresses
-from cli.rollout import Failures, ModelLoading, is_served, models_loading, waits_for
+from cli.rollout import Failures, is_served, models_loading, waits_for
 from cli.rundir import RunDirectory
 from cli.snapshot import Snapshot
 from cluster.decoded import Decoded
 from cluster.fixed_plan import divide
-from cluster.layout import AgentLayout
+from cluster.keyring import KeyRefused
 from cluster.membership import Follower
 from cluster.records import Paths, PipelineRecord, PlacementRecord, ServingRecord, encode
 from cluster.store import open_store
 from cluster.store.base import Delete, Operation, Put, Store, StoreError
 from cluster.store.etcd_members import EtcdMembers
-from pipelines.spec import PipelineSpec
 
 TURN = 0.2
 """Seconds between two looks at the children and the signals."""
@@ -48,44 +49,6 @@ class ClusterError(Exception):
 
 class Interrupted(Exception):
     """Somebody asked for the end while the cluster was still starting."""
-
-
-class Setup(msgspec.Struct, frozen=True, kw_only=True):
-    """What is started. Without coordinators the plan is that of ``layouts``, written once; with some it is theirs, and
-    ``layouts`` say only which agents there are. ``etcd_members`` is 0 for another store; ``port`` is the first shard's
-    (0: any free one), the others' follow; ``rest``: whether coordinators let devices rest that are not needed;
-    ``telemetry``: the directory for the rows of shards and agents ('': none); ``dashboard``: 'HOST:PORT' ('': none)."""
-
-    specs: Sequence[PipelineSpec]
-    layouts: Sequence[AgentLayout]
-    shards: int = 1
-    coordinators: int = 0
-    etcd_members: int = 0
-    port: int = 0
-    rest: bool = False
-    telemetry: str = ""
-    dashboard: str = ""
-
-
-class Loading(msgspec.Struct, frozen=True):
-    """How far a starting cluster is: what each of its parts is doing, how far the models are, and what it waits for
-    beside them, for people. ``frontends`` are the shards' addresses, once all parts have registered and a coordinator
-    leads (where there are any); ``served``: whether requests get each pipeline."""
-
-    parts: dict[str, str]
-    models: list[ModelLoading] = []
-    waits: str = ""
-    frontends: list[str] = []
-    served: bool = False
-
-    @property
-    def done(self) -> bool:
-        return (
-            bool(self.frontends)
-            and self.served
-            and not self.waits
-            and all(model.ready == model.devices for model in self.models)
-        )
 
 
 class LocalCluster:
@@ -120,6 +83,9 @@ class LocalCluster:
         self.dashboard: LocalDashboard | None = None
         """Once this was started, where there is to be one."""
         self._dashboard_started = False
+        self._keys: LocalKeys | None = None
+        self._written = False
+        """Whether the store has what is this cluster's."""
         self._store: Store | None = None
         self._follower: Follower | None = None
         self._decoded = Decoded()
@@ -147,6 +113,7 @@ class LocalCluster:
                 self.dashboard.close()
             if self._own:
                 self._directory.remove_stores()
+            self._directory.remove_keys()
             self._directory.release()
 
     def start(self, setup: Setup, show: Callable[[Loading], None]) -> None:
@@ -164,6 +131,13 @@ class LocalCluster:
                 raise ClusterError(str(error)) from error
         if self._own:
             self._directory.remove_stores()
+        self._directory.remove_keys()
+        if setup.secure:
+            try:
+                agents = [layout.agent for layout in setup.layouts]
+                self._keys = LocalKeys(self._directory, self._shard_names(), agents)
+            except OSError as error:
+                raise ClusterError(f"keys cannot be written: {error.strerror} ({error.filename})") from error
         if setup.etcd_members:
             self._start_etcd(setup.etcd_members, show)
         self._directory.note_store(self._store_url)
@@ -177,10 +151,12 @@ class LocalCluster:
         for number, shard in enumerate(self._shard_names()):
             frontend = f"tcp://127.0.0.1:{setup.port + number if setup.port else '*'}"
             addresses = ("--frontend", frontend, "--backend", "tcp://127.0.0.1:*")
-            self._shards[shard] = self._start(shard, "broker", "run", "--shard", shard, *addresses, *telemetry)
+            of_shard = (*addresses, *telemetry, *self._key_of(shard))
+            self._shards[shard] = self._start(shard, "broker", "run", "--shard", shard, *of_shard)
             self._ending_first.append(self._shards[shard])
         for layout in setup.layouts:
-            self._start(layout.agent, "node", "run", "--agent", layout.agent, "--devices", layout.devices, *telemetry)
+            of_agent = ("--devices", layout.devices, *telemetry, *self._key_of(layout.agent))
+            self._start(layout.agent, "node", "run", "--agent", layout.agent, *of_agent)
         self._follower = Follower(self._store, self._paths.root)
 
     def wait_ready(self, show: Callable[[Loading], None]) -> list[str]:
@@ -259,9 +235,13 @@ class LocalCluster:
 
     def _forget_shards(self) -> None:
         """Take away what says that the shards may be back in a moment, where the store stays: the next `up` would take
-        them for running."""
-        if self._own or self._store is None:
+        them for running. And the keys, whose files go."""
+        if self._own or self._store is None or not self._written:
             return
+        if self._keys is not None:
+            why = self._keys.forget(self._store)
+            if why:
+                self._say(f"this cluster's keys could not be taken out of the store ({why}); nobody has their secrets")
         try:
             for shard in self._shards:
                 self._store.delete(self._paths.broker(shard))
@@ -281,6 +261,11 @@ class LocalCluster:
                     f"the store {self._store_url} already has a running cluster {self._directory.cluster!r} "
                     f"({entry.key}); end that one first, or take another name with --cluster"
                 )
+        if self._keys is not None:
+            try:
+                self._keys.check_taken(present)
+            except KeyRefused as error:
+                raise ClusterError(str(error)) from error
         files = {spec.name: files_at_addresses(spec, self._say) for spec in self._setup.specs}
         wanted: dict[str, bytes] = {
             self._paths.pipeline(spec.name): encode(PipelineRecord(spec.version, spec, files[spec.name]))
@@ -293,14 +278,23 @@ class LocalCluster:
                 wanted[self._paths.served(spec.name)] = encode(serving)
             for agent, devices in plan.placement.items():
                 wanted[self._paths.placement(agent)] = encode(PlacementRecord(devices))
-        operations: list[Operation] = [Delete(entry.key) for entry in present if entry.key not in wanted]
+        if self._keys is not None:
+            wanted |= self._keys.records
+        gone = [
+            entry.key for entry in present if entry.key not in wanted and not entry.key.startswith(self._paths.keys)
+        ]
+        operations: list[Operation] = [Delete(key) for key in gone]  # keys are people's, and stay
         operations += [Put(key, value) for key, value in wanted.items()]
         for first in range(0, len(operations), WRITES):
             store.transaction([], operations[first : first + WRITES])
+        self._written = True
 
     def _start(self, name: str, *command: str) -> Child:
         arguments = [*command, "--store", self._store_url, "--cluster", self._directory.cluster]
         return self._children.add(Child(name, laxity(*arguments), self._log(name), _environment()))
+
+    def _key_of(self, name: str) -> tuple[str, ...]:
+        return ("--key", str(self._keys.file(name))) if self._keys is not None else ()
 
     def _log(self, name: str) -> Path:
         return self._directory.logs / f"{name}.log"
@@ -355,6 +349,11 @@ class LocalCluster:
             record = seen.brokers[shard]
             child.command[child.command.index("--frontend") + 1] = record.frontend
             child.command[child.command.index("--backend") + 1] = record.backend
+        if self._keys is not None:
+            try:
+                self._keys.tell_addresses({shard: seen.brokers[shard].frontend for shard in self._shards})
+            except OSError as error:
+                raise ClusterError(f"keys cannot be written: {error.strerror} ({error.filename})") from error
 
 
 def _environment() -> dict[str, str]:

@@ -13,7 +13,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from cli.local_cluster import Loading
+from cli.local_setup import Loading
 from cli.rollout import ModelLoading
 
 

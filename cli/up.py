@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Sequence
@@ -13,8 +14,9 @@ import click
 import msgspec
 
 from cli.children import ChildDied
-from cli.local_cluster import ClusterError, Interrupted, LocalCluster, Setup
+from cli.local_cluster import ClusterError, Interrupted, LocalCluster
 from cli.local_dashboard import LocalDashboard
+from cli.local_setup import Setup
 from cli.options import (
     check_http,
     check_split_option,
@@ -115,6 +117,11 @@ def _check_store(context: click.Context, parameter: click.Parameter, value: str 
     metavar="HOST:PORT",
     help="Where the web dashboard is, once somebody opens it; '*' for a free port, '' for none.",
 )
+@click.option(
+    "--secure",
+    is_flag=True,
+    help="Encrypt all connections, between owners of keys that are made for this cluster and end with it.",
+)
 @json_option
 @click.option("-d", "--detach", is_flag=True, help="Return once it is ready and leave it running.")
 @cluster_option
@@ -135,6 +142,7 @@ def up(
     memory: int | None,
     telemetry: str,
     dashboard: str,
+    secure: bool,
     as_json: bool,
     detach: bool,
     cluster: str,
@@ -159,6 +167,7 @@ def up(
       laxity up lv --gpus 64 --store etcd
       laxity up ocr --memory 2048
       laxity up ocr --telemetry ./telemetry
+      laxity up ocr --secure
     """
     etcd = store is not None and store.startswith("etcd")
     if coordinators is None:
@@ -193,6 +202,7 @@ def up(
         rest=rest,
         telemetry=os.path.abspath(telemetry) if telemetry else "",
         dashboard=dashboard,
+        secure=secure,
     )
     detached = Detached() if detach else None
     sys.exit(_serve(RunDirectory(cluster), None if store == "etcd" else store, setup, detached, as_json))
@@ -232,9 +242,9 @@ def _serve(directory: RunDirectory, store: str | None, setup: Setup, detached: D
                 cluster.start(setup, display.show)
                 addresses = cluster.wait_ready(display.show)
             if as_json:
-                print_json(_described(addresses, directory.cluster, setup, cluster.dashboard))
+                print_json(_described(addresses, directory, setup, cluster.dashboard))
             else:
-                _tell_how(",".join(addresses), directory.cluster, setup, cluster.dashboard, detached is not None)
+                _tell_how(",".join(addresses), directory, setup, cluster.dashboard, detached is not None)
             if detached is not None:
                 detached.ready(directory)
             cluster.serve()
@@ -254,19 +264,22 @@ def say(line: str) -> None:
 
 
 def _described(
-    addresses: Sequence[str], cluster: str, setup: Setup, dashboard: LocalDashboard | None
+    addresses: Sequence[str], directory: RunDirectory, setup: Setup, dashboard: LocalDashboard | None
 ) -> dict[str, Any]:
     return {
-        "cluster": cluster,
+        "cluster": directory.cluster,
         "addresses": list(addresses),
         "pipelines": [spec.name for spec in setup.specs],
         "dashboard": dashboard.url if dashboard is not None else None,
         "dashboard_token_file": str(dashboard.token_file) if dashboard is not None else None,
+        "key": str(directory.operator_key) if setup.secure else None,
     }
 
 
-def _tell_how(address: str, cluster: str, setup: Setup, dashboard: LocalDashboard | None, detached: bool) -> None:
-    named = cluster_argument(cluster)
+def _tell_how(
+    address: str, directory: RunDirectory, setup: Setup, dashboard: LocalDashboard | None, detached: bool
+) -> None:
+    named = cluster_argument(directory.cluster)
     specs = setup.specs
     if specs:
         click.echo(f"Serving {', '.join(spec.name for spec in specs)} at {address}")
@@ -278,6 +291,9 @@ def _tell_how(address: str, cluster: str, setup: Setup, dashboard: LocalDashboar
         click.echo(f"  laxity submit {spec.name} {what}{named}")
     if specs:
         click.echo(f'  or in Python: laxity.Client("{address}").infer("{specs[0].name}", payload)')
+    if setup.secure:
+        click.echo("Only owners of keys are let in. Commands here find theirs; Python and what else connects needs:")
+        click.echo(f"  export LAXITY_KEY={shlex.quote(str(directory.operator_key))}")
     if dashboard is not None:
         click.echo(f"Dashboard: {dashboard.url} (to drain nodes there, sign in with what is in {dashboard.token_file})")
     click.echo(f"End it with `laxity down{named}`." if detached else "Press Ctrl-C to end it.")
