@@ -10,7 +10,7 @@ from typing import Any, Final
 import zmq
 
 from laxity import protocol
-from laxity.credentials import PLAIN, Credentials, why_failed
+from laxity.credentials import NOT_READY, PLAIN, Credentials, why_failed
 from laxity.link import Link
 from laxity.requests import Lane
 
@@ -102,6 +102,13 @@ class Connection:
         self.disconnect()
         self._open()
         return True
+
+    @staticmethod
+    def is_final(failed: zmq.Event, value: int) -> bool:
+        """Whether a failed handshake says that this client is not let in, and not only that something is amiss now."""
+        return failed == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL or (
+            failed == zmq.EVENT_HANDSHAKE_FAILED_AUTH and value != NOT_READY
+        )
 
     def _open(self) -> None:
         self._way = self._ways.pop(0)

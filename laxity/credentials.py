@@ -17,6 +17,8 @@ log = logging.getLogger("laxity")
 
 PLAIN: Final = ""
 """Stands among the keys to try for a connection without encryption."""
+NOT_READY: Final = 500
+"""With this status a shard refuses everybody that has not read yet who is let in; others hold against one."""
 KEY_VARIABLE: Final = "LAXITY_KEY"
 """The environment variable that names the key file of clients that are given none."""
 PLAIN_VARIABLE: Final = "LAXITY_PLAIN"
@@ -134,6 +136,8 @@ STALE: Final = "it is not the shard that the key file knows (its key was replace
 def why_failed(event: int, detail: int, way: str, stale: str = STALE) -> str:
     """What a failed handshake means, from the event that a socket's monitor told and its value: ''
     where the event is none of these. ``way`` is what was tried, ``stale`` tells of a shard that has another key."""
+    if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH and detail == NOT_READY:
+        return "the shard has not read from its store yet who is let in"
     if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
         return "the shard refused this key: it is unknown, revoked or expired there, or of another role"
     mismatch = event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL and detail == zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH

@@ -326,11 +326,9 @@ class Transport:
             elif kind in FAILED:
                 reason = connection.why_lost(kind, value)
                 if connection.connect_otherwise(kind):
-                    pass
-                elif kind == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL:
-                    connection.link.lost(time.monotonic(), reason)  # it may just have been ended
-                else:
-                    connection.link.refused(time.monotonic(), reason)
+                    return
+                ended = connection.link.refused if connection.is_final(kind, value) else connection.link.lost
+                ended(time.monotonic(), reason)
                 return
             elif kind in LOST:
                 while connection.receive(self._understand):

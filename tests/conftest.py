@@ -69,8 +69,12 @@ class Peer:
         self._router = self._context.socket(zmq.ROUTER)
         self._router.set(zmq.LINGER, 1000)
         self._router.set(zmq.ROUTER_MANDATORY, 1)
+        self._prepare()
         self._router.bind(address)
         self.url: str = self._router.get(zmq.LAST_ENDPOINT).decode()
+
+    def _prepare(self) -> None:
+        """Before the socket is bound."""
 
     def receive(self, *kinds: type) -> tuple[bytes, Any, list[bytes]]:
         """(sender, message, frames) of the next message of one of the kinds."""
