@@ -10,6 +10,7 @@ from cli.children import laxity
 from cli.rundir import RunDirectory
 from cluster.addresses import advertised, split_address
 from cluster.observe.sidecar import listen
+from laxity.curve import is_local
 
 
 class LocalDashboard:
@@ -33,7 +34,9 @@ class LocalDashboard:
 
     def command(self, store: str, cluster: str) -> list[str]:
         """The command line of its process."""
-        arguments = ["--listen-fd", str(self._listener.fileno()), "--token-file", str(self.token_file)]
+        arguments = ["--listen-fd", str(self._listener.fileno()), "--http-token-file", str(self.token_file)]
+        if is_local(f"tcp://{self._listener.getsockname()[0]}:0"):
+            arguments += ["--http-open", "dashboard"]  # who is on this host sees it; changes want the token
         return laxity("dashboard", *arguments, "--store", store, "--cluster", cluster)
 
     def asked_for(self, seconds: float) -> bool:

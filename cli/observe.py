@@ -22,7 +22,8 @@ NICE = 5
 @click.option("--log-format", default="text", help="As that one logs.")
 @click.option("--otlp", help="Where traces are sent.")
 @click.option("--dashboard", type=(str, str), help="The store and the cluster whose dashboard is served at /.")
-@click.option("--token-file", help="Who shows what it says may change something on the dashboard.")
+@click.option("--http-token-file", default="", help="Who shows a token of it may ask for everything.")
+@click.option("--http-open", default="", help="What everybody may ask for.")
 def observe(
     process: str,
     name: str,
@@ -31,12 +32,15 @@ def observe(
     log_format: str,
     otlp: str | None,
     dashboard: tuple[str, str] | None,
-    token_file: str | None,
+    http_token_file: str,
+    http_open: str,
 ) -> None:
     """Serve what is to be seen of the process that started this one, until that ends."""
     from cluster.observe.exporter import exporter_app
     from cluster.observe.link import RemoteSource
     from laxity.bounded_http import serve_http
+    from laxity.http_access import HttpAccess
+    from laxity.http_tokens import HttpTokens
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started it decides
     os.nice(NICE)
@@ -46,13 +50,15 @@ def observe(
         from cluster.observe.otlp import TraceExport
 
         TraceExport(source.traces, otlp).start()
+    if listen_fd is None:
+        source.wait()
+        return
+    listener = socket.socket(fileno=listen_fd)
+    tokens = HttpTokens(http_token_file) if http_token_file else None
+    access = HttpAccess(listener.getsockname()[0], tokens, http_open.split(","))
     home = None
     if dashboard is not None:
         from cli.dashboard.app import dashboard_app
-        from cli.dashboard.token import read_token
 
-        home = dashboard_app(*dashboard, token=read_token(token_file) if token_file else None)
-    if listen_fd is None:
-        source.wait()
-    else:
-        serve_http(exporter_app(source, home), socket.socket(fileno=listen_fd))
+        home = dashboard_app(*dashboard, access)
+    serve_http(exporter_app(source, access, home), listener)

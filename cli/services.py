@@ -15,8 +15,8 @@ import click
 from cli.children import laxity
 from cli.configuration import ConfigurationError, read_configuration
 from cli.control import Reread, ServiceCommand, take_control
-from cli.dashboard.token import check_token_file
 from cli.groups import Group
+from cli.http_options import access_options
 from cli.options import check_duration, check_http, check_size, check_store, cluster_option, explain_errors, find_store
 from cli.planner_options import planner_options
 from cluster.control import Control
@@ -136,8 +136,8 @@ def _check_otlp(_context: click.Context, _parameter: click.Parameter, value: str
     return value
 
 
-def _http_options(otlp: bool = False) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Where a service is observed from outside; ``otlp``: it has traces."""
+def _http_options(what: str, otlp: bool = False) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Where a service is observed from outside, and by whom; ``what`` needs a token, ``otlp``: it has traces."""
     http = _setting(
         "--http",
         default="127.0.0.1:*",
@@ -155,7 +155,8 @@ def _http_options(otlp: bool = False) -> Callable[[Callable[..., None]], Callabl
         metavar="URL",
         help="Send traces there by OTLP over HTTP, such as http://collector:4318 (default: nowhere).",
     )
-    return lambda function: http(traces(function)) if otlp else http(function)
+    access = access_options(what, _setting)
+    return lambda function: http(access(traces(function) if otlp else function))
 
 
 def _sidecar(
@@ -163,15 +164,24 @@ def _sidecar(
     name: str,
     http: str,
     *arguments: str,
+    group: Literal["traces", "dashboard"] | None = None,
     host: str = "",
     at_once: bool = False,
 ) -> Sidecar:
     """What tells of a service, by way of `laxity observe` with these arguments; OSError where its address cannot be
-    had."""
+    had. ``group`` is what it has that is not open unless somebody says so."""
     source = Beginning(process, name, "the store has not answered yet")
-    form = click.get_current_context().params["log_format"]
-    command = laxity("observe", "--process", process, "--name", name, "--log-format", form, *arguments)
-    return Sidecar(http, host, command, source, at_once=at_once)
+    given = click.get_current_context().params
+    tokens, opened = given["http_token_file"], given["http_open"]
+    command = laxity("observe", "--process", process, "--name", name, "--log-format", given["log_format"], *arguments)
+    command += ["--http-token-file", tokens, "--http-open", ",".join(opened)]
+    sidecar = Sidecar(http, host, command, source, at_once=at_once)
+    if group is not None and sidecar.bound is not None:
+        from laxity.http_access import HttpAccess
+        from laxity.http_tokens import HttpTokens
+
+        HttpAccess(sidecar.bound, HttpTokens(tokens) if tokens else None, opened).warn(group, sidecar.address)
+    return sidecar
 
 
 def _service(
@@ -311,8 +321,17 @@ def broker() -> None:
     metavar="PART",
     help="The part of the requests that is sampled, of those without a traceparent (whose flag says it).",
 )
-@_http_options(otlp=True)
-def broker_run(store: str, cluster: str, shard: str, http: str, otlp: str, **settings: Any) -> None:
+@_http_options("the traces as well", otlp=True)
+def broker_run(
+    store: str,
+    cluster: str,
+    shard: str,
+    http: str,
+    http_token_file: str,
+    http_open: tuple[str, ...],
+    otlp: str,
+    **settings: Any,
+) -> None:
     """Run one broker shard until SIGTERM or Ctrl-C.
 
     It serves the pipelines that the store assigns to it and follows their changes. Services and agents on other hosts
@@ -336,7 +355,8 @@ def broker_run(store: str, cluster: str, shard: str, http: str, otlp: str, **set
         if otlp and not config.traces:
             raise click.UsageError("--otlp has nothing to send with --traces 0")
         traces = ("--otlp", otlp) if otlp else ()
-        with _sidecar("shard", shard, http, *traces, host=config.advertise, at_once=bool(otlp)) as sidecar:
+        observed = _sidecar("shard", shard, http, *traces, group="traces", host=config.advertise, at_once=bool(otlp))
+        with observed as sidecar:
             run_shard_process(config, store, cluster, control, sidecar)
     except (AddressInUse, OSError, RuntimeError) as error:
         raise click.ClickException(str(error)) from error
@@ -373,9 +393,19 @@ def node() -> None:
 @_key_options("node")
 @_cache_options
 @_telemetry_options("action")
-@_http_options()
+@_http_options("there is nothing else")
 @_advertise_option
-def node_run(store: str, cluster: str, agent: str, devices: str, http: str, advertise: str, **settings: Any) -> None:
+def node_run(
+    store: str,
+    cluster: str,
+    agent: str,
+    devices: str,
+    http: str,
+    http_token_file: str,
+    http_open: tuple[str, ...],
+    advertise: str,
+    **settings: Any,
+) -> None:
     """Run the agent of this host until SIGTERM or Ctrl-C.
 
     Its devices hold the models that the placement in the store names, for the shards named there.
@@ -445,23 +475,16 @@ def coordinator() -> None:
     help="After which a lost node that does not come back is listed no more.",
 )
 @planner_options
-@_http_options()
+@_http_options("see the dashboard, which is served beside the metrics, at /, and have nodes drained there")
 @_advertise_option
-@_setting(
-    "--token-file",
-    default="",
-    callback=check_token_file,
-    metavar="FILE",
-    help="Who shows what this file says may have nodes drained on the dashboard, which is served beside the metrics, "
-    "at / (default: nobody may; it only shows).",
-)
 def coordinator_run(
     store: str,
     cluster: str,
     name: str,
     http: str,
+    http_token_file: str,
+    http_open: tuple[str, ...],
     advertise: str,
-    token_file: str,
     **settings: Any,
 ) -> None:
     """Run a coordinator until SIGTERM or Ctrl-C.
@@ -493,8 +516,8 @@ def coordinator_run(
     control = _control(make, settings, LIVE, ("coordinator", name))
     config = make(settings)
     try:
-        dashboard = ("--dashboard", store, cluster, *(("--token-file", token_file) if token_file else ()))
-        with _sidecar("coordinator", name, http, *dashboard, host=advertise) as sidecar:
+        shown = ("--dashboard", store, cluster)
+        with _sidecar("coordinator", name, http, *shown, group="dashboard", host=advertise) as sidecar:
             run_coordinator_process(config, store, cluster, control, sidecar)
     except ProviderError as error:
         raise click.UsageError(str(error)) from None
@@ -534,6 +557,7 @@ def gateway() -> None:
     metavar="HOST:PORT",
     help="Where gRPC is served; '*' for a free port, '' for nowhere.",
 )
+@access_options("inference, as well", _setting)
 @_setting(
     "--max-body",
     default="64MiB",

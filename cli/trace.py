@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from cli.http_options import token_option
 from cli.options import (
     cluster_option,
     explain_errors,
@@ -40,6 +41,7 @@ SAMPLED = (Outcome.OK, Outcome.REJECTED, Outcome.CANCELLED)
     "--limit", type=click.IntRange(1, MOST), default=20, show_default=True, metavar="N", help="List so many at most."
 )
 @click.option("--slowest", is_flag=True, help=f"List those that took longest, of each shard's newest {MOST}.")
+@token_option
 @cluster_option
 @store_option
 @json_option
@@ -50,6 +52,7 @@ def trace(
     pipeline: str | None,
     limit: int,
     slowest: bool,
+    http_token: str,
     cluster: str,
     store: str | None,
     as_json: bool,
@@ -70,7 +73,7 @@ def trace(
     """
     if request is not None and (outcome or pipeline or slowest):
         raise click.UsageError("--outcome, --pipeline and --slowest choose what is listed: leave out REQUEST_ID")
-    source = trace_source(find_store(cluster, store), cluster)
+    source = trace_source(find_store(cluster, store), cluster, http_token)
     if not source.shards:
         raise not_running(cluster, store)
     if request is not None:

@@ -20,6 +20,8 @@ from cluster.store import open_store
 
 PATIENCE: Final = 10.0
 """Seconds that a shard has for its answer; the process that gives it may have to be started."""
+MOST_SAID: Final = 4096
+"""Bytes that are read of why it has none."""
 
 T = TypeVar("T")
 
@@ -28,15 +30,24 @@ class Unanswered(Exception):
     """A shard that cannot be asked, and why."""
 
 
-class TraceSource:
-    """The shards of a cluster at one moment. ``troubles`` says by shard why it could not be asked."""
+class _Straight(urllib.request.HTTPRedirectHandler):
+    """Follows nobody elsewhere: the token is for shards alone."""
 
-    def __init__(self, http: dict[str, str]) -> None:
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+class TraceSource:
+    """The shards of a cluster at one moment, who are shown ``token`` ('': none). ``troubles`` says by shard why it
+    could not be asked."""
+
+    def __init__(self, http: dict[str, str], token: str = "") -> None:
         self.shards = list(http)
         self.troubles: dict[str, str] = {}
         self._http = http
         # Their addresses are in the store: no proxy leads to them.
-        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _Straight())
+        self._headers = {"Authorization": f"Bearer {token}"} if token else {}
 
     def trace(self, request: str) -> TraceRecord | None:
         """The trace of a request, from whichever shard has it."""
@@ -77,18 +88,32 @@ class TraceSource:
         if not address:
             raise Unanswered("it serves no HTTP: start it with --http HOST:PORT")
         try:
-            with self._opener.open(address + path, timeout=PATIENCE) as answer:
+            asked = urllib.request.Request(address + path, headers=self._headers)
+            with self._opener.open(asked, timeout=PATIENCE) as answer:
                 return json.load(answer)
         except urllib.error.HTTPError as error:
             if error.code == 404:
                 return None
-            raise Unanswered(f"{address} answers {error.code} {error.reason}") from None
+            if error.code == 401:
+                known = "does not know this token" if self._headers else "wants a token"
+                raise Unanswered(
+                    f"{address} {known}: give a file with one of its --http-token-file (LAXITY_HTTP_TOKEN_FILE)"
+                ) from None
+            raise Unanswered(f"{address} answers {error.code} {_said(error)}") from None
         except (urllib.error.URLError, OSError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", None) or error
             raise Unanswered(f"{address} cannot be reached from here: {reason}") from None
 
 
-def trace_source(store: str, cluster: str) -> TraceSource:
+def _said(error: urllib.error.HTTPError) -> str:
+    """Why a shard refuses, as far as it says so."""
+    try:
+        return str(json.loads(error.read(MOST_SAID))["error"])
+    except (OSError, ValueError, KeyError, TypeError, http.client.HTTPException):
+        return str(error.reason)
+
+
+def trace_source(store: str, cluster: str, token: str) -> TraceSource:
     """Of the shards that are in a cluster's store."""
     paths = Paths(cluster)
     opened = open_store(store)
@@ -99,4 +124,4 @@ def trace_source(store: str, cluster: str) -> TraceSource:
     http = {
         entry.key.removeprefix(paths.brokers): decode(BrokerRecord, entry.key, entry.value).http for entry in entries
     }
-    return TraceSource(http)
+    return TraceSource(http, token)

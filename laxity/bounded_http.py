@@ -9,42 +9,61 @@ import logging
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from typing import Any, Final
 
 import h11
 import uvicorn
-from starlette.types import ASGIApp
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-REQUEST_WITHIN: Final = 10.0
-"""Seconds in which a request's line and headers have to be there, from the connection or their first byte; and between
-two parts of its body."""
-CHECK: Final = 5.0
-"""Seconds between two looks at a connection; one that has taken nothing of its answer in between is closed."""
 KEEP_ALIVE: Final = 75
 """Seconds that a connection may be idle between two requests: more than Prometheus' usual interval."""
 MOST_HEAD: Final = 16 * 1024
 """Bytes of a request's line and headers."""
+MOST_HEADERS: Final = 100
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a connection may take. Times are in seconds."""
+
+    connections: int = 128
+    """With one more, the one that has waited longest without a request under way is closed."""
+    head_within: float = 10.0
+    """In which a request's line and headers have to be there, from the connection or their first byte; and between two
+    parts of its body."""
+    body_within: float = 30.0
+    """In which all of its body has to be there."""
+    check: float = 5.0
+    """Between two looks at a connection; one that has taken nothing of its answer in between is closed."""
 
 
 class BoundedProtocol(H11Protocol):
     """One connection."""
 
-    most_connections = 128
-    """With one more, the one that has waited longest without a request under way is closed."""
     _timer: asyncio.TimerHandle
     _waits_since = 0.0
     """When the connection, or the first byte of its next request, came."""
     _heard_at = 0.0
     """When anything came."""
+    _body_since: float | None = None
+    """When the first part of the body came that is not all there."""
     _unsent = 0
     """Bytes of answers not yet taken at the last look."""
+
+    def __init__(self, limits: Limits, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self._limits = limits
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._waits_since = self.loop.time()
-        self._timer = self.loop.call_later(CHECK, self._check)
-        if len(self.connections) > self.most_connections:
+        self._timer = self.loop.call_later(self._limits.check, self._check)
+        if len(self.connections) > self._limits.connections:
             others = [each for each in self.connections if isinstance(each, BoundedProtocol) and each.waits()]
             min(others, key=lambda each: each._waits_since, default=self).transport.abort()
 
@@ -57,6 +76,10 @@ class BoundedProtocol(H11Protocol):
         if self.waits() and not self._has_begun():
             self._waits_since = self._heard_at
         super().data_received(data)
+        if self.conn.their_state is not h11.SEND_BODY:
+            self._body_since = None
+        elif self._body_since is None:
+            self._body_since = self._heard_at
 
     def waits(self) -> bool:
         """Whether no request is under way."""
@@ -69,25 +92,28 @@ class BoundedProtocol(H11Protocol):
     def _check(self) -> None:
         unsent = self.transport.get_write_buffer_size()
         unread = unsent > 0 and unsent == self._unsent
-        latest = self.loop.time() - REQUEST_WITHIN
+        now = self.loop.time()
+        latest = now - self._limits.head_within
         late = self.waits() and self._has_begun() and self._waits_since < latest
-        body = self.conn.their_state is h11.SEND_BODY and not self.flow.read_paused and self._heard_at < latest
+        body = False
+        if self._body_since is not None and not self.flow.read_paused:
+            body = self._heard_at < latest or self._body_since < now - self._limits.body_within
         if unread or late or body:
             self.transport.abort()
             return
         self._unsent = unsent
-        self._timer = self.loop.call_later(CHECK, self._check)
+        self._timer = self.loop.call_later(self._limits.check, self._check)
 
 
 class HttpServer(uvicorn.Server):
     """Serves an application with such connections, without a log of requests. Signals are left to whoever runs it."""
 
-    def __init__(self, app: ASGIApp, protocol: type[BoundedProtocol] = BoundedProtocol) -> None:
+    def __init__(self, app: ASGIApp, limits: Limits | None = None) -> None:
         logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # clients' mistakes are no news
         settings: dict[str, Any] = {"loop": "asyncio", "ws": "none", "lifespan": "off", "interface": "asgi3"}
+        settings["http"] = partial(BoundedProtocol, limits or Limits())
         config = uvicorn.Config(
-            app,
-            http=protocol,
+            _BoundedHead(app),
             access_log=False,
             log_config=None,
             server_header=False,
@@ -101,6 +127,24 @@ class HttpServer(uvicorn.Server):
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+
+class _BoundedHead:
+    """An application for requests with small heads: what comes in one piece is larger now and then than what is waited
+    for."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            headers = scope["headers"]
+            size = len(scope["raw_path"]) + len(scope["query_string"]) + sum(map(len, chain(*headers)))
+            if size > MOST_HEAD or len(headers) > MOST_HEADERS:
+                why = f"at most {MOST_HEADERS} headers are taken here, and {MOST_HEAD} bytes of them and the address"
+                await JSONResponse({"error": why}, 431, headers={"connection": "close"})(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
 
 
 def serve_http(app: ASGIApp, listener: socket.socket) -> None:

@@ -73,6 +73,8 @@ def test_a_file_gives_what_flags_do_not(file: Path) -> None:
         "telemetry": "",
         "telemetry_bytes": 512 * 1024**2,
         "http": "127.0.0.1:*",
+        "http_token_file": "",
+        "http_open": ("metrics", "health"),
         "otlp": "",
         "traces": 20_000,
         "metrics": True,

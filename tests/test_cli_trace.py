@@ -33,6 +33,8 @@ from cluster.observe.trace_json import trace_to_json
 from cluster.records import BrokerRecord, Paths, decode, encode
 from cluster.store import open_store, sqlite_url
 from laxity import Client
+from laxity.http_access import HttpAccess
+from laxity.http_tokens import HttpTokens
 
 OK = msgspec.structs.replace(
     TRACE, request="c-9", outcome="ok", stage="", detail="", estimate=None, spans=[SPAN], latency=0.05, at=TRACE.at + 5
@@ -117,9 +119,11 @@ class Shards:
         self._store = open_store(self.url)
         self._servers: list[tuple[uvicorn.Server, threading.Thread]] = []
 
-    def add(self, name: str, *traces: TraceRecord) -> None:
+    def add(self, name: str, *traces: TraceRecord, tokens: Path | None = None) -> None:
         listener = socket.create_server(("127.0.0.1", 0))
-        server = uvicorn.Server(uvicorn.Config(exporter_app(Kept(*traces)), log_level="warning", lifespan="off"))
+        access = HttpAccess("127.0.0.1", None if tokens is None else HttpTokens(tokens))
+        app = exporter_app(Kept(*traces), access)
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()
         self._servers.append((server, thread))
@@ -182,6 +186,21 @@ def test_the_newest_are_listed(shards: Shards) -> None:
     assert "no request of pipeline 'nope' left a trace yet" in shards("--pipeline", "nope").stderr
     assert "no request ended 'failed'\n" in shards("--outcome", "failed").stderr
     assert "no request ended 'rejected'; those that" in shards("--outcome", "rejected").stderr
+
+
+def test_the_token_is_shown_to_shards_that_want_one(shards: Shards, tmp_path: Path) -> None:
+    tokens, other = tmp_path / "tokens", tmp_path / "other"
+    for file, text in ((tokens, "mine a-token-of-the-shards\n"), (other, "a-token-of-others\n")):
+        file.touch(0o600)
+        file.write_text(text)
+    shards.add("s0", TRACE, tokens=tokens)
+    assert "wants a token: give a file with one of its --http-token-file (LAXITY_HTTP" in shards("c-1").stderr
+    assert "does not know this token" in shards("c-1", "--http-token-file", str(other)).stderr
+    found = shards("c-1", "--json", "--http-token-file", str(tokens))
+    assert json.loads(found.stdout) == trace_to_json(TRACE)
+    tokens.chmod(0o640)
+    refused = shards("c-1", "--http-token-file", str(tokens))
+    assert (refused.exit_code, "can be read by others (mode 0640)" in refused.stderr) == (2, True)
 
 
 def speak_another_protocol(listener: socket.socket) -> None:

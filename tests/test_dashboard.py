@@ -370,7 +370,11 @@ def test_nothing_is_changed_for_who_may_not(cluster: Cluster) -> None:
     store.close()
     shows = decode(CoordinatorRecord, entry.key, entry.value).http
     assert name_of(entry.key) == "coordinator-0"
-    assert json.loads(ask(shows, "GET", "/api/session")[2]) == {"possible": False, "signed_in": False}
+    assert json.loads(ask(shows, "GET", "/api/session")[2]) == {
+        "possible": False,
+        "needed": False,
+        "signed_in": False,
+    }
     assert ask(shows, "POST", "/api/sign-in", token, **own)[0] == 403
     assert ask(shows, "POST", drain, **own, cookie=cookie)[0] == 401
     store = open_store(cluster.store)

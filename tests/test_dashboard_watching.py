@@ -10,7 +10,6 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from cli.dashboard.session import Sessions
 from cli.dashboard.watching import MOST_WATCHERS, TooManyWatchers, Watchers
 from cli.live.follow import live_views
 from cli.live.view import LiveView
@@ -108,8 +107,3 @@ def test_a_store_that_cannot_be_opened_yet_is_told_and_waited_for(tmp_path: Path
     assert view.pipelines == []
     stop.set()
     assert list(views) == []
-
-
-def test_a_token_must_not_be_easily_guessed() -> None:
-    with pytest.raises(ValueError, match="16 or more"):
-        Sessions("secret", "here")

@@ -112,8 +112,9 @@ class Processes:
         advertise = ("--advertise", "localhost")
         self.start("a0", "node", "run", "--agent", "a0", "--devices", "emulated:2", *advertise)
         token = directory / "token"
-        token.write_text("a token of some length\n")
-        self.start("c0", "coordinator", "run", "--name", "c0", "--no-rest", "--token-file", str(token), *advertise)
+        token.touch(0o600)
+        token.write_text("some-token-of-tests\n")
+        self.start("c0", "coordinator", "run", "--name", "c0", "--no-rest", "--http-token-file", str(token), *advertise)
 
     def start(self, name: str, *command: str) -> None:
         with (self._directory / f"{name}.log").open("ab") as log:
@@ -281,7 +282,10 @@ def test_a_coordinator_tells_all_its_families_and_serves_the_dashboard(processes
     assert value(found, "laxity_devices_allocated", pipeline="two") == 2
     status, headers, _ = get(processes.coordinator, "/")
     assert (status, headers["content-type"].partition(";")[0]) == (200, "text/html")
-    assert get_json(processes.coordinator, "/api/session") == (200, {"possible": True, "signed_in": False})
+    assert get_json(processes.coordinator, "/api/session") == (
+        200,
+        {"possible": True, "needed": True, "signed_in": False},
+    )
 
 
 def test_all_of_them_live_and_are_ready(processes: Processes) -> None:

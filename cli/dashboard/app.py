@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from ipaddress import ip_address
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 import click
 import msgspec
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import MutableHeaders
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -25,6 +24,7 @@ from cli.dashboard.watching import TooManyWatchers, Watchers
 from cli.draining import drain_nodes, resume_nodes
 from cluster.records import RecordError
 from cluster.store.base import StoreError
+from laxity.http_access import CHALLENGE, HttpAccess, Refusal
 
 STATIC: Final = Path(__file__).with_name("static")
 MOST_BODY: Final = 4096
@@ -38,11 +38,8 @@ _HEADERS: Final = {
     "cross-origin-resource-policy": "same-origin",
 }
 
-_MISLED: Final = PlainTextResponse(
-    "This dashboard is served at this host alone: call it localhost or by its IP address. A proxy before it has to ask "
-    "for it by the address that it forwards to, in the header Host.\n",
-    421,
-)
+_TO_SIGN_IN: Final = ("/", "/api/session", "/api/sign-in", "/api/sign-out")
+"""What those get as well who have yet to show a token, beside the page's own files."""
 
 
 class SignIn(msgspec.Struct, forbid_unknown_fields=True):
@@ -51,10 +48,11 @@ class SignIn(msgspec.Struct, forbid_unknown_fields=True):
     token: str
 
 
-def dashboard_app(store_url: str, cluster: str, *, token: str | None) -> Starlette:
-    """The dashboard of a cluster, from its store. With a token people can sign in, drain nodes and take them back;
-    without, it only shows. ValueError for a token that is too short."""
-    dashboard = _Dashboard(store_url, cluster, Sessions(token, cluster))
+def dashboard_app(store_url: str, cluster: str, access: HttpAccess) -> Starlette:
+    """The dashboard of a cluster, from its store. Where there are tokens, people can sign in with one, drain nodes and
+    take them back; without, it only shows."""
+    sessions = Sessions(access.tokens, cluster)
+    dashboard = _Dashboard(store_url, cluster, access, sessions)
     return Starlette(
         routes=[
             Route("/", dashboard.page),
@@ -67,7 +65,7 @@ def dashboard_app(store_url: str, cluster: str, *, token: str | None) -> Starlet
             Route("/api/nodes/{name}/drain", dashboard.drain, methods=["POST"]),
             Route("/api/nodes/{name}/resume", dashboard.resume, methods=["POST"]),
         ],
-        middleware=[Middleware(_Headers)],
+        middleware=[Middleware(_Guarded, access=access, sessions=sessions)],
         exception_handlers={_Refused: _refuse},
     )
 
@@ -82,11 +80,13 @@ class _Refused(Exception):
 
 async def _refuse(_request: Request, error: Exception) -> Response:
     assert isinstance(error, _Refused)
-    return JSONResponse({"error": str(error)}, error.status)
+    headers = {"www-authenticate": CHALLENGE} if error.status == 401 else None
+    return JSONResponse({"error": str(error)}, error.status, headers)
 
 
 class _Dashboard:
-    def __init__(self, store_url: str, cluster: str, sessions: Sessions) -> None:
+    def __init__(self, store_url: str, cluster: str, access: HttpAccess, sessions: Sessions) -> None:
+        self._access = access
         self._store_url = store_url
         self._cluster = cluster
         self._sessions = sessions
@@ -102,33 +102,47 @@ class _Dashboard:
             raise _too_many() from None
         return Response(msgspec.json.encode(view), media_type="application/json")
 
-    async def events(self, _request: Request) -> Response:
+    async def events(self, request: Request) -> Response:
         try:
-            return StreamingResponse(self._watchers.events(), media_type="text/event-stream")
+            events = self._watchers.events()
         except TooManyWatchers:
             raise _too_many() from None
+        return StreamingResponse(self._while_allowed(request, events), media_type="text/event-stream")
+
+    async def _while_allowed(self, request: Request, events: AsyncGenerator[bytes]) -> AsyncIterator[bytes]:
+        """The events, until the token that let their reader in lets nobody in any more."""
+        async with aclosing(events):
+            async for event in events:
+                if _refusal(request, self._access, self._sessions) is not None:
+                    return
+                yield event
 
     # ---- what may be done --------------------------------------------------------------------
 
     async def session(self, request: Request) -> Response:
-        return JSONResponse({"possible": self._sessions.possible, "signed_in": self._sessions.signed_in(request)})
+        return self._session(self._sessions.signed_in(request))
+
+    def _session(self, signed_in: bool) -> Response:
+        """``possible``: whether anybody can sign in, ``needed``: whether who did not sees nothing."""
+        needed = not self._access.is_open("dashboard")
+        return JSONResponse({"possible": self._sessions.possible, "needed": needed, "signed_in": signed_in})
 
     async def sign_in(self, request: Request) -> Response:
         _check_origin(request)
         if not self._sessions.possible:
-            raise _Refused(403, "this dashboard only shows: it was started without --token-file")
+            raise _Refused(403, "this dashboard only shows: it was started without --http-token-file")
         try:
             shown = msgspec.json.decode(await _body(request), type=SignIn)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise _Refused(400, f"that is no sign-in: {error}") from None
-        response = JSONResponse({"possible": True, "signed_in": True})
+        response = self._session(True)
         if not self._sessions.sign_in(shown.token, request, response):
             raise _Refused(403, "that is not the token")
         return response
 
     async def sign_out(self, request: Request) -> Response:
         _check_origin(request)
-        response = JSONResponse({"possible": self._sessions.possible, "signed_in": False})
+        response = self._session(False)
         self._sessions.sign_out(request, response)
         return response
 
@@ -141,9 +155,10 @@ class _Dashboard:
         return await self._change(request, lambda name: resume_nodes(self._store_url, self._cluster, [name]))
 
     async def _change(self, request: Request, change: Callable[[str], Any]) -> Response:
-        _check_origin(request)
-        if not self._sessions.signed_in(request):
-            raise _Refused(401, "sign in first")
+        if not self._access.shows_token(request.headers.get("authorization", "")):
+            _check_origin(request)
+            if not self._sessions.signed_in(request):
+                raise _Refused(401, "sign in first")
         try:
             await run_in_threadpool(change, request.path_params["name"])
         except click.ClickException as error:
@@ -176,33 +191,26 @@ async def _body(request: Request) -> bytes:
     return body
 
 
-def _is_misled(scope: Scope) -> bool:
-    """Whether a request for who is to be reached from this host alone is made in another one's name: anybody can have a
-    name lead here, and a page of that name could read what only people at this host are to see (DNS rebinding)."""
-    server = scope.get("server")
-    if server is None or not _is_address(server[0], loopback=True):
-        return False
-    try:
-        host = urlsplit(f"//{Headers(scope=scope).get('host', '')}").hostname or ""
-    except ValueError:
-        return True
-    return not (host in ("", "localhost") or host.endswith(".localhost") or _is_address(host))
+def _refusal(request: Request, access: HttpAccess, sessions: Sessions) -> Refusal | None:
+    """Why who asks gets none of it."""
+    refusal = access.misled(request.headers, request.method)
+    if refusal is not None or sessions.signed_in(request):
+        return refusal
+    path = request.scope["path"].removeprefix(request.scope.get("root_path", ""))
+    if access.tokens is not None and (path in _TO_SIGN_IN or path.startswith("/static/")):
+        return None
+    peer = "" if request.client is None else request.client.host
+    return access.refusal("dashboard", request.headers.get("authorization", ""), peer)
 
 
-def _is_address(host: str, loopback: bool = False) -> bool:
-    try:
-        address = ip_address(host)
-    except ValueError:
-        return False
-    return address.is_loopback or not loopback
+class _Guarded:
+    """Lets those in who may see it, and puts the headers that keep browsers on guard into every answer; what is live is
+    not kept by anybody."""
 
-
-class _Headers:
-    """Puts the headers that keep browsers on guard into every answer; what is live is not kept by anybody. Requests in
-    the name of another host are refused."""
-
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, access: HttpAccess, sessions: Sessions) -> None:
         self._app = app
+        self._access = access
+        self._sessions = sessions
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         def guarded(message: Message) -> Awaitable[None]:
@@ -212,7 +220,8 @@ class _Headers:
                 headers.setdefault("cache-control", "no-cache" if scope["path"].find("/api/") < 0 else "no-store")
             return send(message)
 
-        if scope["type"] == "http" and _is_misled(scope):
-            await _MISLED(scope, receive, guarded)
+        refusal = _refusal(Request(scope), self._access, self._sessions) if scope["type"] == "http" else None
+        if refusal is not None:
+            await refusal.response()(scope, receive, guarded)
         else:
             await self._app(scope, receive, guarded)

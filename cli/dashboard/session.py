@@ -10,7 +10,7 @@ from typing import Final
 from starlette.requests import Request
 from starlette.responses import Response
 
-from cli.dashboard.token import LEAST_TOKEN
+from laxity.http_tokens import HttpTokens, Token, digest_of
 
 LASTS: Final = 12 * 3600
 """Seconds that a sign-in holds."""
@@ -19,26 +19,27 @@ REQUEST_HEADER: Final = "x-laxity-request"
 
 
 class Sessions:
-    """``token`` None: nobody can sign in. What a cookie says is signed with the token, so that nothing is kept here."""
+    """``tokens`` None: nobody can sign in. What a cookie says is signed with the token that was shown, so that nothing
+    is kept here, and it holds no longer than the token."""
 
-    def __init__(self, token: str | None, cluster: str) -> None:
-        if token is not None and len(token) < LEAST_TOKEN:
-            raise ValueError(f"the token has {len(token)} characters; it needs {LEAST_TOKEN} or more")
-        self._token = token
+    def __init__(self, tokens: HttpTokens | None, cluster: str) -> None:
+        self._tokens = tokens
         self._cookie = f"laxity-{cluster}"
         """Cookies know no ports: several clusters may be watched at one host."""
 
     @property
     def possible(self) -> bool:
-        return self._token is not None
+        return self._tokens is not None
 
     def sign_in(self, token: str, request: Request, response: Response) -> bool:
         """Let the browser in that showed this token, if it is the right one."""
-        if self._token is None or not _equal(token, self._token):
+        digest = digest_of(token)
+        found = [known for known in self._current() if hmac.compare_digest(known.digest, digest)]
+        if not found:
             return False
         ends = str(int(time.time()) + LASTS)
         secure = request.scope["scheme"] == "https"
-        value = f"{ends}.{self._signed(ends)}"
+        value = f"{ends}.{self._signed(ends, found[0])}"
         path = request.scope.get("root_path", "") or "/"
         response.set_cookie(
             self._cookie, value, max_age=LASTS, path=path, httponly=True, samesite="strict", secure=secure
@@ -50,13 +51,15 @@ class Sessions:
 
     def signed_in(self, request: Request) -> bool:
         ends, _, signature = request.cookies.get(self._cookie, "").partition(".")
-        if self._token is None or not _equal(signature, self._signed(ends)):
-            return False
-        return int(ends) > time.time()
+        shown = signature.encode(errors="surrogateescape")
+        signed = [hmac.compare_digest(shown, self._signed(ends, token).encode()) for token in self._current()]
+        return any(signed) and int(ends) > time.time()
 
-    def _signed(self, ends: str) -> str:
-        assert self._token is not None
-        return hmac.new(self._token.encode(), f"{self._cookie} until {ends}".encode(), sha256).hexdigest()
+    def _current(self) -> tuple[Token, ...]:
+        return () if self._tokens is None else self._tokens.current()
+
+    def _signed(self, ends: str, token: Token) -> str:
+        return hmac.new(token.digest, f"{self._cookie} until {ends}".encode(), sha256).hexdigest()
 
 
 def from_page(request: Request) -> bool:
@@ -65,8 +68,3 @@ def from_page(request: Request) -> bool:
         "same-origin",
         "none",
     )
-
-
-def _equal(one: str, other: str) -> bool:
-    """Whether two texts are the same, in a time that does not tell how nearly they are."""
-    return hmac.compare_digest(sha256(one.encode()).digest(), sha256(other.encode()).digest())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from functools import cached_property
 from typing import Final
 
@@ -72,13 +72,13 @@ class Watchers:
         finally:
             self._go()
 
-    def events(self) -> AsyncIterator[bytes]:
+    def events(self) -> AsyncGenerator[bytes]:
         """The views as server-sent events: ``full`` ones, and ``next`` ones with a short history. Who is slow to take
         one misses those that come meanwhile. :class:`TooManyWatchers`."""
         self._check()
         return self._events()
 
-    async def _events(self) -> AsyncIterator[bytes]:
+    async def _events(self) -> AsyncGenerator[bytes]:
         self._come()
         try:
             yield b"retry: 1000\n\n"

@@ -9,6 +9,7 @@ from typing import Any, Final, TypeVar
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
@@ -18,6 +19,7 @@ from cluster.observe.prometheus import exposition
 from cluster.observe.source import Source
 from cluster.observe.trace import TraceRecord
 from cluster.observe.trace_json import trace_to_json
+from laxity.http_access import Group, Guard, HttpAccess
 
 T = TypeVar("T")
 
@@ -31,8 +33,8 @@ COMPRESSED_FROM: Final = 4096
 """Bytes from which on metrics are compressed where the client takes that."""
 
 
-def exporter_app(source: Source, home: ASGIApp | None = None) -> Starlette:
-    """``home`` serves what is not served here."""
+def exporter_app(source: Source, access: HttpAccess, home: ASGIApp | None = None) -> Starlette:
+    """``home`` serves what is not served here, to whom it likes."""
     handlers = _Handlers(source)
     routes: list[BaseRoute] = [
         Route("/metrics", handlers.metrics),
@@ -43,7 +45,19 @@ def exporter_app(source: Source, home: ASGIApp | None = None) -> Starlette:
     ]
     if home is not None:
         routes.append(Mount("/", home))
-    return Starlette(routes=routes, exception_handlers={HTTPException: _refusal, Exception: _failure})
+    return Starlette(
+        routes=routes,
+        middleware=[Middleware(Guard, access=access, group_of=_group_of)],
+        exception_handlers={HTTPException: _refusal, Exception: _failure},
+    )
+
+
+def _group_of(path: str) -> Group | None:
+    if path == "/traces" or path.startswith("/traces/"):
+        return "traces"
+    if path == "/metrics":
+        return "metrics"
+    return "health" if path.startswith("/v2/") else None
 
 
 class _Handlers:

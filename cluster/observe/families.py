@@ -91,6 +91,8 @@ SHARD: Final = [
     Family("laxity_agents", "gauge", ("shard",), "Agents that are heard."),
     Family("laxity_devices", "gauge", ("shard",), "Devices that work for the shard."),
     Family("laxity_payload_bytes", "gauge", ("shard",), "Bytes of payloads that are held."),
+    Family("laxity_connections", "gauge", ("shard", "peer"), "Connections to the port for a kind of peer."),
+    Family("laxity_refused", "counter", ("shard", "reason"), "Connections, greetings and messages that were refused."),
     Family("laxity_agents_lost", "counter", ("shard",), "Agents that fell silent or whose connection broke."),
     Family("laxity_reconnects", "counter", ("shard", "peer"), "Greetings of peers (client, agent) known already."),
     Family("laxity_heartbeats", "counter", ("shard", "peer"), "Heartbeats that came."),

@@ -70,12 +70,14 @@ class Sidecar:
         self.source = source
         self.address = ""
         """'http://host:port' as others reach it; '' for none."""
+        self.bound: str | None = None
+        """The IP address that it is bound to."""
         self._command = command
         self._at_once = at_once
         self._listener: socket.socket | None = None
         if http:
             self._listener = listen(http)
-            port = self._listener.getsockname()[1]
+            self.bound, port = self._listener.getsockname()[:2]
             self.address = advertised(f"http://{split_address(http)[0]}:{port}", host)
         self._stopping = False
         self._wake_in, self._wake_out = socket.socketpair()

@@ -9,9 +9,13 @@ from laxity.reply import Reply
 
 RETRY_AFTER: Final = 1
 """Seconds to wait before trying again, where that may help."""
+MOST_SAID: Final = 1000
+"""Characters of a message: what clients sent is part of some, and gRPC has it in a header."""
 
 GRPC_CODES: Final = {
     400: "INVALID_ARGUMENT",
+    401: "UNAUTHENTICATED",
+    403: "PERMISSION_DENIED",
     404: "NOT_FOUND",
     408: "DEADLINE_EXCEEDED",
     413: "RESOURCE_EXHAUSTED",
@@ -41,6 +45,7 @@ class GatewayError(Exception):
     ``request_id`` (under which shards log it), as far as there are any."""
 
     def __init__(self, status: int, message: str, **fields: Any) -> None:
+        message = message if len(message) <= MOST_SAID else f"{message[:MOST_SAID]}..."
         super().__init__(message)
         self.status = status
         self.message = message

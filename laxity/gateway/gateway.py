@@ -25,6 +25,8 @@ log = logging.getLogger("laxity.gateway")
 
 REFRESH: Final = 1.0
 """Seconds between two lookups."""
+MOST_NAME: Final = 1024
+"""Characters of any name in a request, and of its id."""
 REQUEST_ID: Final = "laxity-request-id"
 """The header, the metadata and the parameter that says under which name shards log a request."""
 
@@ -197,6 +199,7 @@ class Gateway:
     async def infer(self, call: Call) -> Answer:
         """The answer to a request that was admitted; :class:`GatewayError` says why there is none. When this is
         cancelled, so is the request."""
+        _check_names(call)
         model, _ = self.model(call.model, call.version)
         for output in call.outputs:
             refuse_unsupported(output.parameters)
@@ -251,6 +254,13 @@ class Gateway:
 def _refused(outcome: Outcome, detail: str, request_id: str = "") -> Reply:
     """The end of a request that no shard ended."""
     return Reply(outcome, None, 0.0, "", detail, 0.0, (), request_id)
+
+
+def _check_names(call: Call) -> None:
+    names = [call.model, call.version, call.id, *(tensor.name for tensor in call.inputs)]
+    longest = max([*names, *(output.name for output in call.outputs)], key=len)
+    if len(longest) > MOST_NAME:
+        raise Invalid(f"{longest[:40]!r}... has {len(longest)} characters; names and ids have {MOST_NAME} at most")
 
 
 def _no_such_output(model: str, name: str, known: Sequence[str] | Mapping[str, Tensor]) -> Invalid:

@@ -15,6 +15,7 @@ from laxity.gateway.errors import GatewayError, Invalid
 from laxity.gateway.gateway import REQUEST_ID, Call, Gateway
 from laxity.gateway.grpc_bodies import InferRequest, InferResponse, read_call, write_answer, write_parameters
 from laxity.gateway.grpc_messages import SERVICE, message
+from laxity.http_access import Group, HttpAccess
 from laxity.version import __version__
 
 log = logging.getLogger("laxity.gateway")
@@ -40,10 +41,13 @@ _StreamResponse: Final = message("ModelStreamInferResponse")
 
 
 class GrpcService:
-    """The service's methods; :attr:`handler` is what a server takes."""
+    """The service's methods; :attr:`handler` is what a server takes. A request must be there ``body_timeout`` seconds
+    after it was let in."""
 
-    def __init__(self, gateway: Gateway) -> None:
+    def __init__(self, gateway: Gateway, access: HttpAccess, body_timeout: float) -> None:
         self._gateway = gateway
+        self._access = access
+        self._body_timeout = body_timeout
         plain: dict[str, Callable[[Any], Any]] = {
             "ServerLive": lambda _: message("ServerLiveResponse")(live=True),
             "ServerReady": lambda _: message("ServerReadyResponse")(ready=not gateway.unready),
@@ -56,11 +60,36 @@ class GrpcService:
             "RepositoryIndex": self._index,
         }
         # Messages are decoded by the handlers: what cannot be is the client's fault, not an internal error.
-        methods = {name: _unary(_answering(name, function)) for name, function in plain.items()}
-        methods.update({name: _unary(_unsupported(name, why)) for name, why in UNSUPPORTED.items()})
-        methods["ModelInfer"] = _unary(self._infer)
+        methods = {name: self._unary("health", _answering(name, function)) for name, function in plain.items()}
+        methods.update({name: self._unary("health", _unsupported(name, why)) for name, why in UNSUPPORTED.items()})
+        methods["ModelInfer"] = self._unary("inference", self._infer)
         methods["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(self._stream)
         self.handler: Any = grpc.method_handlers_generic_handler(SERVICE, methods)
+
+    # ---- who is let in --------------------------------------------------------------------------
+
+    def _unary(self, group: Group, function: Callable[[bytes, Any], Coroutine[Any, Any, bytes]]) -> Any:
+        """A handler of one request and one answer. It is a stream's to gRPC, which would otherwise read a request
+        before anything can be said of it, and wait for one without end."""
+
+        async def handle(_requests: AsyncIterator[bytes], context: Any) -> bytes:
+            await self._let_in(group, context)
+            try:
+                async with asyncio.timeout(self._body_timeout):
+                    raw = await context.read()
+            except TimeoutError:
+                await _abort(context, GatewayError(408, f"the message was not there within {self._body_timeout:g} s"))
+            if not isinstance(raw, bytes):  # the end of the stream
+                await _abort(context, Invalid("there is no message"))
+            return await function(raw, context)
+
+        return grpc.stream_unary_rpc_method_handler(handle)
+
+    async def _let_in(self, group: Group, context: Any) -> None:
+        """End the call of who may not ask for what is in a group."""
+        refusal = self._access.refusal(group, _metadata(context).get("authorization", ""), context.peer())
+        if refusal is not None:
+            await _abort(context, GatewayError(refusal.status, refusal.why))
 
     # ---- what there is --------------------------------------------------------------------------
 
@@ -110,6 +139,7 @@ class GrpcService:
 
     async def _stream(self, requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
         """Answers each request once, in the requests' order."""
+        await self._let_in("inference", context)
         waiting: asyncio.Queue[asyncio.Task[bytes] | None] = asyncio.Queue(MOST_IN_STREAM)
 
         async def read() -> None:
@@ -154,9 +184,12 @@ class GrpcService:
         return encoded
 
 
+def _metadata(context: Any) -> dict[str, str]:
+    return {name: value for name, value in context.invocation_metadata() or () if isinstance(value, str)}
+
+
 def _call(request: Any, context: Any) -> Call:
-    headers = {name: value for name, value in context.invocation_metadata() or () if isinstance(value, str)}
-    return read_call(request, headers, context.time_remaining(), asyncio.get_running_loop().time())
+    return read_call(request, _metadata(context), context.time_remaining(), asyncio.get_running_loop().time())
 
 
 def _decode(kind: Any, raw: bytes) -> Any:
@@ -168,10 +201,6 @@ def _decode(kind: Any, raw: bytes) -> Any:
 
 async def _abort(context: Any, error: GatewayError) -> None:
     await context.abort(getattr(grpc.StatusCode, error.grpc_code), error.message, tuple(error.headers.items()))
-
-
-def _unary(function: Callable[[bytes, Any], Coroutine[Any, Any, bytes]]) -> Any:
-    return grpc.unary_unary_rpc_method_handler(function)
 
 
 def _answering(name: str, function: Callable[[Any], Any]) -> Callable[[bytes, Any], Coroutine[Any, Any, bytes]]:

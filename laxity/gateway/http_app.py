@@ -11,6 +11,7 @@ from typing import Any, Final
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -28,6 +29,7 @@ from laxity.gateway.http_bodies import (
     write_body,
 )
 from laxity.gateway.options import read_options
+from laxity.http_access import Group, Guard, HttpAccess
 from laxity.version import __version__
 
 log = logging.getLogger("laxity.gateway")
@@ -50,7 +52,7 @@ _UNSUPPORTED: Final = {
 class HttpApp:
     """The ASGI application. Bodies may have ``max_body`` bytes, and must be there within ``body_timeout`` seconds."""
 
-    def __init__(self, gateway: Gateway, max_body: int, body_timeout: float) -> None:
+    def __init__(self, gateway: Gateway, access: HttpAccess, max_body: int, body_timeout: float) -> None:
         self._gateway = gateway
         self._max_body = max_body
         self._body_timeout = body_timeout
@@ -68,6 +70,7 @@ class HttpApp:
                 *(Route(prefix + "/infer", self._infer, methods=["POST"]) for prefix in prefixes),
                 Route("/v2/{path:path}", self._elsewhere, methods=["GET", "POST"]),
             ],
+            middleware=[Middleware(Guard, access=access, group_of=_group_of)],
             exception_handlers={GatewayError: self._refused, HTTPException: _not_found, Exception: _failed},
         )
 
@@ -197,6 +200,13 @@ class HttpApp:
         if self._gateway.draining or error.status in (408, 413):
             headers["connection"] = "close"
         return JSONResponse({"error": error.message, **error.fields}, error.status, headers)
+
+
+def _group_of(path: str) -> Group:
+    """What the protocol tells of the gateway and its models counts as their health."""
+    if path == "/metrics":
+        return "metrics"
+    return "inference" if path.endswith("/infer") else "health"
 
 
 async def _respond(request: Request, answer: Answer, body: Body) -> Response:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import resource
 import socket
 import threading
 from collections.abc import Callable
@@ -11,15 +12,27 @@ from typing import Any, Final
 
 import msgspec
 
-from laxity.bounded_http import BoundedProtocol, HttpServer
+from laxity.bounded_http import KEEP_ALIVE, MOST_HEAD, HttpServer, Limits
 from laxity.gateway.catalog import Lookup
 from laxity.gateway.gateway import Gateway
 from laxity.gateway.http_app import HttpApp
+from laxity.http_access import OPEN, HttpAccess
+from laxity.http_tokens import HttpTokens
 
 log = logging.getLogger("laxity.gateway")
 
 ROOM: Final = 64
 """RPCs beside inference requests that may be under way, and bytes in KiB of a message beside its tensors."""
+
+MOST_CONNECTIONS: Final = 10_000
+OTHER_FILES: Final = 64
+"""Files that the process may have open beside connections of clients."""
+TELLING: Final = 5.0
+"""Seconds that a client has to be told why it is disconnected."""
+BOUNDED: Final = (1, 85)
+"""The release of grpcio that takes no more memory for a compressed message than the largest message has."""
+IDENTITY: Final = 1
+"""gRPC's set of compression algorithms with none in it."""
 
 
 class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,7 +45,11 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The shards' addresses; '' has the lookup find them."""
     max_body: int = 64 * 1024**2
     body_timeout: float = 30.0
-    """How long the body of an HTTP request may take to arrive."""
+    """How long the body of a request may take to arrive."""
+    http_token_file: str = ""
+    """Who shows a token of it, over HTTP or gRPC, may ask for everything ('': there are none)."""
+    http_open: tuple[str, ...] = OPEN
+    """What everybody may ask for."""
     max_concurrency: int = 1000
     """Inference requests under way at once; more are refused."""
     drain_timeout: float = 10.0
@@ -71,18 +88,26 @@ async def _serve(
 ) -> None:
     gateway = Gateway(config.connect, lookup, config.max_concurrency)
     listener = _listen(*_split(config.http)) if config.http else None
+    tokens = HttpTokens(config.http_token_file) if config.http_token_file else None
     rpc: Any = None
     try:
         http_at = grpc_at = ""
         if listener is not None:
             http_at = f"{_split(config.http)[0]}:{listener.getsockname()[1]}"
         if config.grpc:
-            rpc, port = _grpc_server(gateway, config)
-            grpc_at = f"{_split(config.grpc)[0]}:{port}"
+            host = _split(config.grpc)[0]
+            access = HttpAccess(host, tokens, config.http_open)
+            rpc, port = _grpc_server(gateway, access, config)
+            grpc_at = f"{host}:{port}"
+            access.warn("inference", grpc_at)
         await gateway.start()
         web = serving = None
         if listener is not None:
-            web = HttpServer(HttpApp(gateway, config.max_body, config.body_timeout).app, _Connection)
+            access = HttpAccess(listener.getsockname()[0], tokens, config.http_open)
+            access.warn("inference", http_at)
+            app = HttpApp(gateway, access, config.max_body, config.body_timeout).app
+            # The application itself answers who is late with a body.
+            web = HttpServer(app, Limits(connections=_connections(), body_within=config.body_timeout + TELLING))
             serving = asyncio.create_task(web.serve([listener]))
         if rpc is not None:
             await rpc.start()
@@ -108,8 +133,10 @@ async def _serve(
         await gateway.close()
 
 
-class _Connection(BoundedProtocol):
-    most_connections = 10_000
+def _connections() -> int:
+    """How many clients may be connected at once, over HTTP and over gRPC each: there are files left for the rest."""
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return min(MOST_CONNECTIONS, max(files // 2 - OTHER_FILES, 1))
 
 
 def _split(address: str) -> tuple[str, int]:
@@ -134,7 +161,7 @@ def _listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _grpc_server(gateway: Gateway, config: GatewayConfig) -> tuple[Any, int]:
+def _grpc_server(gateway: Gateway, access: HttpAccess, config: GatewayConfig) -> tuple[Any, int]:
     try:
         import grpc.aio
 
@@ -143,15 +170,23 @@ def _grpc_server(gateway: Gateway, config: GatewayConfig) -> tuple[Any, int]:
         raise CannotServe(
             f"gRPC needs the package {error.name}: pip install 'laxity[gateway]', or serve HTTP alone: --grpc ''"
         ) from error
-    server = grpc.aio.server(
-        options=[
-            ("grpc.max_receive_message_length", config.max_body + ROOM * 1024),
-            ("grpc.max_send_message_length", -1),
-            ("grpc.so_reuseport", 0),
-        ],
-        maximum_concurrent_rpcs=config.max_concurrency + ROOM,
-    )
-    server.add_generic_rpc_handlers((GrpcService(gateway).handler,))
+    rpcs = config.max_concurrency + ROOM
+    options = [
+        ("grpc.max_receive_message_length", config.max_body + ROOM * 1024),
+        ("grpc.max_send_message_length", -1),
+        ("grpc.max_metadata_size", MOST_HEAD),
+        ("grpc.absolute_max_metadata_size", MOST_HEAD),
+        ("grpc.max_concurrent_streams", rpcs),
+        ("grpc.max_allowed_incoming_connections", _connections()),
+        ("grpc.server_handshake_timeout_ms", 10_000),
+        ("grpc.max_connection_idle_ms", KEEP_ALIVE * 1000),
+        ("grpc.keepalive_time_ms", KEEP_ALIVE * 1000),
+        ("grpc.so_reuseport", 0),
+    ]
+    if tuple(map(int, grpc.__version__.split(".")[:2])) < BOUNDED:
+        options.append(("grpc.compression_enabled_algorithms_bitset", IDENTITY))
+    server = grpc.aio.server(options=options, maximum_concurrent_rpcs=rpcs)
+    server.add_generic_rpc_handlers((GrpcService(gateway, access, config.body_timeout).handler,))
     host, port = _split(config.grpc)
     try:
         bound = server.add_insecure_port(f"{'0.0.0.0' if host == '*' else host}:{port}")

@@ -14,7 +14,11 @@ let view = null;
 let connection = "";
 
 startTheme(element("theme"));
-const session = new Session(element("session"), element("sign-in"), () => view && detail.draw(view));
+const session = new Session(element("session"), element("sign-in"), () => {
+  parts[0].lock(session.locked);
+  if (!session.locked && connection === "lost") stream.connect();
+  if (view) detail.draw(view);
+});
 const detail = new Detail(element("detail"), session);
 const parts = [
   new Header(),
@@ -28,13 +32,13 @@ function draw() {
   for (const part of parts) part.draw(view);
 }
 
-new Stream(
+const stream = new Stream(
   (next) => {
     view = next;
     draw();
   },
   (state) => {
-    if (state === "live" && connection !== "live") session.refresh();
+    if (state !== "live" || connection !== "live") session.refresh();
     connection = state;
     parts[0].connection(state);
   },

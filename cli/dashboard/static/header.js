@@ -8,6 +8,7 @@ const CONNECTION = { connecting: "connecting", live: "live", lost: "reconnecting
 export class Header {
   #state = "connecting";
   #view = null;
+  #locked = false;
 
   constructor() {
     this.cluster = document.getElementById("cluster");
@@ -18,6 +19,12 @@ export class Header {
 
   connection(state) {
     this.#state = state;
+    this.#tell();
+  }
+
+  /** Whether nothing is told before somebody signs in. */
+  lock(locked) {
+    this.#locked = locked;
     this.#tell();
   }
 
@@ -35,11 +42,13 @@ export class Header {
     const stale = this.#view?.stale ?? "";
     const state = this.#state === "live" && stale ? "away" : this.#state;
     attribute(this.live, "data-state", state);
-    text(this.live.lastChild, state === "away" ? "store away" : CONNECTION[state]);
+    text(this.live.lastChild, state === "away" ? "store away" : state === "lost" && this.#locked ? "signed out" : CONNECTION[state]);
     document.body.classList.toggle("old", state === "away" || state === "lost");
     document.body.classList.toggle("waiting", !this.#view);
     let banner = "";
-    if (state === "lost") {
+    if (state === "lost" && this.#locked) {
+      banner = "Sign in to see this cluster.";
+    } else if (state === "lost") {
       banner = this.#view ? `Nobody answers at this address: shown is what was at ${clock(this.#view.at)}. Trying again…` : "Nobody answers at this address. Trying again…";
     } else if (state === "away") banner = `Requests are served on, but shown is what was known before: ${stale}`;
     else if (this.#view?.missing) banner = `${this.#view.missing[0].toUpperCase()}${this.#view.missing.slice(1)}.`;

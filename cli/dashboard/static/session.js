@@ -14,6 +14,7 @@ async function post(path, body) {
 export class Session {
   possible = false;
   signedIn = false;
+  locked = false; // nothing is shown before somebody signs in
 
   /** `onChange()` once it is known who may do what, and whenever that changes. */
   constructor(button, dialog, onChange) {
@@ -61,6 +62,7 @@ export class Session {
 
   async signOut() {
     await this.#try(async () => this.#is(await post("api/sign-out")));
+    if (this.locked) location.reload(); // what is shown is not for everybody
   }
 
   async drain(node) {
@@ -77,13 +79,16 @@ export class Session {
       if (done) toast(done);
     } catch (error) {
       toast(error.message);
-      if (error.status === 401) this.#is({ possible: true, signed_in: false });
+      if (error.status === 401) await this.refresh();
     }
   }
 
-  #is({ possible, signed_in: signedIn }) {
+  #is({ possible, needed, signed_in: signedIn }) {
+    const locked = needed && !signedIn;
+    if (locked && !this.locked && !this.dialog.open) this.ask();
     this.possible = possible;
     this.signedIn = signedIn;
+    this.locked = locked;
     this.button.hidden = !possible;
     this.button.textContent = signedIn ? "Sign out" : "Sign in";
     this.onChange();

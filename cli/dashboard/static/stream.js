@@ -14,12 +14,13 @@ export class Stream {
   constructor(onView, onState) {
     this.onView = onView;
     this.onState = onState;
-    document.addEventListener("visibilitychange", () => document.hidden || this.#source || this.#connect());
-    window.addEventListener("online", () => this.#connect());
-    this.#connect();
+    document.addEventListener("visibilitychange", () => document.hidden || this.#source || this.connect());
+    window.addEventListener("online", () => this.connect());
+    this.connect();
   }
 
-  #connect() {
+  /** At once, rather than when it would be tried again. */
+  connect() {
     clearTimeout(this.#timer);
     this.#source?.close();
     const source = (this.#source = new EventSource("api/events"));
@@ -35,7 +36,7 @@ export class Stream {
     clearTimeout(this.#watchdog);
     clearTimeout(this.#timer);
     this.onState("lost");
-    this.#timer = setTimeout(() => this.#connect(), this.#delay);
+    this.#timer = setTimeout(() => this.connect(), this.#delay);
     this.#delay = Math.min(this.#delay * 1.6, 5000);
   }
 
