@@ -1,6 +1,6 @@
 # `make demo` and `make test` do all set-up themselves, on a fresh machine too.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-source test-compiled lint format bench clean
+.PHONY: help demo test test-commands test-services test-rest test-compiled lint format bench clean
 
 # A fixed version, and the only one that is installed without gigabytes of GPU libraries everywhere.
 TORCH := torch==2.13.0
@@ -23,12 +23,29 @@ help:
 demo: $(VENV)/.demo
 	$(VENV)/bin/laxity demo
 
-# Tests wait for sockets and processes more than they reckon: two runs beside one another take little longer than one.
+# Tests wait for sockets and processes more than they reckon: two runs beside one another take little longer than one,
+# best one of those that wait and one of those that reckon. Make begins them in this order as others end.
 test: $(VENV)/.dev
-	$(MAKE) --no-print-directory -j2 --output-sync=line lint test-source test-compiled
+	$(MAKE) --no-print-directory -j2 --output-sync=line lint test-compiled test-commands test-services test-rest
 
-test-source: $(VENV)/.dev
-	$(WITH_ETCD) LAXITY_EXPECT_COMPILED=0 $(VENV)/bin/python -m pytest -q
+# The tests with the engines interpreted, in three runs: those of whole clusters and of what people type, those that start
+# servers, workers and stores, and all others.
+COMMANDS := cli_cluster cli_load cli_trace docs monitoring operations top_served
+SERVICES := bad_models classify client_faults dashboard dashboard_watching doctor etcd_members executor_triton faults \
+  files_agent gateway gateway_bodies gateway_ocr gateway_shard observe ocr paging_together record store_contract \
+  store_etcd top worker
+TWICE := $(filter $(COMMANDS),$(SERVICES))
+$(if $(TWICE),$(error in COMMANDS and in SERVICES: $(TWICE)))
+SOURCE := $(WITH_ETCD) LAXITY_EXPECT_COMPILED=0 $(VENV)/bin/python -m pytest -q
+
+test-commands: $(VENV)/.dev
+	$(SOURCE) $(COMMANDS:%=tests/test_%.py)
+
+test-services: $(VENV)/.dev
+	$(SOURCE) $(SERVICES:%=tests/test_%.py)
+
+test-rest: $(VENV)/.dev
+	$(SOURCE) $(COMMANDS:%=--ignore=tests/test_%.py) $(SERVICES:%=--ignore=tests/test_%.py)
 
 # Away from the source, whose modules would be found before the compiled ones.
 # Nothing that is compiled takes part in these, or only what the others try as well; they run with the source alone.

@@ -42,6 +42,14 @@ def cache_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True, scope="session")
+def interruptible() -> None:
+    """Ctrl-C ends what tests start also where they run in a script's background, where shells have it ignored: what is
+    ignored stays so in all that is started."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @dataclass
 class Incoming:
     """A request as a peer got it."""
