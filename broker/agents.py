@@ -6,12 +6,16 @@ import logging
 from collections.abc import Callable
 from typing import Final
 
-from broker.endpoint import Endpoint, Sent, connection_of
+import zmq
+
+from broker.access import Task
+from broker.endpoint import Endpoint, Sent, connection_of, user_of
 from broker.engine.devices import Batch
 from broker.engine.fleet import HeldModel
 from broker.engine.paging import Page
 from broker.engine.scheduler import Scheduler
 from broker.files import ShardFiles
+from broker.gate import Gate
 from broker.greeting import refusal, worth_a_line
 from laxity import protocol
 from laxity.node import PayloadError
@@ -50,10 +54,12 @@ PASSING: Final = ("ok", "busy", "too_late", "cancelled", "not_loaded", "unknown_
 class Agent:
     """One connected agent and the newest PULL of each of its devices."""
 
-    def __init__(self, name: str, routing_id: bytes, connection: int, now: float) -> None:
+    def __init__(self, name: str, routing_id: bytes, connection: int, user: str, now: float) -> None:
         self.name = name
         self.routing_id = routing_id
         self.connection = connection
+        self.user = user
+        """Its public key; '' where the shard serves in plain text."""
         self.heard_at = now
         self.pulls: dict[int, tuple[Pull, float]] = {}
         """By device: its newest PULL and when it came."""
@@ -65,9 +71,10 @@ class Agents:
     """Feeds the engine with what agents send, and agents with the engine's grants."""
 
     def __init__(
-        self, endpoint: Endpoint, scheduler: Scheduler, files: ShardFiles, shard: str, heartbeat: float
+        self, endpoint: Endpoint, gate: Gate, scheduler: Scheduler, files: ShardFiles, shard: str, heartbeat: float
     ) -> None:
         self._endpoint = endpoint
+        self._gate = gate
         self._scheduler = scheduler
         self._files = files
         self._shard = shard
@@ -115,6 +122,14 @@ class Agents:
         if received is None:
             return False
         sender, header = received
+        agent = self._by_routing_id.get(sender)
+        user = ""
+        if endpoint.secured:
+            user = user_of(header)
+            if agent is not None and agent.user != user:
+                endpoint.skip(header)
+                self._stolen(now, sender, header, user, agent)
+                return True
         try:
             message = protocol.decode_from_agent(header.bytes)
         except protocol.ProtocolError as error:
@@ -124,17 +139,18 @@ class Agents:
                 log.warning("malformed message from an agent (%d by now): %s", self.malformed, error)
             self._say(sender, Goodbye(reason=f"malformed message: {error}", retry=False))
             return True
-        agent = self._by_routing_id.get(sender)
         if isinstance(message, Done) and agent is not None:
             agent.heard_at = now
             self._done(now, agent, message, endpoint.rest(header))
             return True
         endpoint.skip(header)
         if isinstance(message, Fetch):
-            self._files.fetch(endpoint, sender, message)
+            if self._may(now, sender, header, user, Task.FETCH):
+                self._files.fetch(endpoint, sender, message)
             return True
         if isinstance(message, Ready):
-            self._ready(now, sender, connection_of(header), message)
+            if self._may(now, sender, header, user, Task.SERVE):
+                self._ready(now, sender, connection_of(header), user, message)
         elif agent is None:
             if not isinstance(message, Goodbye):
                 self._say(sender, Goodbye(reason="unknown peer: say READY first", retry=True))
@@ -151,13 +167,31 @@ class Agents:
                 self._leave(now, agent)
         return True
 
-    def _ready(self, now: float, sender: bytes, connection: int, ready: Ready) -> None:
+    def _may(self, now: float, sender: bytes, header: zmq.Frame, user: str, task: Task) -> bool:
+        """Whether a peer may do this; it is told where it may not."""
+        why = self._gate.refuses(now, sender, header, user, task)
+        if why:
+            self._say(sender, Goodbye(reason=why, retry=False))
+        return not why
+
+    def _stolen(self, now: float, sender: bytes, header: zmq.Frame, user: str, agent: Agent) -> None:
+        """A message came with the routing id of one peer and the key of another."""
+        text = f"it uses the routing id of agent {agent.name}"
+        self._gate.refuse(now, connection_of(header), user, "identity", text)
+        self._say(sender, Goodbye(reason="this routing id is another peer's", retry=False))
+
+    def _ready(self, now: float, sender: bytes, connection: int, user: str, ready: Ready) -> None:
         refused = refusal(ready.version, ready.agent, "agent")
         if refused is not None:
             self._say(sender, refused)
             return
+        if user and ready.agent != self._gate.owner(user):
+            text = f"it says that it is agent {ready.agent}, and has the key of {self._gate.owner(user)!r}"
+            self._gate.refuse(now, connection, user, "identity", text)
+            self._say(sender, Goodbye(reason=text, retry=False))
+            return
         agent = self._by_name.get(ready.agent)
-        if agent is not None and agent.routing_id != sender:
+        if agent is not None and (agent.routing_id != sender or agent.connection != connection):
             # The agent was started again (or reconnected): what it had before is not there any more.
             self._lose(now, agent, f"agent {agent.name} was started again")
             agent = None
@@ -165,15 +199,16 @@ class Agents:
         if other is not None and other is not agent:
             self._leave(now, other)  # one connection is one agent's
         if agent is None:
-            self._note_ended()
+            self._note_ended(now)
             if ready.agent in self._missed:
                 self._missed.discard(ready.agent)
                 self.reconnects += 1
-            agent = Agent(ready.agent, sender, connection, now)
+            agent = Agent(ready.agent, sender, connection, user, now)
             self._by_name[ready.agent] = agent
             self._by_routing_id[sender] = agent
             log.info("agent %s is here with %d devices", agent.name, len(ready.devices), extra={"agent": agent.name})
         agent.heard_at = now
+        self._gate.greeted(now, connection, sender, user)
         present = {device.device for device in ready.devices}
         for number in [number for number in agent.reports if number not in present]:
             del agent.reports[number]
@@ -336,19 +371,28 @@ class Agents:
     def disconnected(self, now: float) -> None:
         """Give up the agents whose connections ended: a killed process shows at once, without waiting for its silence.
         One that only lost its connection greets again."""
-        self._note_ended()
+        self._note_ended(now)
         ended = self._ended
         self._ended = []
         for agent in ended:
             if self._by_routing_id.get(agent.routing_id) is agent:
                 self._lose(now, agent, f"agent {agent.name} lost its connection")
 
-    def _note_ended(self) -> None:
+    def _note_ended(self, now: float) -> None:
         """Find out whose connections ended. Before an agent is taken in, whose connection may have got the number of
         one that has ended."""
-        ended = self._endpoint.disconnected()
+        self._gate.watch(now)
+        ended = {each.number for each in self._gate.ended()}
         if ended:
             self._ended += [agent for agent in self._by_name.values() if agent.connection in ended]
+
+    def review(self, now: float) -> None:
+        """Part with the agents whose keys are good no more."""
+        for agent in list(self._by_name.values()):
+            why = self._gate.keeps_out(agent.user)
+            if why:
+                self._say(agent.routing_id, Goodbye(reason=why, retry=False))
+                self._lose(now, agent, f"agent {agent.name} is let go: {why}")
 
     def _lose(self, now: float, agent: Agent, why: str) -> None:
         self.lost += 1
@@ -364,6 +408,7 @@ class Agents:
         log.info("%s; %d of its batches were queued again", why, queued, extra={"agent": agent.name})
 
     def _forget(self, now: float, agent: Agent, why: str) -> int:
+        self._gate.connections.forgotten(now, agent.connection)
         self._by_routing_id.pop(agent.routing_id, None)
         self._by_name.pop(agent.name, None)
         return self._scheduler.agent_lost(now, agent.name, why)

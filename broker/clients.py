@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
-from broker.endpoint import Endpoint, Sent, Unsent
+import zmq
+
+from broker.access import Task
+from broker.endpoint import Endpoint, Sent, Unsent, connection_of, user_of
+from broker.engine.quota import Quota
 from broker.engine.request import Client
 from broker.engine.request import Request as EngineRequest
 from broker.engine.scheduler import Scheduler
 from broker.files import ShardFiles
+from broker.gate import Gate
 from broker.greeting import refusal, worth_a_line
 from broker.routing import Routing
 from broker.taps import Taps
 from broker.tracing import Tracer
+from cluster.records import KeyRecord
 from cluster.telemetry import RequestTelemetry
 from laxity import protocol
 from laxity.node import PayloadError
@@ -54,9 +60,17 @@ ZERO_SPAN: Final = 30.0
 class Connection:
     """One service instance, wherever its messages come from at present."""
 
-    def __init__(self, routing_id: bytes, client: Client, now: float) -> None:
+    def __init__(
+        self, routing_id: bytes, number: int, client: Client, user: str, quota: Quota | None, now: float
+    ) -> None:
         self.routing_id = routing_id
+        self.number = number
+        """The connection's at present (see :func:`~broker.endpoint.connection_of`)."""
         self.client = client
+        self.user = user
+        """The public key of the service; '' where the shard serves in plain text."""
+        self.quota = quota
+        """What its owner may ask for, likewise."""
         self.heard_at = now
         self.outbox: deque[tuple[bytes, list[Part]]] = deque()
         self.outbox_bytes = 0
@@ -66,7 +80,7 @@ class Connection:
         self._zero_until = now + ZERO_SPAN
 
     def reconnect(self, routing_id: bytes, now: float) -> None:
-        """The service speaks from another connection: another path, another zero."""
+        """The service speaks from another connection: another path, another zero. b'' where it has none."""
         self.routing_id = routing_id
         self.outbox.clear()
         self.outbox_bytes = 0
@@ -103,6 +117,7 @@ class Clients:
     def __init__(
         self,
         endpoint: Endpoint,
+        gate: Gate,
         scheduler: Scheduler,
         files: ShardFiles,
         shard: str,
@@ -111,6 +126,7 @@ class Clients:
         tracer: Tracer | None,
     ) -> None:
         self._endpoint = endpoint
+        self._gate = gate
         self._scheduler = scheduler
         self._files = files
         self._shard = shard
@@ -120,9 +136,15 @@ class Clients:
         self._by_routing_id: dict[bytes, Connection] = {}
         self._by_name: dict[str, Connection] = {}
         self._full: set[str] = set()
+        self._quotas: dict[str, Quota] = {}
+        """By the name of a key's owner: of all in the directory."""
         self._routing = Routing()
+        self._shares: dict[str, float] = {}
+        """The part of a pipeline's requests that comes to this shard, of those in the routing table."""
         self._taps: Taps | None = None
         """Those who record what comes; None while there is nobody."""
+        self._ended: list[Connection] = []
+        """Those whose connections ended, and who have not greeted again since."""
         self._turns = 0
         self._unready: list[str] = []
         self._draining = False
@@ -159,6 +181,14 @@ class Clients:
         if received is None:
             return False
         sender, header = received
+        connection = self._by_routing_id.get(sender)
+        user = ""
+        if endpoint.secured:
+            user = user_of(header)
+            if connection is not None and connection.user != user:
+                endpoint.skip(header)
+                self._stolen(now, sender, header, user, connection)
+                return True
         try:
             message = protocol.decode_from_client(header.bytes)
         except protocol.ProtocolError as error:
@@ -168,7 +198,6 @@ class Clients:
                 log.warning("malformed message from a service (%d by now): %s", self.malformed, error)
             self._say(sender, Goodbye(reason=f"malformed message: {error}", retry=False))
             return True
-        connection = self._by_routing_id.get(sender)
         if isinstance(message, Submit) and connection is not None:
             connection.heard_at = now
             if len(message.requests) > MOST_REQUESTS:
@@ -180,15 +209,21 @@ class Clients:
             self._submit(now, connection, message, endpoint.rest(header))
             return True
         if isinstance(message, Store):
-            self._files.store(endpoint, sender, message, endpoint.rest(header))
+            frames = endpoint.rest(header)
+            if self._may(now, sender, header, user, Task.STORE):
+                self._files.store(endpoint, sender, message, frames)
             return True
         endpoint.skip(header)
         if isinstance(message, Fetch):
-            self._files.fetch(endpoint, sender, message)
+            if self._may(now, sender, header, user, Task.FETCH):
+                self._files.fetch(endpoint, sender, message)
             return True
         if isinstance(message, Hello):
-            self._hello(now, sender, message)
+            if self._may(now, sender, header, user, Task.SUBMIT):
+                self._hello(now, sender, connection_of(header), user, message)
         elif isinstance(message, Tap):
+            if not self._may(now, sender, header, user, Task.TAP):
+                return True
             if self._taps is None:
                 self._taps = Taps(endpoint)
             self._taps.tap(now, sender, message)
@@ -210,23 +245,57 @@ class Clients:
                 self._forget(now, connection)
         return True
 
-    def _hello(self, now: float, sender: bytes, hello: Hello) -> None:
+    def _may(self, now: float, sender: bytes, header: zmq.Frame, user: str, task: Task) -> bool:
+        """Whether a peer may do this; it is told where it may not."""
+        why = self._gate.refuses(now, sender, header, user, task)
+        if why:
+            self._say(sender, Goodbye(reason=why, retry=False))
+        return not why
+
+    def _stolen(self, now: float, sender: bytes, header: zmq.Frame, user: str, connection: Connection) -> None:
+        """A message came with the routing id of one peer and the key of another."""
+        name = connection.client.name
+        text = f"it uses the routing id of service {name}, whose key is that of {self._gate.owner(connection.user)!r}"
+        self._gate.refuse(now, connection_of(header), user, "identity", text)
+        self._say(sender, Goodbye(reason="this routing id is another peer's", retry=False))
+
+    def _hello(self, now: float, sender: bytes, number: int, user: str, hello: Hello) -> None:
         refused = refusal(hello.version, hello.client, "client")
         if refused is not None:
             self._say(sender, refused)
             return
+        self._note_ended(now)  # whose number this connection may have got
         connection = self._by_name.get(hello.client)
+        if connection is not None and connection.user != user:
+            owner = self._gate.owner(connection.user)
+            if self._gate.owner(user) != owner:
+                text = f"service {hello.client} has the key of {owner!r}, and not this one"
+                self._gate.refuse(now, number, user, "identity", text)
+                self._say(sender, Goodbye(reason="a service of another key has this name", retry=False))
+                return
+            connection.user = user  # the owner's key was replaced
+        other = self._by_routing_id.get(sender)
+        if other is not None and other is not connection:
+            self._forget(now, other)  # one connection is one service's
         if connection is None:
-            connection = Connection(sender, Client(hello.client), now)
+            quota = self._quota(user)
+            client = Client(hello.client, quota.account if quota is not None else None)
+            connection = Connection(sender, number, client, user, quota, now)
             self._by_name[hello.client] = connection
         else:
             self.reconnects += 1
         if connection.routing_id != sender:
             self._by_routing_id.pop(connection.routing_id, None)
             connection.reconnect(sender, now)
+        self._ended = [each for each in self._ended if each is not connection]
+        connection.number = number
+        self._gate.greeted(now, number, sender, user)
         connection.heard_at = now
         self._by_routing_id[sender] = connection
         self._say(sender, self._welcome())
+
+    def _quota(self, user: str) -> Quota | None:
+        return self._quotas.get(self._gate.owner(user)) if user else None
 
     def _welcome(self) -> Welcome:
         scheduler = self._scheduler
@@ -240,6 +309,7 @@ class Clients:
             shards=self._routing.shards,
             routes=self._routing.routes,
             revision=self._routing.revision,
+            keys=self._routing.keys,
         )
 
     def _not_ready(self) -> list[str]:
@@ -272,8 +342,24 @@ class Clients:
         """Tell every service from now on, and those that are here where it is another one, this routing table."""
         same = routing.says_the_same(self._routing)
         self._routing = routing
+        self._shares = routing.shares(self._shard)
         if not same:
             self.announce()
+
+    def hold(self, now: float, records: Mapping[str, KeyRecord]) -> None:
+        """Go by these limits of owners of keys, by name, from now on."""
+        self._quotas = {owner: self._quotas.get(owner) or Quota(owner) for owner in records}
+        for owner, quota in self._quotas.items():
+            record = records[owner]
+            quota.limit(now, record.pipelines, record.rate, record.in_flight)
+
+    def review(self, now: float) -> None:
+        """Part with the services whose keys are good no more; what they have in flight is cancelled."""
+        for connection in list(self._by_name.values()):
+            why = self._gate.keeps_out(connection.user)
+            if why:
+                self._say(connection.routing_id, Goodbye(reason=why, retry=False))
+                self._forget(now, connection)
 
     def _submit(self, now: float, connection: Connection, submit: Submit, frames: list[Part]) -> None:
         requests = submit.requests
@@ -283,6 +369,9 @@ class Clients:
         tracer = self._tracer
         scheduler = self._scheduler
         taps = self._taps
+        quota = connection.quota
+        if quota is not None and not quota.is_limited:
+            quota = None
         malformed = ""
         for index, request in enumerate(requests):
             if index >= protocol.MAX_SHARED:
@@ -298,6 +387,9 @@ class Clients:
                 continue
             if taps is not None:
                 taps.note(client.requests, arrival, request, payload)
+            refused = ""
+            if quota is not None and request.id not in client.requests:
+                refused = quota.refusal(now, request.pipeline, self._shares.get(request.pipeline, 1.0))
             budget = request.budget_us
             taken = scheduler.submit(
                 now,
@@ -309,6 +401,7 @@ class Clients:
                 request.priority,
                 payload,
                 request.timings,
+                refused,
             )
             if tracer is not None and taken is not None:
                 tracer.begin(taken, request.traceparent)
@@ -459,7 +552,31 @@ class Clients:
             if not self._taps:
                 self._taps = None
 
+    def disconnected(self, now: float) -> None:
+        """Know nobody any more by the routing ids of connections that have ended: somebody else may take them, and
+        would get the answers. The services have some heartbeats to connect and greet again."""
+        self._note_ended(now)
+        ended = self._ended
+        self._ended = []
+        for connection in ended:
+            if self._by_routing_id.get(connection.routing_id) is connection:
+                del self._by_routing_id[connection.routing_id]
+                self.undeliverable += len(connection.outbox)
+                connection.reconnect(b"", now)
+
+    def _note_ended(self, now: float) -> None:
+        """Find out whose connections ended. Before a service is taken in, whose connection may have got the number of
+        one that has ended; what those said last may lie unread still."""
+        self._gate.watch(now)
+        for ended in self._gate.ended():
+            connection = self._by_routing_id.get(ended.sender)
+            if connection is not None and connection.number == ended.number:
+                self._ended.append(connection)
+            if self._taps is not None:
+                self._taps.leave(ended.sender)
+
     def _forget(self, now: float, connection: Connection) -> None:
+        self._gate.connections.forgotten(now, connection.number)
         self._by_routing_id.pop(connection.routing_id, None)
         self._by_name.pop(connection.client.name, None)
         self._scheduler.client_lost(now, connection.client)

@@ -1,4 +1,5 @@
-"""A shard's ROUTER socket: messages in without waiting, messages out with every refusal noticed."""
+"""A shard's ROUTER socket: messages in without waiting, messages out with every refusal noticed, and what becomes of
+connections."""
 
 from __future__ import annotations
 
@@ -12,12 +13,23 @@ import zmq
 from zmq.utils.monitor import recv_monitor_message
 
 from broker.errors import AddressInUse
+from laxity.curve import secure_server
+from laxity.keys import KeyPair
 from laxity.payload import Part
 
 HIGH_WATER_MARK: Final = 10_000
 """Messages that libzmq holds for one peer before it says EAGAIN."""
 BULK: Final = 65_536
 """Frames from this many bytes on are received and sent without copying them."""
+HANDSHAKE: Final = 5.0
+"""Seconds that a peer has for the handshake after it connected."""
+_WATCHED: Final = int(
+    zmq.EVENT_ACCEPTED
+    | zmq.EVENT_DISCONNECTED
+    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+)
 _NOBLOCK: Final = int(zmq.NOBLOCK)
 _SNDMORE: Final = int(zmq.SNDMORE)
 _SRCFD: Final = int(zmq.SRCFD)
@@ -53,10 +65,25 @@ class Unsent:
 
 
 class Endpoint:
-    """A bound ROUTER. ``address`` is where peers connect to, with the port that the system chose for ``:*``."""
+    """A bound ROUTER. ``address`` is where peers connect to, with the port that the system chose for ``:*``. With a
+    ``pair`` of keys, only those connect whom the context's ZAP handler lets into ``domain``; ``handshake`` is how many
+    seconds they have for that."""
 
-    def __init__(self, context: zmq.Context[Any], bind: str, max_frame: int) -> None:
+    def __init__(
+        self,
+        context: zmq.Context[Any],
+        bind: str,
+        max_frame: int,
+        pair: KeyPair | None = None,
+        domain: str = "",
+        handshake: float = HANDSHAKE,
+    ) -> None:
+        self.secured = pair is not None
+        """Whether each message carries its sender's public key (:func:`user_of`)."""
         self.socket: zmq.Socket[bytes] = context.socket(zmq.ROUTER)
+        if pair is not None:
+            secure_server(self.socket, pair, domain)
+        self.socket.set(zmq.HANDSHAKE_IVL, int(handshake * 1000))
         self.socket.set(zmq.ROUTER_MANDATORY, 1)
         self.socket.set(zmq.LINGER, 200)
         self.socket.set(zmq.SNDHWM, HIGH_WATER_MARK)
@@ -79,8 +106,13 @@ class Endpoint:
                 f"cannot bind {bind}: {error.strerror}; use an address of this host, as in tcp://127.0.0.1:0"
             ) from error
         self.address = self.socket.get(zmq.LAST_ENDPOINT).decode()
-        self.monitor: zmq.Socket[bytes] = self.socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
-        """Readable when :meth:`disconnected` has something."""
+        # Not by get_monitor_socket: where its queue is full, libzmq's thread waits for whoever reads it.
+        watched = f"inproc://monitor-{id(self):x}"
+        self.socket.monitor(watched, _WATCHED)
+        self.monitor: zmq.Socket[bytes] = context.socket(zmq.PAIR)
+        """Readable when :meth:`events` has something."""
+        self.monitor.set(zmq.RCVHWM, 0)
+        self.monitor.connect(watched)
         self._recv: Callable[..., Any] = self.socket.recv
         self._send: Callable[..., Any] = self.socket.send
 
@@ -142,15 +174,20 @@ class Endpoint:
                 unsent.note(send(memoryview(frame), more, False, True), size)
         return Sent.YES
 
-    def disconnected(self) -> set[int]:
-        """The connections (see :func:`connection_of`) that ended since the last call."""
-        ended: set[int] = set()
-        while self.monitor.poll(0):
-            ended.add(recv_monitor_message(self.monitor, _NOBLOCK)["value"])
-        return ended
+    def events(self) -> list[tuple[int, int]]:
+        """What became of connections since the last call: (libzmq's event, its value). For ACCEPTED and DISCONNECTED
+        that is the connection's number (see :func:`connection_of`); a failed handshake is told right before its
+        DISCONNECTED, with libzmq's reason."""
+        events: list[tuple[int, int]] = []
+        while True:
+            try:
+                told = recv_monitor_message(self.monitor, _NOBLOCK)
+            except zmq.Again:
+                return events
+            events.append((int(told["event"]), int(told["value"])))
 
     def close(self) -> None:
-        self.socket.disable_monitor()
+        self.socket.monitor(None, 0)
         self.monitor.close(0)
         self.socket.close()
 
@@ -159,3 +196,8 @@ def connection_of(header: zmq.Frame) -> int:
     """The number (libzmq's file descriptor) of the connection that a message came over; numbers are used again."""
     number: int = header.get(_SRCFD)
     return number
+
+
+def user_of(header: zmq.Frame) -> str:
+    """The public key (Z85) of the peer that sent a message to a secured endpoint."""
+    return str(header.get("User-Id"))

@@ -20,6 +20,8 @@ from broker.engine.report import order_name
 from broker.engine.scheduler import Scheduler
 from broker.engine.stage import Stage
 from broker.files import ShardFiles
+from broker.gate import Gate
+from broker.refusals import Refusals
 from broker.tracing import Tracer
 from cluster.observe.families import SHARD
 from cluster.observe.figures import Figures, HistogramFigures, Sample
@@ -44,6 +46,8 @@ class ShardSource:
         clients: Clients,
         agents: Agents,
         files: ShardFiles,
+        gates: tuple[Gate, Gate],
+        refusals: Refusals,
         tracer: Tracer | None,
         waits_for: Callable[[], str],
     ) -> None:
@@ -52,6 +56,8 @@ class ShardSource:
         self._clients = clients
         self._agents = agents
         self._files = files
+        self._gates = gates
+        self._refusals = refusals
         self._tracer = tracer
         self._waits_for = waits_for
         self._started_at = time.time()
@@ -79,6 +85,10 @@ class ShardSource:
         found.add("laxity_agents", len(agents))
         found.add("laxity_devices", len(self._scheduler.fleet.devices))
         found.add("laxity_payload_bytes", self._scheduler.ledger.bytes)
+        for peer, gate in zip(("client", "agent"), self._gates, strict=True):
+            found.add("laxity_connections", len(gate.connections), peer)
+        for reason, count in self._refusals.counts.items():
+            found.add("laxity_refused", count, reason)
         found.add("laxity_agents_lost", agents.lost)
         found.add("laxity_reconnects", clients.reconnects, "client")
         found.add("laxity_reconnects", agents.reconnects, "agent")

@@ -21,7 +21,9 @@ from cluster.filecache import CacheError, CacheWriter, FileCache, WrongContent
 from cluster.records import BrokerRecord, FileRecord, Paths, PipelineRecord, RecordError, ServingRecord, decode
 from cluster.store.base import Entry
 from laxity import protocol
+from laxity.credentials import Credentials
 from laxity.files import FileClient, FileNotHere, FileNotYet, TransferError
+from laxity.keys import KeyFile, ServerKey
 from laxity.payload import Part
 from laxity.protocol import MAX_CHUNK, NOT_HERE, NOT_YET, Chunk, Fetch, Store, Stored
 from pipelines.files import DIGEST, FilesError, check_files
@@ -49,14 +51,20 @@ class _Upload:
 
 class ShardFiles:
     """``call`` has a function run in the shard's thread; :meth:`fetch` and :meth:`store` are called there, the others
-    from any thread. ``start`` before, ``stop`` in the end."""
+    from any thread. ``start`` before, ``stop`` in the end. With the shard's ``key``, or in ``plain`` text, files come
+    from other shards."""
 
-    def __init__(self, cache: FileCache, call: Callable[[Callable[[], None]], None]) -> None:
+    def __init__(
+        self, cache: FileCache, call: Callable[[Callable[[], None]], None], key: KeyFile | None, plain: bool
+    ) -> None:
         self._cache = cache
         self._call = call
+        self._key = key
+        self._plain = plain
         self._named: Mapping[str, FileRecord] = {}
         """By digest: what the pipelines in the store need. Replaced as a whole."""
         self._others: Sequence[str] = ()
+        self._servers: Sequence[ServerKey] = ()
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._waiting: Counter[bytes] = Counter()
         """By peer, in the shard's thread: messages that wait for the disk."""
@@ -86,8 +94,10 @@ class ShardFiles:
             upload.writer.close()
         self._cache.close()
 
-    def keep(self, files: Sequence[FileRecord], others: Sequence[str]) -> None:
-        """Keep these files, getting those that are not here from the shards at ``others`` (frontends)."""
+    def keep(self, files: Sequence[FileRecord], others: Sequence[str], servers: Sequence[ServerKey] = ()) -> None:
+        """Keep these files, getting those that are not here from the shards at ``others`` (frontends), whose keys
+        ``servers`` have."""
+        self._servers = servers
         named = {file.digest: file for file in files}
         if named != self._named or list(others) != list(self._others):
             self._named, self._others = named, others
@@ -271,7 +281,8 @@ class ShardFiles:
     def _fetch_from(self, address: str, files: list[FileRecord]) -> list[FileRecord]:
         """Those of the files that the shard did not give."""
         try:
-            with FileClient(address, self._stopped) as client:
+            credentials = Credentials(self._key, self._plain, self._servers)
+            with FileClient(address, self._stopped, credentials) as client:
                 for file in files:
                     if self._cache.has(file.digest, file.size):  # it was uploaded meanwhile
                         continue

@@ -16,6 +16,8 @@ def refusal(version: int, name: str, kind: str) -> Goodbye | None:
         )
     if not 1 <= len(name) <= protocol.MAX_NAME:
         return Goodbye(reason=f"{kind} names have 1 to {protocol.MAX_NAME} characters", retry=False)
+    if not name.isprintable():
+        return Goodbye(reason=f"{kind} names are of printable characters", retry=False)
     return None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import resource
 import socket
 import threading
 import time
@@ -18,10 +19,11 @@ from cluster.control import Control
 from cluster.decoded import Decoded
 from cluster.membership import Follower, Membership
 from cluster.observe.sidecar import Sidecar
-from cluster.records import BrokerRecord, Paths, ServingRecord, TuningRecord, encode
+from cluster.records import BrokerRecord, KeyRecord, Paths, ServingRecord, TuningRecord, encode
 from cluster.sd_notify import ServiceManager
 from cluster.serving import serving
 from cluster.store import wait_for_store
+from laxity.keys import InvalidKey, KeyFile, read_key_file
 from laxity.version import __version__
 from pipelines.policies import PolicyError
 
@@ -32,6 +34,8 @@ TURN = 0.2
 RESTART = 2.0
 """Seconds that a shard which left in good order may be away before its devices are given to others: started again it
 finds what it had."""
+OTHER_FILES = 500
+"""Files that a shard may have open beside its connections."""
 COUNTERS = 1.0
 """Seconds between two publications of the counters."""
 
@@ -85,6 +89,41 @@ class TuningFollower:
         self._told = dict(tuning)
 
 
+class KeyFollower:
+    """Tells a shard whose keys are in the store, and the log what is wrong with the shard's own."""
+
+    def __init__(self, shard: Shard) -> None:
+        self._shard = shard
+        self._admitted: dict[str, KeyRecord] | None = None
+        self._said = ""
+
+    def update(self, records: dict[str, KeyRecord], now: float) -> None:
+        """``records``: all of them, by name; ``now`` in Unix seconds."""
+        if records != self._admitted:
+            self._admitted = records
+            self._shard.admit(records)
+        key = self._shard.key
+        wrong = own_key_trouble(key, records.get(key.name), now) if key is not None else ""
+        if wrong and wrong != self._said:
+            log.warning("%s", wrong)
+        self._said = wrong
+
+
+def own_key_trouble(key: KeyFile, record: KeyRecord | None, now: float) -> str:
+    """Why peers will not come to a shard with this key, or soon will not, as its record in the store stands; ''."""
+    if record is None or record.role != "shard":
+        return f"the store has no key of a shard {key.name!r}: nobody comes here who looks for one there"
+    if record.revoked:
+        return f"the key of shard {key.name!r} was revoked: nobody comes here"
+    if key.public not in record.good(now):
+        return (
+            f"the key of shard {key.name!r} was replaced: nobody comes here until it is started again with its new one"
+        )
+    if key.public != record.publics[0].public:
+        return f"the key of shard {key.name!r} was replaced: start it again, so that it takes the new one"
+    return ""
+
+
 def spare_collector() -> None:
     """Have Python look for reference cycles seldom: requests in flight are many, long-lived for its taste, and make
     none, yet with tens of thousands of them each full collection would hold up every grant for tens of ms."""
@@ -93,12 +132,29 @@ def spare_collector() -> None:
     gc.set_threshold(100_000, 50, 100)
 
 
+def make_room(connections: int) -> None:
+    """Have this process hold so many connections of services, and of agents, if the system lets it."""
+    needed = 2 * connections + OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    may = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+    if soft != resource.RLIM_INFINITY and soft < may:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (may, hard))
+    if may < needed:
+        log.warning(
+            "%d open files are allowed, too few for %d connections of services and as many of agents: raise the limit "
+            "(LimitNOFILE, ulimit -n) or lower --max-connections",
+            may,
+            connections,
+        )
+
+
 def run_shard_process(
     config: ShardConfig, store_url: str, cluster: str, control: Control[ShardConfig], sidecar: Sidecar
 ) -> None:
     """Serve until ``control`` says stop, then drain, as the only business of this process, which ``sidecar`` tells of.
 
-    Raises StoreError, RecordError or AddressInUse where it cannot begin, and RuntimeError where the shard's thread
+    Raises StoreError, RecordError, AddressInUse, OSError or ValueError (a key that it cannot have, or none where it
+    needs one) where it cannot begin, and RuntimeError where the shard's thread
     ended by itself.
     """
     spare_collector()
@@ -108,11 +164,15 @@ def run_shard_process(
     try:
         paths = Paths(cluster)
         membership = Membership(store, paths.broker(config.name))
-        follower = Follower(store, (paths.serving, paths.pipelines, paths.brokers, paths.tuning))
+        follower = Follower(store, (paths.serving, paths.pipelines, paths.brokers, paths.tuning, paths.keys))
+        make_room(config.max_connections)
+        if config.key and (named := read_key_file(config.key).cluster) != cluster:
+            raise InvalidKey(f"{config.key} is a key of cluster {named!r}; make one in {cluster!r}")
         shard = Shard(config)
         sidecar.source = shard.source
         pipelines = PipelineFollower(shard)
         tuning = TuningFollower(shard)
+        keys = KeyFollower(shard)
         reports = reporter(shard.report, store, paths.report(config.name), membership)
         routing = RoutingFollower()
         decoded = Decoded()
@@ -140,9 +200,12 @@ def run_shard_process(
                         # In this order: who is told that this shard serves a pipeline must find it here.
                         pipelines.update(served)
                         tuning.update(decoded.under(TuningRecord, paths.tuning))
+                        records, unix = decoded.under(KeyRecord, paths.keys), time.time()
+                        keys.update(records, unix)
                         brokers = decoded.under(BrokerRecord, paths.brokers)
-                        shard.route(routing.update(served, brokers, follower.revision))
-                        shard.keep_files(*files_in_store(entries, paths, config.name))
+                        table = routing.update(served, brokers, follower.revision, records, unix)
+                        shard.route(table)
+                        shard.keep_files(*files_in_store(entries, paths, config.name), table.servers())
                     now = time.monotonic()
                     if now >= counted_at + COUNTERS and not control.stop.is_set():
                         counted_at = now
@@ -170,4 +233,5 @@ def _record(shard: Shard, http: str) -> BrokerRecord:
         counters={"submitted": status.submitted, "in_flight": status.in_flight, **status.ended},
         release=__version__,
         http=http,
+        public=shard.key.public if shard.key is not None else "",
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any, Final
@@ -18,23 +18,30 @@ from typing import Any, Final
 import msgspec
 import zmq
 
+from broker.access import Access
 from broker.agents import Agents
 from broker.clients import Clients
-from broker.endpoint import Endpoint
+from broker.connections import PATIENCE, Connections
+from broker.endpoint import HANDSHAKE, Endpoint
 from broker.engine.limits import Limits
 from broker.engine.report import Report
 from broker.engine.scheduler import Scheduler
 from broker.figures import ShardSource
 from broker.files import ShardFiles
+from broker.gate import Gate
 from broker.plans import build_pipeline
+from broker.refusals import Refusals
 from broker.reporting import tuning_of
 from broker.routing import Routing
 from broker.tracing import Tracer
+from broker.zap import Zap
 from cluster.filecache import DEFAULT_LIMIT, FileCache, default_directory
-from cluster.records import FileRecord, TuningRecord
+from cluster.records import FileRecord, KeyRecord, TuningRecord
 from cluster.telemetry import DEFAULT_LIMIT as TELEMETRY_LIMIT
 from cluster.telemetry import RequestTelemetry
 from laxity import protocol
+from laxity.curve import check_plain
+from laxity.keys import InvalidKey, KeyFile, ServerKey, read_key_file
 from laxity.loop import Calls, wait
 from pipelines.spec import PipelineSpec
 
@@ -58,6 +65,11 @@ class ShardConfig(msgspec.Struct, kw_only=True, frozen=True):
     """Where agents connect."""
     advertise: str = ""
     """The host name or IP address by which others reach this host, where they cannot by the one that is bound to."""
+    key: str = ""
+    """The file of the shard's own key: then only those come in whose keys are in the store, and all that they say is
+    encrypted. '' for none: plain text, on addresses of this host."""
+    plain: bool = False
+    """Whether to go without a key on addresses of the network, too."""
     heartbeat: float = 1.0
     """Seconds between heartbeats; a peer silent for four of them is gone."""
     max_payload: int = 64 * 1024**2
@@ -66,6 +78,10 @@ class ShardConfig(msgspec.Struct, kw_only=True, frozen=True):
     """Bytes of payloads held at most."""
     max_requests: int = 200_000
     """Requests in flight at most."""
+    max_client_requests: int = 100_000
+    """Of them, those of one service (of one key's owner, where services have keys) at most."""
+    max_connections: int = 10_000
+    """Connections of services at most, and of agents."""
     drain_timeout: float = 10.0
     """Seconds that what is in flight has to end before a shard that was asked to leaves."""
     cache: str = ""
@@ -85,8 +101,8 @@ class ShardConfig(msgspec.Struct, kw_only=True, frozen=True):
 
 
 LIVE: Final = frozenset(
-    {"heartbeat", "max_payload", "max_bytes", "max_requests", "drain_timeout", "cache_bytes"}
-    | {"telemetry", "telemetry_bytes", "trace_sample"}
+    {"heartbeat", "max_payload", "max_bytes", "max_requests", "max_client_requests", "max_connections"}
+    | {"drain_timeout", "cache_bytes", "telemetry", "telemetry_bytes", "trace_sample"}
 )
 """What :meth:`Shard.configure` changes while it runs."""
 
@@ -108,28 +124,54 @@ class ShardStatus(msgspec.Struct, frozen=True):
 
 
 class Shard:
-    """Binds on construction (raising :class:`~broker.errors.AddressInUse`); ``run`` serves until ``stop``."""
+    """Binds on construction (raising :class:`~broker.errors.AddressInUse`, OSError,
+    :class:`~laxity.curve.PlainRefused`, or :class:`~laxity.keys.InvalidKey`); ``run`` serves until ``stop``.
 
-    def __init__(self, config: ShardConfig) -> None:
+    One with a key lets nobody in until :meth:`admit` has told it whom. ``wall`` tells it the time in Unix seconds;
+    peers have ``handshake`` seconds for that, and ``patience`` seconds until they greet.
+    """
+
+    def __init__(
+        self,
+        config: ShardConfig,
+        *,
+        wall: Callable[[], float] = time.time,
+        handshake: float = HANDSHAKE,
+        patience: float = PATIENCE,
+    ) -> None:
         self.config = config
+        self.key = _key(config)
+        """The shard's own; None where it serves in plain text."""
+        self._wall = wall
         self._context: zmq.Context[Any] = zmq.Context()
         self._largest_payload = config.max_payload
         """That the bound sockets let in."""
+        self.refusals = Refusals()
+        self._access = Access() if self.key is not None else None
+        self._zap = Zap(self._context, self._access, self.refusals, wall) if self._access is not None else None
         max_frame = config.max_payload + protocol.MAX_HEADER
+        pair = self.key.pair if self.key is not None else None
+        opened: list[Endpoint] = []
         try:
-            self._frontend = Endpoint(self._context, config.frontend, max_frame)
-            try:
-                self._backend = Endpoint(self._context, config.backend, max(max_frame, 2**30))
-            except OSError:
-                self._frontend.close()
-                raise
-        except OSError:
+            for address, domain, most, whose in (
+                (config.frontend, "frontend", max_frame, "services"),
+                (config.backend, "backend", max(max_frame, 2**30), "agents"),
+            ):
+                opened.append(Endpoint(self._context, address, most, pair, domain, handshake))
+                if pair is None:
+                    check_plain(opened[-1].address, config.plain, f"{whose} connect to")
+        except (OSError, ValueError):
+            for endpoint in opened:
+                endpoint.close()
+            if self._zap is not None:
+                self._zap.close()
             self._context.term()
             raise
+        self._frontend, self._backend = opened
         self.frontend = self._frontend.address
         self.backend = self._backend.address
         self._scheduler = Scheduler(
-            Limits(config.max_bytes, config.max_payload, config.max_requests),
+            Limits(config.max_bytes, config.max_payload, config.max_requests, config.max_client_requests),
             first_batch=secrets.randbits(28) << 32,
             spans=config.traces > 0,
             metrics=config.metrics,
@@ -137,20 +179,38 @@ class Shard:
         self.tracer = Tracer(config.name, config.traces, config.trace_sample, Random()) if config.traces > 0 else None
         """The newest requests' traces, for other threads to read; None where none are kept."""
         self._cache = FileCache(Path(config.cache) if config.cache else default_directory(), config.cache_bytes)
-        self._files = ShardFiles(self._cache, self.call)
+        self._files = ShardFiles(self._cache, self.call, self.key, config.plain)
         self._telemetry = (
             RequestTelemetry(config.telemetry, config.name, config.telemetry_bytes) if config.telemetry else None
         )
+        shared = (self._access, self.refusals)
+        self._front = Gate(self._frontend, "frontend", *shared, Connections(config.max_connections, patience), wall)
+        self._back = Gate(self._backend, "backend", *shared, Connections(config.max_connections, patience), wall)
         self._clients = Clients(
-            self._frontend, self._scheduler, self._files, config.name, config.heartbeat, self._telemetry, self.tracer
+            self._frontend,
+            self._front,
+            self._scheduler,
+            self._files,
+            config.name,
+            config.heartbeat,
+            self._telemetry,
+            self.tracer,
         )
-        self._agents = Agents(self._backend, self._scheduler, self._files, config.name, config.heartbeat)
+        self._agents = Agents(self._backend, self._back, self._scheduler, self._files, config.name, config.heartbeat)
         self._calls = Calls()
         self._stopping = False
         self.waits_for = "the shard has not begun"
         """Why it does not serve; '' while it does."""
         self.source = ShardSource(
-            config.name, self._scheduler, self._clients, self._agents, self._files, self.tracer, lambda: self.waits_for
+            config.name,
+            self._scheduler,
+            self._clients,
+            self._agents,
+            self._files,
+            (self._front, self._back),
+            self.refusals,
+            self.tracer,
+            lambda: self.waits_for,
         )
         """What it counts, for whoever observes it."""
         self.draining = False
@@ -178,6 +238,9 @@ class Shard:
             now = time.monotonic()
             limits = self._scheduler.ledger.limits
             limits.max_bytes, limits.max_requests = config.max_bytes, config.max_requests
+            limits.max_client_requests = config.max_client_requests
+            for gate in (self._front, self._back):
+                gate.connections.most = config.max_connections
             told = (limits.max_payload, before.heartbeat)
             limits.max_payload = min(config.max_payload, largest)
             if self.tracer is not None:
@@ -223,10 +286,22 @@ class Shard:
         """Tell services which shards serve what; called again when that changes."""
         self.call(lambda: self._clients.route(routing))
 
-    def keep_files(self, files: Sequence[FileRecord], others: Sequence[str]) -> None:
+    def keep_files(self, files: Sequence[FileRecord], others: Sequence[str], servers: Sequence[ServerKey] = ()) -> None:
         """Keep the files of pipelines and give them to whoever asks, getting them from the shards whose frontends
-        are ``others`` where they are not uploaded here."""
-        self._files.keep(files, others)
+        are ``others``, and whose keys ``servers`` have, where they are not uploaded here."""
+        self._files.keep(files, others, servers)
+
+    def admit(self, records: Mapping[str, KeyRecord]) -> None:
+        """Let those in whose keys these are, by the names of their owners, and nobody else from now on: who is
+        connected and not among them is told so and cut. Of a shard without a key it changes nothing."""
+
+        def admit() -> None:
+            if self._access is not None:
+                self._access.admit(records)
+                self._clients.hold(time.monotonic(), records)
+                self._review(time.monotonic())
+
+        self.call(admit)
 
     def tune(self, name: str, record: TuningRecord) -> None:
         """Have a pipeline go by what the leader found to be right."""
@@ -301,38 +376,50 @@ class Shard:
                 self._telemetry.stop()
             self._frontend.close()
             self._backend.close()
+            if self._zap is not None:
+                self._zap.close()
             self._context.term()
 
     def _serve(self) -> None:
         poller = zmq.Poller()
         poller.register(self._frontend.socket, zmq.POLLIN)
         poller.register(self._backend.socket, zmq.POLLIN)
+        poller.register(self._frontend.monitor, zmq.POLLIN)
         poller.register(self._backend.monitor, zmq.POLLIN)
+        if self._zap is not None:
+            poller.register(self._zap.socket, zmq.POLLIN)
         poller.register(self._calls.fd, zmq.POLLIN)
         clock = time.monotonic
         next_check = clock() + self.config.heartbeat
+        due = float("inf")
+        """When a connection is to be cut."""
         more = ended = False
         while not self._stopping:
             if not more:
-                wake = min(self._scheduler.next_wake(), next_check)
+                due = min(self._front.connections.due(), self._back.connections.due())
+                wake = min(self._scheduler.next_wake(), next_check, due)
                 if self._clients.stuck:
                     wake = min(wake, clock() + 0.01)
                 if self.draining:
                     wake = min(wake, self._quiet_at, self._drain_by)
                 ended = self._wait(poller, wake - clock()) or ended
             self._calls.run()  # first: a pipeline that was applied before a request was made is known to it
+            if self._zap is not None:
+                self._zap.answer()
             more = self._take(clock)
             now = clock()
             # Not while messages lie unread: they may be a gone agent's last results, or the very signs of life (after
             # a freeze of this process). Those of an overload come without end: what is older has been read by then.
             read = not more or now >= next_check + OVERDUE * self.config.heartbeat
-            if ended and read:
+            if (ended or now >= due) and read:
                 ended = False
                 self._agents.disconnected(now)
+                self._clients.disconnected(now)
             if now >= next_check and read:
                 next_check = now + self.config.heartbeat
                 self._agents.check(now)
                 self._clients.check(now)
+                self._review(now)
             self._clients.flush()
             self._act(clock)
             self._clients.announce_readiness()
@@ -363,14 +450,22 @@ class Shard:
         return not busy and (len(self._clients) == 0 or now >= self._quiet_at)
 
     def _wait(self, poller: zmq.Poller, seconds: float) -> bool:
-        """Wait for messages, calls or ``seconds``; whether a connection of an agent ended."""
+        """Wait for messages, calls or ``seconds``; whether something became of a connection."""
         ended = False
         for source, _ in wait(poller, seconds):
             if source == self._calls.fd:
                 self._calls.clear_wakeups()
-            elif source is self._backend.monitor:
+            elif source is self._backend.monitor or source is self._frontend.monitor:
                 ended = True
         return ended
+
+    def _review(self, now: float) -> None:
+        """Part with those who may not stay, where that may have changed."""
+        if self._access is not None and self._access.turned(self._wall()):
+            self._clients.review(now)
+            self._agents.review(now)
+            self._front.review(now)
+            self._back.review(now)
 
     def _take(self, clock: Callable[[], float]) -> bool:
         """Take in what has come; whether there may be more."""
@@ -392,3 +487,16 @@ class Shard:
                 self._clients.answer(ended)
             if not again:
                 return
+
+
+def _key(config: ShardConfig) -> KeyFile | None:
+    """The shard's own key; raises :class:`InvalidKey`."""
+    if not config.key:
+        return None
+    key = read_key_file(config.key)
+    if key.role != "shard" or key.name != config.name:
+        raise InvalidKey(
+            f"{config.key} is the key of {key.role} {key.name!r}; make one for this shard: "
+            f"laxity keys new {config.name} --role shard"
+        )
+    return key

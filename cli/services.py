@@ -264,6 +264,7 @@ def broker() -> None:
     help="Where agents connect; '*' for a free port.",
 )
 @_advertise_option
+@_key_options("shard")
 @_setting(
     "--heartbeat",
     default="1s",
@@ -295,6 +296,22 @@ def broker() -> None:
     show_default=True,
     metavar="N",
     help="Requests in flight at most; more are rejected.",
+)
+@_setting(
+    "--max-client-requests",
+    type=click.IntRange(min=1),
+    default=100_000,
+    show_default=True,
+    metavar="N",
+    help="Requests in flight of one client at most (of one key, where clients have keys); more are rejected.",
+)
+@_setting(
+    "--max-connections",
+    type=click.IntRange(min=1),
+    default=10_000,
+    show_default=True,
+    metavar="N",
+    help="Connections of services at most, and of agents; where there are more, one that has said nothing is cut.",
 )
 @_drain_option("what is in flight, while its services submit to other shards")
 @_cache_options
@@ -342,12 +359,14 @@ def broker_run(
     \b
     Examples:
       laxity broker run --store sqlite:///var/lib/laxity/store.db --shard s0
-      laxity broker run --config /etc/laxity.yaml --shard s0 --frontend tcp://10.0.0.7:7100
+      laxity broker run --config /etc/laxity.yaml --shard s0 --frontend tcp://10.0.0.7:7100 --key /etc/laxity/s0.key
       LAXITY_STORE=etcd://e1:2379,e2:2379 LAXITY_BROKER_SHARD=s0 laxity broker run
     """
     from broker.errors import AddressInUse
     from broker.process import run_shard_process
     from broker.shell import LIVE, ShardConfig
+    from laxity.curve import PlainRefused
+    from laxity.keys import InvalidKey
 
     control = _control(lambda given: ShardConfig(name=shard, **given), settings, LIVE, ("shard", shard))
     try:
@@ -358,7 +377,7 @@ def broker_run(
         observed = _sidecar("shard", shard, http, *traces, group="traces", host=config.advertise, at_once=bool(otlp))
         with observed as sidecar:
             run_shard_process(config, store, cluster, control, sidecar)
-    except (AddressInUse, OSError, RuntimeError) as error:
+    except (AddressInUse, OSError, RuntimeError, InvalidKey, PlainRefused) as error:
         raise click.ClickException(str(error)) from error
 
 

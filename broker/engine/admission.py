@@ -32,6 +32,12 @@ def refusal(now: float, request: Request, budget: float, ledger: Ledger) -> Refu
             Outcome.REJECTED,
             f"queue full: {limits.max_requests} requests are in flight at this shard; slow down and try again",
         )
+    if request.client.account.in_flight > limits.max_client_requests:
+        return Refusal(
+            Outcome.REJECTED,
+            f"queue full: {limits.max_client_requests} requests of this client are in flight at this shard; wait for "
+            "answers",
+        )
     if ledger.bytes > limits.max_bytes:
         return Refusal(
             Outcome.REJECTED,

@@ -44,6 +44,7 @@ class Ledger:
         """A request came in; False where its client has one of that id in flight already, which changes nothing."""
         if request.client.requests.setdefault(request.id, request) is not request:
             return False
+        request.client.account.in_flight += 1
         pipeline = request.pipeline
         pipeline.in_flight += 1
         if pipeline.metrics is not None:
@@ -69,7 +70,9 @@ class Ledger:
                     task.stage.take_out(task)
                     self.touch(task.stage)
                 request.forget(task)
-        del request.client.requests[request.id]
+        client = request.client
+        del client.requests[request.id]
+        client.account.in_flight -= 1
         pipeline = request.pipeline
         pipeline.in_flight -= 1
         self.in_flight -= 1

@@ -22,11 +22,20 @@ NO_MORE: Final[list[Payload]] = []
 NO_SPREAD: Final[list[tuple["Stage", int]]] = []
 
 
-class Client:
-    """One service instance and what it has in flight; (client, id) is the key of a request."""
+class Account:
+    """What one owner has in flight, over all its instances."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self) -> None:
+        self.in_flight = 0
+
+
+class Client:
+    """One service instance and what it has in flight; (client, id) is the key of a request. ``account`` is its owner's,
+    where several instances have the same one."""
+
+    def __init__(self, name: str, account: Account | None = None) -> None:
         self.name = name
+        self.account = account if account is not None else Account()
         self.requests: dict[int, Request] = {}
 
 

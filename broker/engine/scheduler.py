@@ -192,8 +192,10 @@ class Scheduler:
         priority: int,
         payload: Payload,
         timed: bool,
+        refused: str = "",
     ) -> Request | None:
-        """Take in a request with ``budget`` seconds from ``arrival`` on (negative: the pipeline's SLO).
+        """Take in a request with ``budget`` seconds from ``arrival`` on (negative: the pipeline's SLO). One that is
+        ``refused`` (why, for people) ends ``rejected``.
 
         None where (client, id) is in flight already: a repeat, which gets the first one's answer. A request
         that cannot be served ends at once, like any other, through ``take_ended``.
@@ -205,7 +207,8 @@ class Scheduler:
             request = Request(client, id, self._unknown, arrival, arrival, priority, payload, False)
             if not ledger.enter(request):
                 return None
-            ledger.end(now, request, Outcome.REJECTED, "", f"unknown pipeline {pipeline_name!r}; served here: {known}")
+            unknown = f"unknown pipeline {pipeline_name!r}; served here: {known}"
+            ledger.end(now, request, Outcome.REJECTED, "", refused or unknown)
             return request
         if pipeline.asleep:
             self._upkeep.wake(now, pipeline)
@@ -214,11 +217,14 @@ class Scheduler:
         request = Request(client, id, pipeline, arrival, arrival + budget, priority, payload, timed)
         if not ledger.enter(request):
             return None
-        refused = refusal(now, request, budget, ledger)
-        if refused is None:
+        if refused:
+            ledger.end(now, request, Outcome.REJECTED, "", refused)
+            return request
+        why = refusal(now, request, budget, ledger)
+        if why is None:
             self._flow.begin(now, request)
         else:
-            ledger.end(now, request, refused.outcome, "", refused.detail)
+            ledger.end(now, request, why.outcome, "", why.detail)
         return request
 
     def cancel(self, now: float, client: Client, id: int) -> bool:
