@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import click
@@ -26,7 +27,7 @@ _DIRECTORIES = ("cache", "telemetry")
     metavar="FILE",
     envvar="LAXITY_CONFIG",
     show_envvar=True,
-    help="The services' file: it is checked, with the addresses, directories and the store that it names.",
+    help="The services' file: it is checked, with the addresses, directories, keys and the store that it names.",
 )
 @cluster_option
 @store_option
@@ -69,6 +70,7 @@ def _findings(config: str | None, cluster: str, store: str | None) -> Iterator[F
     yield from check_limits()
     yield from check_gpus()
     directories = {"cache": default_directory()}
+    key_files: dict[Path, str] = {}
     if config is not None:
         from cli.configuration import ConfigurationError, read_configuration
         from cli.services import SERVICES
@@ -83,35 +85,53 @@ def _findings(config: str | None, cluster: str, store: str | None) -> Iterator[F
             chosen = {option: str(value) for option, value in given.items() if value}
             yield from check_ports({at: value for at, value in chosen.items() if at.partition(".")[2] in _ADDRESSES})
             directories |= {at: Path(value) for at, value in chosen.items() if at.partition(".")[2] in _DIRECTORIES}
+            key_files |= {Path(value): at for at, value in chosen.items() if at.endswith(".key")}
             common = next(iter(sections.values()))
             store = store or str(common.get("store", "")) or None
             if cluster == "local":
                 cluster = str(common.get("cluster", cluster))
     yield from check_disks(directories)
-    yield from _cluster(cluster, store)
+    yield from _cluster(cluster, store, {**_key_files(cluster), **key_files})
     yield from check_leftovers()
 
 
-def _cluster(cluster: str, store: str | None) -> Iterator[Finding]:
+def _key_files(cluster: str) -> dict[Path, str]:
+    """The key files that are used here, with what names each."""
+    from cli.rundir import RunDirectory
+    from laxity.credentials import KEY_VARIABLE, default_key
+
+    directory = RunDirectory(cluster)
+    own = sorted(directory.keys.glob("*.key")) if directory.running() is not None else []
+    named = {Path(default_key()): KEY_VARIABLE} if default_key() else {}
+    return {**dict.fromkeys(own, ""), **named}
+
+
+def _cluster(cluster: str, store: str | None, key_files: Mapping[Path, str]) -> Iterator[Finding]:
+    from cli.check_keys import check_key_files, check_keys
     from cli.check_processes import check_releases
     from cli.check_store import check_store
     from cli.rundir import RunDirectory
     from cli.snapshot import look
+    from cluster.keystore import look_at_keys
     from cluster.records import RecordError
     from cluster.store.base import StoreError
 
     if store is None:
         running = RunDirectory(cluster).running()
         if running is None or not running.store:
+            yield from check_key_files(key_files, cluster, None, time.time())
             return
         store = running.store
     findings = list(check_store(store))
     yield from findings
     if not any(finding.check == "store" and finding.state in ("ok", "warning") for finding in findings):
+        yield from check_key_files(key_files, cluster, None, time.time())
         return  # also where a file is not there yet: looking would make it
     try:
-        seen = look(store, cluster)
+        seen, keys = look(store, cluster), look_at_keys(store, cluster)
     except (StoreError, RecordError) as error:
         yield Finding("cluster", "error", str(error), "see the lines about the store")
     else:
         yield from check_releases(seen)
+        yield from check_key_files(key_files, cluster, keys, time.time())
+        yield from check_keys(keys, store, time.time())

@@ -9,6 +9,7 @@ import msgspec
 
 from cluster.keyring import KeyRefused, owner_of, state
 from cluster.records import BrokerRecord, KeyRecord, NodeRecord, Paths, RecordError, decode, encode, name_of
+from cluster.store import open_store
 from cluster.store.base import Entry, Put, Store, StoreError, Unchanged
 
 R = TypeVar("R", bound=msgspec.Struct)
@@ -96,6 +97,15 @@ class KeyStore:
         if found is not None and found.value == value:
             return True
         raise error
+
+
+def look_at_keys(url: str, cluster: str) -> Keys:
+    """What a store says of a cluster's keys now."""
+    store = open_store(url)
+    try:
+        return KeyStore(store, cluster).read()
+    finally:
+        store.close()
 
 
 def check_unused(public: str, keys: Mapping[str, KeyRecord]) -> None:
