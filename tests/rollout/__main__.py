@@ -17,7 +17,7 @@ from rollout.hosts import Hosts
 from rollout.image import base_image
 from rollout.inventory import Workspace, write_workspace
 from rollout.steps import STEPS, Rollout
-from rollout.wheels import make_wheelhouse
+from rollout.wheels import UPGRADE, make_wheelhouse, version
 
 SOURCE = Path(__file__).resolve().parents[2]
 HOSTS = ("control-1", "control-2", "control-3", "gpu-1", "gpu-2")
@@ -36,6 +36,7 @@ def main() -> int:
     parser.add_argument("what", choices=["test", "up", "down"], help="test all; boot hosts and leave them; end them")
     parser.add_argument("--name", default="laxity-rollout", help="runs of different names do not touch one another")
     parser.add_argument("--steps", default=",".join(STEPS), help="those to take, in this order (default: %(default)s)")
+    parser.add_argument("--ansible", default="ansible-playbook", metavar="COMMAND", help="default: %(default)s")
     parser.add_argument("--keep", action="store_true", help="leave the hosts running at the end, to look at them")
     options = parser.parse_args()
     unknown = set(options.steps.split(",")) - set(STEPS)
@@ -60,7 +61,7 @@ def main() -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    workspace = Workspace(SOURCE, SOURCE / "build" / "rollout" / options.name)
+    workspace = Workspace(SOURCE, SOURCE / "build" / "rollout" / options.name, options.ansible)
     if network.inside(options.name):  # the second half of a run, which has entered the hosts' network
         hosts = Hosts(options.name, HOSTS, base_image(_cache()))
         keep = options.keep or options.what == "up"
@@ -88,15 +89,16 @@ def _run(options: argparse.Namespace) -> int:
 def _inside(options: argparse.Namespace, hosts: Hosts, workspace: Workspace) -> None:
     hosts.make()
     hosts.boot()
-    write_workspace(workspace, hosts)
+    versions = (version(SOURCE), version(SOURCE) + UPGRADE)
+    write_workspace(workspace, hosts, versions[0])
     if options.what == "test":
-        Rollout(hosts, workspace).take(options.steps.split(","))
+        Rollout(hosts, workspace, versions).take(options.steps.split(","))
         return
     inside = f"nsenter --net=/run/netns/{options.name}"
     reach = f"{inside} ssh {' '.join(hosts.ssh_options)} {hosts.hosts['control-1'].user_address}"
     print(f"{len(HOSTS)} hosts run. To reach one, to roll out, and to end them all:", flush=True)
     print(f"  {reach}\n  {inside} env ANSIBLE_CONFIG={workspace.configuration} \\", flush=True)
-    print(f"    {workspace.ansible} {workspace.collection / 'playbooks/site.yml'}", flush=True)
+    print(f"    {options.ansible} laxity.laxity.site", flush=True)
     print(f"  python -m rollout down --name {options.name}", flush=True)
 
 

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import time
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,9 @@ from rollout.image import USER
 from rollout.leftovers import control_groups, run_directory
 
 START_TIMEOUT = 60.0
-_ENTER_GROUP = 'for group in "$@"; do shift; [ "$group" = -- ] && break; echo $$ > "$group/cgroup.procs"; done; exec "$@"'
+_ENTER_GROUP = (
+    'for group in "$@"; do shift; [ "$group" = -- ] && break; echo $$ > "$group/cgroup.procs"; done; exec "$@"'
+)
 
 
 @dataclass
@@ -124,6 +127,7 @@ class Hosts:
     def _configure(self, host: Host) -> None:
         etc = host.root / "etc"
         (etc / "hostname").write_text(f"{host.name}\n")
+        (etc / "machine-id").write_text(f"{uuid.uuid4().hex}\n")
         lines = ["127.0.0.1 localhost", "::1 localhost"]
         lines += [f"{other.address} {other.name}" for other in self.hosts.values()]
         (etc / "hosts").write_text("\n".join(lines) + "\n")

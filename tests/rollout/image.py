@@ -12,14 +12,25 @@ from rollout.commands import run
 SUITE = "bookworm"
 PACKAGES = (
     # What a bare server has.
-    *("systemd", "systemd-sysv", "libpam-systemd", "dbus", "udev", "kmod", "openssh-server", "sudo", "iproute2", "procps"),
+    *(
+        "systemd",
+        "systemd-sysv",
+        "libpam-systemd",
+        "dbus",
+        "udev",
+        "kmod",
+        "openssh-server",
+        "sudo",
+        "iproute2",
+        "procps",
+    ),
     *("ca-certificates", "logrotate", "python3", "python3-venv", "acl", "less"),
     # What the collection would install: the hosts reach no mirror.
-    *("etcd-server", "etcd-client"),
+    *("etcd-server", "etcd-client", "prometheus"),
 )
 USER = "admin"
 """Who Ansible comes as: may become root without a password."""
-_REVISION = "1"
+_REVISION = "3"
 """Changed with what is done to the system below."""
 
 
@@ -47,8 +58,8 @@ def _configure(root: Path) -> None:
     run(["chroot", root, "useradd", "--create-home", "--shell", "/bin/bash", USER])
     (root / "etc/sudoers.d" / USER).write_text(f"{USER} ALL=(ALL) NOPASSWD: ALL\n")
     run(["chroot", root, "systemctl", "enable", "ssh", "systemd-networkd"])
-    # A system that was installed: it gets an id of its own as it boots, and asks nothing.
-    (root / "etc/machine-id").write_text("")
+    # They start where they were installed; all hosts have these packages here, but few would.
+    run(["chroot", root, "systemctl", "disable", "etcd", "prometheus"])
     (root / "etc/resolv.conf").write_text("")
     (root / "etc/default/locale").write_text("LANG=C.UTF-8\n")
     (root / "var/log/journal").mkdir(exist_ok=True)

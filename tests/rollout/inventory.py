@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rollout.hosts import Hosts
 from rollout.image import USER
+
+CLUSTER = "rollout"
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,8 @@ class Workspace:
 
     source: Path
     directory: Path
+    ansible: str
+    """The command ``ansible-playbook``."""
 
     @property
     def wheelhouse(self) -> Path:
@@ -42,12 +45,8 @@ class Workspace:
 
     @property
     def collection(self) -> Path:
+        """Where Ansible finds the collection."""
         return self.directory / "collections/ansible_collections/laxity/laxity"
-
-    @property
-    def ansible(self) -> Path:
-        """ansible-playbook of the environment that the runner runs in."""
-        return Path(sys.executable).parent / "ansible-playbook"
 
 
 def write_workspace(workspace: Workspace, hosts: Hosts, version: str = "") -> None:
@@ -60,8 +59,8 @@ def write_workspace(workspace: Workspace, hosts: Hosts, version: str = "") -> No
 
 
 def _inventory(workspace: Workspace, hosts: Hosts, version: str) -> dict[str, Any]:
-    def group(*names: str, **variables: Any) -> dict[str, Any]:
-        return {"hosts": dict.fromkeys(names, {}), "vars": variables}
+    def group(*names: str) -> dict[str, Any]:
+        return {"hosts": dict.fromkeys(names, {})}
 
     control = [name for name in hosts.hosts if name.startswith("control")]
     gpus = [name for name in hosts.hosts if name.startswith("gpu")]
@@ -76,15 +75,30 @@ def _inventory(workspace: Workspace, hosts: Hosts, version: str) -> dict[str, An
                 "ansible_ssh_common_args": " ".join(hosts.ssh_options[2:]),
                 "laxity_version": version,
                 "laxity_wheelhouse": str(workspace.wheelhouse),
+                "laxity_pki": str(workspace.secrets),
+                "laxity_cluster": CLUSTER,
+                "laxity_devices": "emulated:4",
             },
             "children": {
-                "etcd": group(*control),
-                "coordinators": group(*control[:2]),
-                "brokers": group(*control[:2]),
-                "gpu_nodes": group(*gpus),
+                "laxity": {
+                    "children": {
+                        "etcd": group(*control),
+                        "coordinator": group(*control[:2]),
+                        "broker": group(*control[:2]),
+                        "gpu_node": group(*gpus),
+                        "monitoring": group(control[2]),
+                    }
+                }
             },
         }
     }
+
+
+def store_url(workspace: Workspace, hosts: Hosts) -> str:
+    """The cluster's store as the runner reaches it, with its own certificate."""
+    members = ",".join(f"{host.address}:2379" for host in hosts.hosts.values() if host.name.startswith("control"))
+    files = (("ca", "ca.pem"), ("cert", "operator.pem"), ("key", "operator.key"))
+    return f"etcd://{members}?" + "&".join(f"{what}={workspace.secrets / file}" for what, file in files)
 
 
 _CONFIGURATION = """\

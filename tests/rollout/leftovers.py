@@ -40,6 +40,9 @@ def remove(name: str) -> list[str]:
         removed.append(f"{processes} processes")
     for group in control_groups(name):
         _remove_groups(group)
+    for root in run_directory(name).glob("hosts/*/root"):
+        found = root.stat()
+        Path(f"/run/systemd/nspawn/locks/inode-{found.st_dev}:{found.st_ino}").unlink(missing_ok=True)
     mounts = _mounts_below(run_directory(name))
     for place in mounts:
         run(["umount", "--recursive", "--lazy", place])
@@ -110,4 +113,6 @@ def _mounts_below(directory: Path) -> list[str]:
     """The mount at ``directory``, or the outermost below it."""
     places = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
     below = sorted({place for place in places if Path(place).is_relative_to(directory)})
-    return [place for place in below if not any(Path(place) != Path(o) and Path(place).is_relative_to(o) for o in below)]
+    return [
+        place for place in below if not any(Path(place) != Path(o) and Path(place).is_relative_to(o) for o in below)
+    ]

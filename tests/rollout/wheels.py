@@ -25,8 +25,8 @@ def version(source: Path) -> str:
     return found["__version__"]
 
 
-def make_wheelhouse(source: Path, python: Path, cache: Path, wheelhouse: Path) -> tuple[str, str]:
-    """Put all wheels into ``wheelhouse``; the two versions of Laxity, the first one's first. Raises Failed."""
+def make_wheelhouse(source: Path, python: Path, cache: Path, wheelhouse: Path) -> None:
+    """Put all wheels into ``wheelhouse``: Laxity's own version, and the same with UPGRADE. Raises Failed."""
     shutil.rmtree(wheelhouse, ignore_errors=True)
     wheelhouse.mkdir(parents=True)
     first = version(source)
@@ -34,7 +34,6 @@ def make_wheelhouse(source: Path, python: Path, cache: Path, wheelhouse: Path) -
         _build(source, python, made, wheelhouse)
     for wheel in _dependencies(source, python, cache, wheelhouse / f"laxity-{first}-py3-none-any.whl").iterdir():
         shutil.copy(wheel, wheelhouse)
-    return first, first + UPGRADE
 
 
 def _build(source: Path, python: Path, made: str, wheelhouse: Path) -> None:
