@@ -22,6 +22,7 @@ from cli.pipeline_table import describe_pipelines, pipeline_table
 from cli.progress import model_lines
 from cli.publish import pipeline_record, publish_files
 from cli.rollout import Failures, is_served, missing_services, models_loading, waits_for
+from cli.shard_access import find_access, key_options
 from cli.snapshot import Snapshot, look
 from cluster.records import Paths, PipelineRecord, encode
 from cluster.store import open_store
@@ -35,10 +36,13 @@ no_wait_option = click.option("--no-wait", is_flag=True, help="Return at once.")
 @click.argument("specs", metavar="SPEC...", nargs=-1, required=True)
 @no_wait_option
 @timeout_option
+@key_options()
 @cluster_option
 @store_option
 @explain_errors
-def apply(specs: Sequence[str], no_wait: bool, timeout: float, cluster: str, store: str | None) -> None:
+def apply(
+    specs: Sequence[str], no_wait: bool, timeout: float, key: str | None, plain: bool, cluster: str, store: str | None
+) -> None:
     """Have a cluster serve pipelines, new ones or new versions, and wait until it does.
 
     A new version takes new requests once enough devices hold it; those in flight finish on the old one. Model files and
@@ -60,12 +64,13 @@ def apply(specs: Sequence[str], no_wait: bool, timeout: float, cluster: str, sto
         served = " ".join(dict.fromkeys([*seen.serving, *specs]))
         raise _fixed(cluster, f"`laxity up {served}`")
     records = [pipeline_record(spec, _say) for spec in loaded]
+    credentials = find_access(key, plain, cluster, store).credentials()
     paths = Paths(cluster)
     opened = open_store(url)
     try:
         for record in records:
             opened.put(paths.pipeline(record.spec.name), encode(record))
-            publish_files(record, [shard.frontend for shard in seen.brokers.values()], _say)
+            publish_files(record, [shard.frontend for shard in seen.brokers.values()], _say, credentials)
             click.echo(f"{record.spec.name}: version {record.version} is applied")
     finally:
         opened.close()

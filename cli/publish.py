@@ -4,7 +4,7 @@ In this order, because shards take only files that a pipeline in the store names
 
     record = pipeline_record(spec, say)                       # reads the files, finds out their digests
     store.put(paths.pipeline(spec.name), encode(record))      # record.spec, not spec: its version knows the files
-    publish_files(record, frontends, say)                     # uploads what the shards do not have
+    publish_files(record, frontends, say, credentials)        # uploads what the shards do not have
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import click
 
 from cluster.download import DownloadError, record_of
 from cluster.records import FileRecord, PipelineRecord
+from laxity.credentials import Credentials
 from laxity.files import FileClient, TransferError
 from pipelines import ModelNotFoundError, PipelineSpec
 from pipelines.files import FilesError, addresses, describe
@@ -57,9 +58,11 @@ def files_at_addresses(spec: PipelineSpec, say: Say) -> list[FileRecord]:
     return found
 
 
-def publish_files(record: PipelineRecord, frontends: Sequence[str], say: Say) -> None:
+def publish_files(
+    record: PipelineRecord, frontends: Sequence[str], say: Say, credentials: Credentials | None = None
+) -> None:
     """Upload the files of a pipeline, whose record is in the store, to one of the shards at ``frontends``; the others
-    get them from there. Raises :class:`PublishError` where no shard took them."""
+    get them from there. ``credentials`` know their keys. Raises :class:`PublishError` where no shard took them."""
     left = [file for file in record.files if not is_address(file.path)]
     again = "apply the pipeline again to upload the rest"
     if left and not frontends:
@@ -67,7 +70,7 @@ def publish_files(record: PipelineRecord, frontends: Sequence[str], say: Say) ->
     troubles = []
     for frontend in frontends:
         try:
-            with FileClient(frontend) as client:
+            with FileClient(frontend, credentials=credentials) as client:
                 while left:
                     _upload(client, record.spec, left[0], say)
                     left.pop(0)

@@ -32,6 +32,7 @@ from cli.options import (
     store_option,
 )
 from cli.recording import Recorded, RecordingError, Writer
+from cli.shard_access import find_access, key_options
 from cli.snapshot import look
 from cli.taps import Lost, Seen, TapClient, TapError
 from laxity.channel import parse_url
@@ -64,6 +65,7 @@ LEAST_BYTES: Final = 4096
     help="End when the file is that large.",
 )
 @shard_option
+@key_options()
 @cluster_option
 @store_option
 @json_option
@@ -75,6 +77,8 @@ def record(
     payloads: bool,
     max_bytes: int,
     shard: str | None,
+    key: str | None,
+    plain: bool,
     cluster: str,
     store: str | None,
     as_json: bool,
@@ -97,6 +101,7 @@ def record(
     if max_bytes < LEAST_BYTES:
         raise click.UsageError(f"--max-bytes {max_bytes} is too little for a recording; give {LEAST_BYTES} or more")
     shards = _named(shard) if shard is not None else _known(cluster, store, pipelines)
+    credentials = find_access(key, plain, cluster, store, shard).credentials()
     about = {
         "began": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "cluster": cluster if shard is None else "",
@@ -105,7 +110,7 @@ def record(
         "payloads": payloads,
     }
     try:
-        with Writer(file, about, max_bytes) as writer, TapClient(shards, pipelines, payloads) as taps:
+        with Writer(file, about, max_bytes) as writer, TapClient(shards, pipelines, payloads, credentials) as taps:
             recorder = _Recorder(writer, taps, duration)
             try:
                 recorder.run()
@@ -202,7 +207,8 @@ class _Recorder:
         ends = time.monotonic() + PATIENCE
         while not self._taps.heard() and not self._interrupted:
             if time.monotonic() > ends:
-                raise TapError(f"no shard has answered within {PATIENCE:g} s; see `laxity status`")
+                why = "".join(f"; {trouble}" for trouble in self._taps.troubles())
+                raise TapError(f"no shard has answered within {PATIENCE:g} s{why}; see `laxity status`")
             found += self._taps.poll(0.1)
         return found
 

@@ -26,6 +26,7 @@ from cli.options import (
     store_option,
 )
 from cli.render import TIMING_HEAD, as_text, reply_as_json, text_lines, timing_cells
+from cli.shard_access import find_access, key_options
 from cluster.records import BrokerRecord, Paths, decode
 from cluster.store import open_store
 from laxity import Client
@@ -97,6 +98,7 @@ def _with_fields(content: Any, fields: dict[str, Any]) -> Any:
     "--trace", is_flag=True, help="Have the requests' traces kept, and print the commands that show them to stderr."
 )
 @shard_option
+@key_options()
 @cluster_option
 @store_option
 @json_option
@@ -111,6 +113,8 @@ def submit(
     timings: bool,
     trace: bool,
     shard: str | None,
+    key: str | None,
+    plain: bool,
     cluster: str,
     store: str | None,
     as_json: bool,
@@ -134,7 +138,7 @@ def submit(
       laxity submit classify letter.png --field picture=@ --field 'labels:=["billing", "sports"]'
       laxity submit lv --text hello --json
       laxity submit lv --text hello --store etcd://e1:2379,e2:2379
-      laxity submit lv --text hello --shard tcp://10.0.0.7:7100,tcp://10.0.0.8:7100
+      laxity submit lv --text hello --shard tcp://10.0.0.7:7100,tcp://10.0.0.8:7100 --key me.key
       cat receipt.png | laxity submit ocr -
     """
     if (text is None) == (not files):
@@ -144,11 +148,7 @@ def submit(
     contents: Iterator[Any] = iter([text]) if text is not None else (_content(file) for file in files)
     payloads = (_with_fields(content, fields) for content in contents)
     good = True
-    try:
-        client = Client(url)
-    except ValueError as error:
-        raise click.UsageError(str(error)) from None
-    with client:
+    with find_access(key, plain, cluster, store, shard).client(url) as client:
         missing = connect(client)
         if missing is None:
             traceparent = new_traceparent() if trace else ""

@@ -33,10 +33,10 @@ from cli.options import (
 )
 from cli.output_file import check_directory, html_option, write_file
 from cli.recording import RecordingError
+from cli.shard_access import find_access, key_options
 from cli.submit import connect
 from cluster.records import RecordError
 from cluster.store.base import StoreError
-from laxity import Client
 from pipelines.duration import parse_duration
 from simulation.arrivals import TraceError, parse_window, prepare
 
@@ -196,6 +196,7 @@ def _check_distribution(_context: click.Context, _parameter: click.Parameter, va
     help="Exit with 1 if less of any step's requests were answered in time.",
 )
 @shard_option
+@key_options()
 @cluster_option
 @store_option
 @json_option
@@ -228,6 +229,8 @@ def load(
     in_flight: int,
     fail_under: float | None,
     shard: str | None,
+    key: str | None,
+    plain: bool,
     cluster: str,
     store: str | None,
     as_json: bool,
@@ -306,7 +309,8 @@ def load(
     if largest > in_flight:
         raise click.UsageError(f"--concurrency-range goes to {largest:,}, more than --in-flight {in_flight:,}")
 
-    with _client(plan.target.shards, in_flight) as client:
+    access = find_access(key, plain, cluster, store, shard)
+    with access.client(plan.target.shards, in_flight) as client:
         missing = connect(client)
         if missing is not None:
             raise click.ClickException(missing.detail)
@@ -355,13 +359,6 @@ def load(
         sys.exit(130)
     if not good:
         sys.exit(1)
-
-
-def _client(shards: str, in_flight: int) -> Client:
-    try:
-        return Client(shards, max_pending=in_flight)
-    except ValueError as error:
-        raise click.UsageError(str(error)) from None
 
 
 def _results(done: Sequence[Done], plan: Plan, percentile: float, cluster: str, store: str | None) -> list[StepResult]:
