@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import threading
 from collections.abc import Callable, Collection, Mapping
 from types import FrameType
 from typing import Any, Generic, TypeVar
@@ -84,11 +85,17 @@ def take_control(reread: Callable[[], C | None]) -> Control[C]:
     """Replaces the handlers of SIGTERM, SIGINT and SIGHUP. A second signal to end ends at once; a third one kills."""
     control = Control(reread)
     terminal = _has_terminal()
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    ends = 0
 
     def end(number: int, _frame: FrameType | None) -> None:
-        control.ask_stop()
-        if control.at_once.is_set():
+        nonlocal ends
+        ends += 1
+        if ends > 1:
             signal.signal(number, signal.SIG_DFL)
+        if ends <= 2:
+            os.write(writing, b"+")
 
     def hang_up(number: int, frame: FrameType | None) -> None:
         if terminal and not _has_terminal():
@@ -96,6 +103,12 @@ def take_control(reread: Callable[[], C | None]) -> Control[C]:
         else:
             control.ask_reload()
 
+    def take() -> None:
+        while os.read(reading, 1):
+            control.ask_stop()
+
+    # A handler may come while its thread holds the lock of the very event that it would set: another thread sets it.
+    threading.Thread(target=take, name="signals", daemon=True).start()
     signal.signal(signal.SIGTERM, end)
     signal.signal(signal.SIGINT, end)
     signal.signal(signal.SIGHUP, hang_up)

@@ -14,7 +14,8 @@ C = TypeVar("C")
 
 class Control(Generic[C]):
     """``reread`` says what the configuration is by now, as far as it may change while the process runs; None where
-    nothing of that did. Everything but :meth:`changed` may be called by signal handlers and other threads."""
+    nothing of that did. Everything but :meth:`changed` may be called by other threads; by signal handlers only
+    :meth:`ask_reload`, which takes no lock."""
 
     def __init__(self, reread: Callable[[], C | None] = lambda: None) -> None:
         self.stop = threading.Event()

@@ -37,7 +37,7 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-EXPECTED = ("net::ERR", "403 (Forbidden)")
+EXPECTED = ("net::ERR", "401 (Unauthorized)", "403 (Forbidden)")
 """What browsers say of a server that died, and of a token that is not the one."""
 WAIT = 30_000
 """Milliseconds for what has to come."""
@@ -269,6 +269,28 @@ def test_a_node_is_drained_and_taken_back_by_who_signed_in(open_page: Callable[.
     page.click("#session")
     page.wait_for_selector("#session:has-text('Sign in')")
     assert page.context.cookies() == []
+
+
+def test_nothing_is_shown_before_somebody_signs_in_where_that_is_needed(browser: Any, cluster: Cluster) -> None:
+    command = [*COMMAND, "dashboard", "--store", cluster.store, "--http-token-file", str(cluster.token_file)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as serving:
+        assert serving.stdout is not None
+        page = browser.new_page()
+        page.set_default_timeout(WAIT)
+        page.goto(serving.stdout.readline().split()[-1])
+        page.wait_for_selector("#banner:has-text('Sign in to see this cluster')")
+        assert page.locator(".stage").count() == 0
+        page.fill("#sign-in input[name=token]", cluster.token)
+        page.keyboard.press("Enter")
+        page.wait_for_selector("body:not(.waiting) .live[data-state=live]")
+        page.wait_for_selector(".stage")
+        assert page.locator("#sign-in").is_hidden()
+        page.click("#session")
+        page.wait_for_selector("#banner:has-text('Sign in to see this cluster')")
+        assert page.locator(".stage").count() == 0
+        page.close()
+        serving.send_signal(signal.SIGINT)
+        assert serving.wait(20) == 0
 
 
 def test_an_agent_that_dies_is_lost_and_a_server_that_dies_comes_back(

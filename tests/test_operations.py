@@ -225,6 +225,26 @@ def test_a_second_signal_ends_at_once(world: World, slow: PipelineSpec) -> None:
         assert not future.done()
 
 
+TAKES_SIGNALS = """
+import signal
+from cli.control import take_control
+control = take_control(lambda: None)
+with control.stop._cond:  # as while it is being waited for, or set
+    signal.raise_signal(signal.SIGTERM)
+assert control.stop.wait(60) and not control.at_once.is_set()
+signal.raise_signal(signal.SIGINT)
+assert control.at_once.wait(60)
+print("told", flush=True)
+signal.raise_signal(signal.SIGTERM)
+signal.raise_signal(signal.SIGINT)
+"""
+
+
+def test_a_signal_that_comes_while_a_lock_is_held_is_taken() -> None:
+    done = subprocess.run([sys.executable, "-c", TAKES_SIGNALS], stdout=subprocess.PIPE, text=True, timeout=60)
+    assert (done.stdout, done.returncode) == ("told\n", -signal.SIGINT)
+
+
 # ---- reloading -------------------------------------------------------------------------------------
 
 
