@@ -43,8 +43,8 @@ _USES = {
 _REVOKED = {
     "client": "what it sends is refused, and its connections are cut",
     "operator": "what it sends is refused, and its connections are cut; who reaches the store can still do all there",
-    "node": "shards cut the agent off, and its devices do nothing for the cluster any more; end its process yourself",
-    "shard": "agents and other shards leave it, and services are told so by the others; end its process yourself",
+    "node": "shards cut the agent off and queue its batches again, and its process ends",
+    "shard": "agents, other shards and services leave it; end its process as well, or what it serves goes unserved",
 }
 
 
