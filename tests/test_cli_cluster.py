@@ -72,6 +72,16 @@ def wait_gone(pids: list[int]) -> None:
             assert select.select([ended], [], [], 30)[0], f"process {pid} goes on"
 
 
+def submit(shell: Shell, pipeline: str, *arguments: str, send: str | None = None) -> subprocess.CompletedProcess[str]:
+    """The answer to a request; it is sent again where it was late: while other tests run, the machine may take longer
+    than the objective of a shipped pipeline."""
+    for _ in range(4):
+        answer = shell("submit", pipeline, *arguments, send=send)
+        if not re.search("dropped|expired", answer.stderr + answer.stdout):
+            break
+    return answer
+
+
 def test_a_detached_cluster_from_start_to_end(shell: Shell, tmp_path: Path) -> None:
     up = shell("up", "echo", "lv", "--gpus", "8", "--agents", "2", "--detach")
     assert up.returncode == 0, up.stderr
@@ -89,12 +99,12 @@ def test_a_detached_cluster_from_start_to_end(shell: Shell, tmp_path: Path) -> N
     assert "person_detection" in shell("status").stdout
 
     # One text, and what comes back.
-    answer = shell("submit", "echo", "--text", "grüße")
+    answer = submit(shell, "echo", "--text", "grüße")
     assert (answer.returncode, answer.stdout) == (0, "grüße\n")
     # Several files at once, bytes as base64.
     (tmp_path / "a").write_bytes(b"\xff\x00a")
     (tmp_path / "b").write_bytes(b"bb")
-    files = shell("submit", "echo", str(tmp_path / "a"), str(tmp_path / "b"), "--json", "--shard", address)
+    files = submit(shell, "echo", str(tmp_path / "a"), str(tmp_path / "b"), "--json", "--shard", address)
     assert files.returncode == 0, files.stderr
     first, second = (json.loads(line) for line in files.stdout.splitlines())
     assert first["file"] == str(tmp_path / "a")
@@ -104,13 +114,13 @@ def test_a_detached_cluster_from_start_to_end(shell: Shell, tmp_path: Path) -> N
     assert 0 < first["remaining_s"] < 1
     assert [timing["stage"] for timing in first["timings"]] == ["echo"]
     # Standard input, and the stages' times.
-    piped = shell("submit", "lv", "-", "--timings", send="from a pipe")
+    piped = submit(shell, "lv", "-", "--timings", send="from a pipe")
     assert piped.returncode == 0, piped.stderr
     assert piped.stdout.startswith("from a pipe\n")
     assert "pose_recognition" in piped.stdout
     # One field of several.
     fields = ("--field", "text=@", "--field", "labels:=[1, null]", "--field", "note=a=b")
-    several = shell("submit", "echo", "--text", "x", *fields, "--json")
+    several = submit(shell, "echo", "--text", "x", *fields, "--json")
     assert json.loads(several.stdout)["output"] == {"text": "x", "labels": [1, None], "note": "a=b"}
     # One that is not served, and one that cannot be in time.
     unknown = shell("submit", "nope", "--text", "x")
@@ -213,7 +223,7 @@ def test_the_pipeline_in_the_readme_works(shell: Shell, tmp_path: Path) -> None:
     assert shell("pipeline", "validate", str(tmp_path / "mine.yaml")).returncode == 0
     up = shell("up", str(tmp_path / "mine.yaml"), "-d")
     assert up.returncode == 0, up.stderr
-    answer = shell("submit", "mine", "--text", "as you like", "--json")
+    answer = submit(shell, "mine", "--text", "as you like", "--json")
     assert answer.returncode == 0, answer.stdout
     assert json.loads(answer.stdout)["output"] == {"words": ["as", "you", "like"], "scores": [2, 3, 4]}
 
@@ -242,7 +252,7 @@ def test_what_dies_is_started_again_where_it_was(shell: Shell) -> None:
     store.close()
     assert found["shard"].pid != shard["pid"]
     assert (found["shard"].frontend, found["shard"].backend) == (shard["frontend"], shard["backend"])
-    assert shell("submit", "echo", "--text", "still there").stdout == "still there\n"
+    assert submit(shell, "echo", "--text", "still there").stdout == "still there\n"
     log = (shell.runtime / "laxity" / "local" / "logs" / "up.log").read_text()
     assert "shard-0 ended (signal SIGKILL); it is started again in 0.5 s" in log
     assert "agent-0 is running again" in log
@@ -320,7 +330,7 @@ def test_pipelines_are_applied_upgraded_and_deleted_while_a_cluster_runs(shell: 
         (tmp_path / "answers.py").write_text(f"def model(items):\n    return [{answer!r}] * len(items)\n")
         applied = shell("pipeline", "apply", str(file))
         assert applied.returncode == 0, applied.stderr
-        assert shell("submit", "mine", "--text", "x").stdout == f"{answer}\n"
+        assert submit(shell, "mine", "--text", "x").stdout == f"{answer}\n"
         (pipeline,) = shell.status()["pipelines"]
         assert pipeline["version"] == pipeline["served_version"]
         versions.add(pipeline["version"])
@@ -344,7 +354,7 @@ def test_a_cluster_on_an_etcd_of_its_own(shell: Shell) -> None:
     assert [len(seen[what]) for what in ("coordinators", "shards", "agents")] == [2, 2, 2]
     assert sum(sum(node["devices"].values()) for node in seen["nodes"]) == 8
     store = ("--store", seen["store"])
-    assert shell("submit", "lv", "--text", "here", *store).stdout == "here\n"
+    assert submit(shell, "lv", "--text", "here", *store).stdout == "here\n"
 
     # A member of etcd and the leader die; another coordinator leads, and all come back.
     supervisor = json.loads((shell.runtime / "laxity" / "local" / "up.lock").read_text())["pid"]
@@ -357,7 +367,7 @@ def test_a_cluster_on_an_etcd_of_its_own(shell: Shell) -> None:
     key = Paths("local").leader
     watch = opened.watch(key, opened.list(key).revision + 1)
     os.kill(leader, signal.SIGKILL)
-    assert shell("submit", "lv", "--text", "still here").stdout == "still here\n"
+    assert submit(shell, "lv", "--text", "still here").stdout == "still here\n"
     elected: list[int] = []
     while not elected:
         events = watch.get(timeout=60)
@@ -373,7 +383,7 @@ def test_a_cluster_on_an_etcd_of_its_own(shell: Shell) -> None:
     nodes = {node["node"]: node for node in shell.status()["nodes"]}
     assert nodes["agent-1"]["models"] == {}
     assert sum(counts["ready"] for counts in nodes["agent-0"]["models"].values()) >= 5
-    assert shell("submit", "lv", "--text", "moved").stdout == "moved\n"
+    assert submit(shell, "lv", "--text", "moved").stdout == "moved\n"
     load = shell("load", "lv", "--request-rate-range", "20", "--duration", "1s", "--json", *store)
     assert json.loads(load.stdout)["steps"][0]["outcomes"]["ok"] > 0, load.stderr
     assert shell("node", "resume", "agent-1").returncode == 0

@@ -261,7 +261,10 @@ def test_requests_of_a_real_cluster_can_be_traced(shell: Callable[..., subproces
     began = time.time()
     up = shell("up", "lv", "--gpus", "5", "--detach")
     assert up.returncode == 0, up.stderr
-    good = shell("submit", "lv", "--text", "x", "--trace")
+    for _ in range(4):  # while other tests run, the machine may take longer than the objective
+        good = shell("submit", "lv", "--text", "x", "--trace")
+        if good.returncode == 0:
+            break
     assert good.returncode == 0, good.stderr
     (command,) = re.findall(r"laxity (trace \S+)$", good.stderr, re.MULTILINE)
     shown = shell(*command.split())

@@ -184,7 +184,7 @@ def test_a_server_that_speaks_no_zeromq():
         thread.start()
         port = server.getsockname()[1]
         with laxity.Client(f"tcp://127.0.0.1:{port}") as client, pytest.raises(laxity.Unavailable) as caught:
-            client.infer("p", 1, slo=0.5)
+            client.infer("p", 1, slo=1.0)
         assert str(port) in caught.value.detail
         thread.join()
 

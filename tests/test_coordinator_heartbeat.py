@@ -18,7 +18,7 @@ from cluster.records import NodeRecord, Paths, encode
 from cluster.store.memory import MemoryStore
 
 PATHS = Paths("c")
-TTL = 0.6
+TTL = 1.0
 
 
 def wait(done: Callable[[], bool]) -> None:

@@ -66,6 +66,11 @@ RULES = [
     Rule(r"(.*)/var/tmp/rows(.*)", r"\g<1>rows\g<2>", "somebody may have that directory"),
     Rule(r"(.*)host-\*/rows(.*)", r"\g<1>ro*s\g<2>", "rows of one host"),
     Rule(r"(laxity telemetry .* --limit 20)", r"\g<1>", "none are dropped"),
+    Rule(
+        r"(laxity submit (?:lv|reviews) (?!.*(?:--field|\|\|)).*)",
+        r"\g<1> || \g<1> || \g<1>",
+        "while other tests run, the machine may take longer than the objective",
+    ),
     Rule(r"(laxity submit reviews .* --field .*)", r"\g<1>", "it is told to fail", status=1),
 ]
 SERVICE = re.compile(r"laxity (broker|node|coordinator) run")

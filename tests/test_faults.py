@@ -107,7 +107,7 @@ def processes(tmp_path):
 @pytest.fixture
 def other_shard():
     """A shard s1, in a thread."""
-    shard = Shard(ShardConfig(name="s1", heartbeat=0.1))
+    shard = Shard(ShardConfig(name="s1", heartbeat=0.3))
     thread = threading.Thread(target=shard.run)
     thread.start()
     yield shard
@@ -207,7 +207,7 @@ def ended(pidfd):
 
 
 def test_an_agent_frozen_and_thawed(cluster, processes, slow):
-    cluster.start(heartbeat=0.1)
+    cluster.start(heartbeat=0.3)
     started = load(cluster, processes, slow, ["a0", "a1"])
     client = cluster.client()
     futures = [client.submit("slow", number) for number in range(200)]
@@ -226,7 +226,7 @@ def test_an_agent_frozen_and_thawed(cluster, processes, slow):
 
 
 def test_an_agent_of_two_shards_frozen_and_thawed(cluster, processes, other_shard, slow):
-    cluster.start(heartbeat=0.1)
+    cluster.start(heartbeat=0.3)
     for shard in (cluster.shard, other_shard):
         shard.apply(slow)
         processes.announce(shard)
@@ -348,7 +348,7 @@ def test_a_shard_killed_under_load_and_started_again(cluster, processes, slow):
 def test_a_stopped_shard_that_nobody_replaces(cluster, slow):
     cluster.serve(slow)
     client = cluster.client()
-    futures = [client.submit("slow", number, slo=1.5) for number in range(30)]
+    futures = [client.submit("slow", number, slo=3.0) for number in range(30)]
     assert futures[0].result(30) == 0
     cluster.stop_shard()
     counted = outcomes(futures)
@@ -359,7 +359,7 @@ def test_a_stopped_shard_that_nobody_replaces(cluster, slow):
 
 
 def test_agents_and_services_find_a_shard_that_is_started_again(cluster, slow, echo):
-    cluster.start(heartbeat=0.1)
+    cluster.start(heartbeat=0.3)
     agent = cluster.serve(echo, slow, devices=[DeviceConfig("emulated", "emulated")] * 2)
     client = cluster.client()
     for _ in range(3):
@@ -367,7 +367,7 @@ def test_agents_and_services_find_a_shard_that_is_started_again(cluster, slow, e
         assert client.infer("echo", "value") == "value"
         frontend, backend = cluster.shard.frontend, cluster.shard.backend
         cluster.stop_shard()
-        cluster.start(heartbeat=0.1, frontend=frontend, backend=backend)
+        cluster.start(heartbeat=0.3, frontend=frontend, backend=backend)
         cluster.wait_for(lambda status: status.agents == 1, "the agent is back")
         assert [future.result(60) for future in futures] == list(range(20))
         assert client.infer("slow", "value") == "value"

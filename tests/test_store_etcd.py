@@ -505,7 +505,7 @@ def test_a_connection_that_carries_nothing_is_given_up(plain: Store, plain_etcd:
 
 
 def test_a_lease_that_nobody_keeps_alive_ends(plain: Store) -> None:
-    kept, left = plain.grant_lease(1.0), plain.grant_lease(0.2)
+    kept, left = plain.grant_lease(20.0), plain.grant_lease(0.2)
     start = plain.put("/l/left", b"", left)
     plain.put("/l/kept", b"", kept)
     watch = plain.watch("/l/", start + 2)
@@ -527,7 +527,7 @@ def test_who_starts_again_under_a_name_takes_its_record_over(plain: Store) -> No
     killed = Membership(plain, key, ttl=1.0)
     killed.publish(b"killed")
     killed.beat(time.monotonic())
-    again = Membership(plain, key, ttl=1.0)
+    again = Membership(plain, key, ttl=20.0)
     again.publish(b"again")
     again.beat(time.monotonic())
     entry = plain.get(key)
