@@ -15,6 +15,7 @@ import numpy as np
 
 from laxity.node import ArrayNode, BytesNode, DictNode, ListNode, Node, PayloadError, TextNode
 from laxity.payload import Payload, part_sizes
+from laxity.protocol import MAX_HEADER
 from simulation.metrics import Counts, Floats
 
 VERSION: Final = 1
@@ -22,6 +23,8 @@ _MARK: Final = "laxity_recording"
 _FLUSH_AT: Final = 1024 * 1024
 _LARGEST: Final = 1024**3
 """Bytes of one object at most, so that a damaged length takes no more memory than that."""
+LONGEST: Final = 1e9
+"""Seconds that no recording, and no budget in it, is longer than."""
 _END_ROOM: Final = 512
 """Bytes left for the last entry."""
 
@@ -199,7 +202,9 @@ def _entries(file: Path) -> Iterator[Recorded | dict[str, Any]]:
 
 
 def _unpacked(file: Path, stream: Any, size: int) -> Iterator[Recorded | dict[str, Any]]:
-    unpacker = msgpack.Unpacker(stream, raw=False, max_buffer_size=_LARGEST)
+    unpacker = msgpack.Unpacker(
+        stream, raw=False, max_buffer_size=_LARGEST, max_array_len=MAX_HEADER, max_map_len=MAX_HEADER
+    )
     good = count = 0
     latest = 0.0
     why = ""
@@ -212,7 +217,7 @@ def _unpacked(file: Path, stream: Any, size: int) -> Iterator[Recorded | dict[st
         good = unpacker.tell()
         for entry in unpacker:
             if isinstance(entry, dict):
-                yield entry
+                yield _note(entry)
             else:
                 recorded = _checked(entry)
                 count += 1
@@ -234,13 +239,23 @@ def _unpacked(file: Path, stream: Any, size: int) -> Iterator[Recorded | dict[st
         )
 
 
+def _note(entry: dict[Any, Any]) -> dict[str, Any]:
+    """What an entry says beside the requests: how many were lost, or that this is the end."""
+    lost, end = entry.get("lost", 0), entry.get("end", 0.0)
+    if not (isinstance(lost, int) and lost >= 0 and isinstance(end, int | float) and 0 <= end < LONGEST):
+        raise PayloadError("its numbers cannot be")
+    return entry
+
+
 def _checked(entry: Any) -> Recorded:
     recorded = msgspec.convert(entry, Recorded)
     sizes: list[int] = []
     part_sizes(recorded.payload, sizes)
+    if sum(sizes) > _LARGEST:
+        raise PayloadError(f"its payload is told to have {sum(sizes):,} bytes")
     if recorded.parts is not None and [len(part) for part in recorded.parts] != sizes:
         raise PayloadError("its payload's parts are not of the sizes told")
-    if not (recorded.offset >= 0 and (recorded.budget is None or recorded.budget > 0)):
+    if not (0 <= recorded.offset < LONGEST and (recorded.budget is None or 0 < recorded.budget < LONGEST)):
         raise PayloadError("its times cannot be")
     return recorded
 

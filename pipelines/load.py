@@ -36,7 +36,11 @@ def find_spec(path_or_name: str) -> Path:
     if path_or_name in shipped_pipelines():
         return _SHIPPED / f"{path_or_name}.yaml"
     file = Path(path_or_name)
-    if not file.exists():
+    try:
+        there = file.exists()
+    except OSError:  # a name that is too long for one
+        there = False
+    if not there:
         raise _not_there(path_or_name)
     return file
 

@@ -15,6 +15,8 @@ from pipelines.problems import Problem, SpecError, SpecPath
 
 MAX_VALUES = 100_000
 """The most values in a file once its aliases are expanded: an alias of aliases can stand for billions."""
+MAX_NUMBER = 1000
+"""Characters of a number at most: reading one in YAML's base 60 takes time that grows with their square."""
 _TAG = "tag:yaml.org,2002:"
 _SCALARS = {_TAG + name for name in ("null", "bool", "int", "float", "str")}
 
@@ -61,6 +63,8 @@ def read_yaml(text: str, file: str) -> Document:
         raise _syntax_error(error, file, text) from error
     except RecursionError as error:
         raise _error(file, 1, "lists or mappings nest too deeply", "write a flatter file") from error
+    except (ValueError, OverflowError) as error:  # escapes of no character, versions of too many digits
+        raise _error(file, 1, f"not YAML: {error}", "look for escapes such as \\U0011ffff in quotes") from error
     return document
 
 
@@ -133,7 +137,7 @@ class _Converter:
             return None
         key = self._scalar(node, path) if isinstance(node, yaml.ScalarNode) else None
         if isinstance(key, bool) or not isinstance(key, str | int):
-            shown = node.value if isinstance(node, yaml.ScalarNode) else "a list or mapping"
+            shown = _printable(node.value) if isinstance(node, yaml.ScalarNode) else "a list or mapping"
             self._report(path, f"YAML does not read the key {shown} as a text", f'write it in quotes: "{shown}"', line)
             return None
         return key
@@ -145,11 +149,23 @@ class _Converter:
         if node.tag not in _SCALARS:
             self._report(path, f"the YAML tag {node.tag} is not allowed", "write the plain value", line)
             return None
+        if node.tag == _TAG + "str":
+            if node.value != _printable(node.value):
+                self._report(path, f"half a character ({_printable(node.value)[:40]})", "write the whole one", line)
+                return None
+        elif len(node.value) > MAX_NUMBER:
+            self._report(path, f"a number of more than {MAX_NUMBER} characters", "write it in quotes", line)
+            return None
         try:
             return self._scalars.construct_object(node)
-        except ValueError:
+        except (ValueError, OverflowError, LookupError):
             self._report(path, f"{node.value[:40]!r} cannot be read as a number", "write it in quotes", line)
             return None
 
     def _report(self, path: SpecPath, message: str, advice: str, line: int) -> None:
         self._document.problems.append(Problem(path, message, advice, line=line))
+
+
+def _printable(text: str) -> str:
+    """The text with surrogates, which have no UTF-8 form, as their escapes."""
+    return text.encode("utf-8", "backslashreplace").decode()

@@ -26,6 +26,8 @@ Floats = npt.NDArray[np.float64]
 PROCESSES = "poisson, constant, gamma:CV (as in gamma:2), step:RATExSECONDS,... (as in step:1x60,3x30)"
 MOST_ARRIVALS = 200_000_000
 """What a draw may hold at most: 1.6 GB of stamps."""
+LONGEST_STAMPED = 10_000_000
+"""Seconds that a trace of stamps may be long: it is counted second by second."""
 
 
 class TraceError(ValueError):
@@ -219,7 +221,11 @@ def parse_source(text: str) -> Source:
     if kind == "step":
         return _steps(text, rest)
     path = Path(text)
-    if not path.exists():
+    try:
+        there = path.exists()
+    except OSError:  # a name that is too long for one
+        there = False
+    if not there:
         raise TraceError(f"there is no trace file {text!r}; a process is one of {PROCESSES}")
     return read_trace(path)
 
@@ -274,6 +280,11 @@ def _of_counts(path: Path, offsets: Floats, counts: Floats) -> Trace:
 
 
 def _of_stamps(path: Path, stamps: Floats) -> Trace:
+    if stamps[-1] >= LONGEST_STAMPED:
+        raise TraceError(
+            f"{path}: arrival_s goes up to {stamps[-1]:g}, and a trace has {LONGEST_STAMPED:,} seconds at most: count "
+            "them from its begin"
+        )
     counts = np.bincount(stamps.astype(np.int64)).astype(np.float64)
     return Trace(path.stem, np.arange(len(counts) + 1, dtype=np.float64), counts, stamps=True)
 
