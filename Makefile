@@ -32,7 +32,7 @@ test: $(VENV)/.dev
 
 # The tests with the engines interpreted, in three runs: those of whole clusters and of what people type, those that start
 # servers, workers and stores, and all others.
-COMMANDS := cli_cluster cli_load cli_trace docs monitoring operations top_served
+COMMANDS := cli_cluster cli_load cli_trace docs monitoring operations top_served up_secure
 SERVICES := bad_models classify client_faults dashboard dashboard_watching doctor etcd_members executor_triton faults \
   files_agent gateway gateway_bodies gateway_ocr gateway_shard observe ocr paging_together record store_contract \
   store_etcd top worker
