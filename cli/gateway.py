@@ -1,9 +1,11 @@
-"""What the gateway learns from a cluster's store: where the shards are, and what the pipelines are called inside."""
+"""What the gateway learns from a cluster's store: where the shards are, with their keys, and what the pipelines are
+called inside."""
 
 from __future__ import annotations
 
+from cli.shard_access import serving_first
 from cluster.decoded import Decoded
-from cluster.records import BrokerRecord, Paths, ServingRecord
+from cluster.records import BrokerRecord, KeyRecord, Paths, ServingRecord
 from cluster.store import open_store
 from cluster.store.base import Store
 from laxity.gateway.catalog import INPUT, Catalog, Model
@@ -23,14 +25,15 @@ class StoreLookup:
     def __call__(self) -> Catalog:
         if self._store is None:
             self._store = open_store(self._url)
-        brokers, serving = self._paths.brokers, self._paths.serving
-        found = [self._store.list(prefix).entries for prefix in (brokers, serving)]
+        brokers, serving, keys = self._paths.brokers, self._paths.serving, self._paths.keys
+        found = [self._store.list(prefix).entries for prefix in (brokers, serving, keys)]
         self._decoded.update({entry.key: entry for entries in found for entry in entries})
         shards = self._decoded.under(BrokerRecord, brokers)
         served = self._decoded.under(ServingRecord, serving)
         return Catalog(
             ",".join(shards[name].frontend for name in sorted(shards)),
             {name: model_of(record.spec, record.version) for name, record in served.items()},
+            tuple(serving_first(self._decoded.under(KeyRecord, keys), shards)),
         )
 
     def close(self) -> None:

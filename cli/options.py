@@ -26,6 +26,7 @@ from pipelines.duration import parse_duration
 from pipelines.problems import SpecError
 
 F = TypeVar("F", bound=Callable[..., Any])
+Command = Callable[..., None]
 _WIDTH_OF_PIPES = 200
 """Columns of a table that does not go to a terminal: wide enough for `grep` to find whole cells."""
 _NAMED = 12
@@ -132,6 +133,34 @@ shard_option = click.option(
     metavar="URL,...",
     help="The addresses of one shard or several, as in tcp://127.0.0.1:7100 (default: those in the cluster's store).",
 )
+
+
+def key_options(
+    option: Callable[..., Callable[[Command], Command]] = click.option, service: str = ""
+) -> Callable[[Command], Command]:
+    """``--key`` and ``--plain``, as all commands have them that connect to shards; a ``service`` has variables of its
+    own for them as well."""
+    prefixes = [f"LAXITY_{service.upper()}_", "LAXITY_"] if service else ["LAXITY_"]
+    key = option(
+        "--key",
+        default="",
+        metavar="FILE",
+        envvar=[prefix + "KEY" for prefix in prefixes],
+        show_envvar=True,
+        help="The key file to be let in with, as `laxity keys new` writes it (default: that of the cluster on this "
+        "machine, if it was started with --secure).",
+    )
+    plain = option(
+        "--plain",
+        is_flag=True,
+        envvar=[prefix + "PLAIN" for prefix in prefixes],
+        show_envvar=True,
+        help="Connect to shards without a key, and to those on other hosts all the same: anybody in the network can "
+        "read that.",
+    )
+    return lambda function: key(plain(function))
+
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 

@@ -13,6 +13,7 @@ from cli.options import (
     explain_errors,
     find_store,
     json_option,
+    key_options,
     near,
     print_json,
     print_table,
@@ -22,7 +23,7 @@ from cli.pipeline_table import describe_pipelines, pipeline_table
 from cli.progress import model_lines
 from cli.publish import pipeline_record, publish_files
 from cli.rollout import Failures, is_served, missing_services, models_loading, waits_for
-from cli.shard_access import find_access, key_options
+from cli.shard_access import find_access
 from cli.snapshot import Snapshot, look
 from cluster.records import Paths, PipelineRecord, encode
 from cluster.store import open_store
@@ -41,7 +42,7 @@ no_wait_option = click.option("--no-wait", is_flag=True, help="Return at once.")
 @store_option
 @explain_errors
 def apply(
-    specs: Sequence[str], no_wait: bool, timeout: float, key: str | None, plain: bool, cluster: str, store: str | None
+    specs: Sequence[str], no_wait: bool, timeout: float, key: str, plain: bool, cluster: str, store: str | None
 ) -> None:
     """Have a cluster serve pipelines, new ones or new versions, and wait until it does.
 

@@ -25,6 +25,7 @@ from cli.options import (
     explain_errors,
     find_store,
     json_option,
+    key_options,
     near,
     not_running,
     print_json,
@@ -32,7 +33,7 @@ from cli.options import (
     store_option,
 )
 from cli.recording import Recorded, RecordingError, Writer
-from cli.shard_access import find_access, key_options
+from cli.shard_access import find_access
 from cli.snapshot import look
 from cli.taps import Lost, Seen, TapClient, TapError
 from laxity.channel import parse_url
@@ -77,7 +78,7 @@ def record(
     payloads: bool,
     max_bytes: int,
     shard: str | None,
-    key: str | None,
+    key: str,
     plain: bool,
     cluster: str,
     store: str | None,

@@ -17,8 +17,18 @@ from cli.configuration import ConfigurationError, read_configuration
 from cli.control import Reread, ServiceCommand, take_control
 from cli.groups import Group
 from cli.http_options import access_options
-from cli.options import check_duration, check_http, check_size, check_store, cluster_option, explain_errors, find_store
+from cli.options import (
+    check_duration,
+    check_http,
+    check_size,
+    check_store,
+    cluster_option,
+    explain_errors,
+    find_store,
+    key_options,
+)
 from cli.planner_options import planner_options
+from cli.rundir import RunDirectory
 from cluster.control import Control
 from cluster.logs import FORMATS, LEVELS, configure_logs
 from cluster.observe.sidecar import Beginning, Sidecar
@@ -602,6 +612,7 @@ def gateway() -> None:
     help="Inference requests under way at once; more are refused.",
 )
 @_drain_option("the requests that are under way")
+@key_options(_setting, "gateway")
 def gateway_run(store: str | None, cluster: str, name: str, **settings: Any) -> None:
     """Serve the Open Inference Protocol (version 2) over HTTP and gRPC until SIGTERM or Ctrl-C.
 
@@ -615,7 +626,7 @@ def gateway_run(store: str | None, cluster: str, name: str, **settings: Any) -> 
     Examples:
       laxity gateway run
       laxity gateway run --store etcd://e1:2379,e2:2379 --http 0.0.0.0:8000 --grpc 0.0.0.0:8001
-      laxity gateway run --connect tcp://10.0.0.7:7100,tcp://10.0.0.8:7100 --grpc ''
+      laxity gateway run --connect tcp://10.0.0.7:7100,tcp://10.0.0.8:7100 --grpc '' --key gateway.key
       laxity gateway run --config /etc/laxity.yaml
     """
     from cli.gateway import StoreLookup
@@ -623,6 +634,8 @@ def gateway_run(store: str | None, cluster: str, name: str, **settings: Any) -> 
 
     if not (settings["http"] or settings["grpc"]):
         raise click.UsageError("give --http or --grpc an address")
+    if not (settings["key"] or settings["connect"]):
+        settings["key"] = str(RunDirectory(cluster).found_key(store) or "")
     config = GatewayConfig(**settings)
     url = store if config.connect else find_store(cluster, store)
     lookup = None if url is None else StoreLookup(url, cluster)

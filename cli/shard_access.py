@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,12 +13,11 @@ import msgspec
 from cli.rundir import RunDirectory
 from cluster.keyring import servers
 from cluster.keystore import KeyStore
+from cluster.records import BrokerRecord, KeyRecord
 from cluster.store import open_store
 from laxity import Client
-from laxity.credentials import KEY_VARIABLE, PLAIN_VARIABLE, Credentials
+from laxity.credentials import Credentials
 from laxity.keys import InvalidKey, KeyFile, ServerKey, read_key_file
-
-Command = Callable[..., None]
 
 
 class ShardAccess(NamedTuple):
@@ -40,33 +39,11 @@ class ShardAccess(NamedTuple):
             raise click.UsageError(str(error)) from None
 
 
-def key_options(option: Callable[..., Callable[[Command], Command]] = click.option) -> Callable[[Command], Command]:
-    """``--key`` and ``--plain``, as all commands have them that connect to shards."""
-    key = option(
-        "--key",
-        metavar="FILE",
-        envvar=KEY_VARIABLE,
-        show_envvar=True,
-        help="The key file to be let in with, as `laxity keys new` writes it (default: that of the cluster on this "
-        "machine, if it was started with --secure).",
-    )
-    plain = option(
-        "--plain",
-        is_flag=True,
-        envvar=PLAIN_VARIABLE,
-        show_envvar=True,
-        help="Connect to shards without a key, and to those on other hosts all the same: anybody in the network can "
-        "read that.",
-    )
-    return lambda function: key(plain(function))
-
-
-def find_access(key: str | None, plain: bool, cluster: str, store: str | None, shard: str | None = None) -> ShardAccess:
+def find_access(key: str, plain: bool, cluster: str, store: str | None, shard: str | None = None) -> ShardAccess:
     """What the options say: of the key's shards what the cluster's store says of them, where it is known; with
     ``shard`` (their addresses were given) what the file says. :class:`click.ClickException` for a key that cannot be
     used; StoreError."""
-    found = RunDirectory(cluster).found_key(store) if key is None and shard is None else None
-    path = key or found
+    path = key or (RunDirectory(cluster).found_key(store) if shard is None else None)
     if not path:
         return ShardAccess(None, plain)
     own = read_own(path)
@@ -102,13 +79,14 @@ def known_servers(cluster: str, store: str | None) -> list[ServerKey]:
         found = KeyStore(opened, cluster).read()
     finally:
         opened.close()
-    serving = {name: broker.public for name, broker in found.brokers.items()}
-    return [
-        _first(server, serving.get(server.shard, "")) for server in servers(found.records, found.brokers, time.time())
-    ]
+    return serving_first(found.records, found.brokers)
 
 
-def _first(server: ServerKey, public: str) -> ServerKey:
-    """The shard's keys with that first which it serves with."""
-    publics: Sequence[str] = sorted(server.publics, key=lambda good: good != public)
-    return msgspec.structs.replace(server, publics=list(publics))
+def serving_first(keys: Mapping[str, KeyRecord], brokers: Mapping[str, BrokerRecord]) -> list[ServerKey]:
+    """The shards with the keys that they may have, that with which each serves first."""
+    found = []
+    for server in servers(keys, brokers, time.time()):
+        present = brokers[server.shard].public if server.shard in brokers else ""
+        publics = sorted(server.publics, key=lambda good: good != present)
+        found.append(ServerKey(server.shard, server.address, publics))
+    return found

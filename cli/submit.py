@@ -19,6 +19,7 @@ from cli.options import (
     explain_errors,
     find_store,
     json_option,
+    key_options,
     not_running,
     print_table,
     shard_option,
@@ -26,7 +27,7 @@ from cli.options import (
     store_option,
 )
 from cli.render import TIMING_HEAD, as_text, reply_as_json, text_lines, timing_cells
-from cli.shard_access import find_access, key_options
+from cli.shard_access import find_access
 from cluster.records import BrokerRecord, Paths, decode
 from cluster.store import open_store
 from laxity import Client
@@ -113,7 +114,7 @@ def submit(
     timings: bool,
     trace: bool,
     shard: str | None,
-    key: str | None,
+    key: str,
     plain: bool,
     cluster: str,
     store: str | None,

@@ -27,13 +27,14 @@ from cli.options import (
     cluster_option,
     explain_errors,
     json_option,
+    key_options,
     print_json,
     shard_option,
     store_option,
 )
 from cli.output_file import check_directory, html_option, write_file
 from cli.recording import RecordingError
-from cli.shard_access import find_access, key_options
+from cli.shard_access import find_access
 from cli.submit import connect
 from cluster.records import RecordError
 from cluster.store.base import StoreError
@@ -229,7 +230,7 @@ def load(
     in_flight: int,
     fail_under: float | None,
     shard: str | None,
-    key: str | None,
+    key: str,
     plain: bool,
     cluster: str,
     store: str | None,

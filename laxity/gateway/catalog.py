@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from laxity.gateway.values import OUTPUT
+from laxity.keys import ServerKey
 
 INPUT: Final = "request"
 """The name that metadata give the only input of a pipeline; requests may call it as they like."""
@@ -29,11 +30,12 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class Catalog:
-    """What a lookup found: the ``shards``' addresses, as :class:`laxity.Client` takes them ('': there are none), and
-    what is known of the pipelines."""
+    """What a lookup found: the ``shards``' addresses, as :class:`laxity.Client` takes them ('': there are none), what
+    is known of the pipelines, and the keys of the shards (``servers``)."""
 
     shards: str = ""
     models: Mapping[str, Model] = field(default_factory=dict)
+    servers: tuple[ServerKey, ...] = ()
 
 
 Lookup = Callable[[], Catalog]

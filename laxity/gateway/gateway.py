@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
+import msgspec
+
 from laxity import AsyncClient, LaxityError
 from laxity.gateway.catalog import Catalog, Lookup, Model
 from laxity.gateway.errors import GatewayError, Invalid, Overloaded, error_of
@@ -18,6 +20,7 @@ from laxity.gateway.metrics import UNKNOWN, Metrics
 from laxity.gateway.options import Options, refuse_unsupported
 from laxity.gateway.tensors import Parameters, Tensor
 from laxity.gateway.values import from_payload, to_payload
+from laxity.keys import KeyFile, read_key_file
 from laxity.outcomes import Outcome
 from laxity.reply import Reply
 
@@ -66,17 +69,24 @@ class Answer:
 
 class Gateway:
     """Serves one event loop. ``connect`` names shards; '' leaves it to the ``lookup`` to find them. At most
-    ``max_concurrency`` requests are under way at once."""
+    ``max_concurrency`` requests are under way at once. ``key`` (a file's path, '' for none) and ``plain`` are as those
+    of :class:`laxity.Client`; the shards' keys are those that the lookup finds, or else the file's."""
 
-    def __init__(self, connect: str, lookup: Lookup | None, max_concurrency: int) -> None:
+    def __init__(
+        self, connect: str, lookup: Lookup | None, max_concurrency: int, key: str = "", plain: bool = False
+    ) -> None:
         self.metrics = Metrics()
         self.draining = False
         self.in_flight = 0
         self._connect = connect
         self._lookup = lookup
         self._limit = max_concurrency
+        self._key = key
+        self._plain = plain
         self._catalog = Catalog()
-        self._shards = ""
+        self._tried: tuple[str, KeyFile | str] = ("", "")
+        """The shards and the key of the client."""
+        self._trouble = ""
         self._client: AsyncClient | None = None
         self._idle = asyncio.Event()
         self._idle.set()
@@ -85,9 +95,9 @@ class Gateway:
     # ---- shards and the catalog -----------------------------------------------------------
 
     async def start(self) -> None:
-        """Connect, and follow the catalog. ``ValueError`` for what is no shard's address."""
+        """Connect, and follow the catalog. ``ValueError`` for what is no shard's address or no key, or needs one."""
         if self._connect:
-            self._client = AsyncClient(self._connect, max_pending=self._limit + 1)
+            self._client = self._new_client(self._connect, self._key)
         if self._lookup is not None:
             await self._refresh(self._lookup)
             self._following = asyncio.create_task(self._follow(self._lookup))
@@ -102,7 +112,12 @@ class Gateway:
     async def _follow(self, lookup: Lookup) -> None:
         while True:
             await asyncio.sleep(REFRESH)
-            await self._refresh(lookup)
+            try:
+                await self._refresh(lookup)
+            except ValueError as error:
+                if str(error) != self._trouble:
+                    self._trouble = str(error)
+                    log.error("the shards cannot be connected to: %s", error)
 
     async def _refresh(self, lookup: Lookup) -> None:
         try:
@@ -110,15 +125,27 @@ class Gateway:
         except Exception as error:
             log.warning("the store cannot be read, what was known holds: %s", error)
             return
-        if self._connect or not self._catalog.shards or self._shards == self._catalog.shards:
+        if self._connect or not self._catalog.shards:
             return
         if self._client is not None and self._client.is_connected:
             return  # it follows the shards itself, as long as it reaches one
-        left, self._client = self._client, AsyncClient(self._catalog.shards, max_pending=self._limit + 1)
-        self._shards = self._catalog.shards
-        log.info("the shards are at %s", self._shards)
+        wanted = (self._catalog.shards, self._key and self._known_key())
+        if self._tried == wanted:
+            return
+        self._tried = wanted
+        left, self._client = self._client, self._new_client(*wanted)
+        log.info("the shards are at %s", self._catalog.shards)
         if left is not None:
             await left.close()
+
+    def _known_key(self) -> KeyFile:
+        """The key in the file by now, with the shards that the catalog has."""
+        key = read_key_file(self._key)
+        servers = list(self._catalog.servers)
+        return msgspec.structs.replace(key, servers=servers) if servers else key
+
+    def _new_client(self, shards: str, key: KeyFile | str) -> AsyncClient:
+        return AsyncClient(shards, max_pending=self._limit + 1, key=key, plain=self._plain)
 
     # ---- what is served ----------------------------------------------------------------------
 

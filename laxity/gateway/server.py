@@ -53,6 +53,10 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_concurrency: int = 1000
     """Inference requests under way at once; more are refused."""
     drain_timeout: float = 10.0
+    key: str = ""
+    """The file of the key with which shards are connected to; '' for none."""
+    plain: bool = False
+    """Whether shards on other hosts may be connected to without encryption."""
 
 
 class Bound(msgspec.Struct, frozen=True):
@@ -75,7 +79,7 @@ def run_gateway(
 ) -> None:
     """Serve until ``stop`` is set, then let nobody in any more and finish what is under way, unless ``at_once`` is set
     as well. ``ready`` is called once it can be connected to. :class:`CannotServe` where it cannot; ``ValueError`` for
-    what is no shard's address."""
+    what is no shard's address or no key, or needs one."""
     asyncio.run(_serve(config, lookup, stop, at_once, ready))
 
 
@@ -86,7 +90,7 @@ async def _serve(
     at_once: threading.Event,
     ready: Callable[[Bound], None],
 ) -> None:
-    gateway = Gateway(config.connect, lookup, config.max_concurrency)
+    gateway = Gateway(config.connect, lookup, config.max_concurrency, config.key, config.plain)
     listener = _listen(*_split(config.http)) if config.http else None
     tokens = HttpTokens(config.http_token_file) if config.http_token_file else None
     rpc: Any = None
