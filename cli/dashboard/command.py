@@ -45,7 +45,8 @@ def dashboard(
     Examples:
       laxity dashboard
       laxity dashboard --http 127.0.0.1:8080 --store etcd://e1:2379,e2:2379
-      (umask 077; openssl rand -hex 16 > token); laxity dashboard --http 0.0.0.0:8080 --http-token-file token
+      openssl rand -hex 16 | install -m 600 /dev/stdin token
+      laxity dashboard --http 0.0.0.0:8080 --http-token-file token
     """
     from cli.dashboard.app import dashboard_app
     from laxity.bounded_http import serve_http
