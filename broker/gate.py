@@ -144,7 +144,7 @@ class Gate:
 
     def _note(self, reason: str, address: str, user: str, text: str) -> None:
         about = self.owner(user) or user or address.rpartition(":")[0]
-        self._refusals.note(reason, self._domain, address or "a peer", about, text)
+        self._refusals.note(reason, self._domain, address or "a peer that has gone", about, text)
 
 
 def _peer(number: int) -> str:

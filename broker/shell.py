@@ -41,7 +41,7 @@ from cluster.telemetry import DEFAULT_LIMIT as TELEMETRY_LIMIT
 from cluster.telemetry import RequestTelemetry
 from laxity import protocol
 from laxity.curve import check_plain
-from laxity.keys import InvalidKey, KeyFile, ServerKey, read_key_file
+from laxity.keys import ServerKey, read_own_key
 from laxity.loop import Calls, wait
 from pipelines.spec import PipelineSpec
 
@@ -140,7 +140,7 @@ class Shard:
         patience: float = PATIENCE,
     ) -> None:
         self.config = config
-        self.key = _key(config)
+        self.key = read_own_key(config.key, "shard", config.name) if config.key else None
         """The shard's own; None where it serves in plain text."""
         self._wall = wall
         self._context: zmq.Context[Any] = zmq.Context()
@@ -487,16 +487,3 @@ class Shard:
                 self._clients.answer(ended)
             if not again:
                 return
-
-
-def _key(config: ShardConfig) -> KeyFile | None:
-    """The shard's own key; raises :class:`InvalidKey`."""
-    if not config.key:
-        return None
-    key = read_key_file(config.key)
-    if key.role != "shard" or key.name != config.name:
-        raise InvalidKey(
-            f"{config.key} is the key of {key.role} {key.name!r}; make one for this shard: "
-            f"laxity keys new {config.name} --role shard"
-        )
-    return key

@@ -283,8 +283,9 @@ class Cluster:
         """What ended the shard's thread by itself."""
 
     def start(self, **options: Any) -> None:
-        """Start a shard (another one, after :meth:`stop_shard`); ``options`` are its configuration's."""
-        self.shard = Shard(ShardConfig(**{"name": "s0", **options}))
+        """Start a shard (another one, after :meth:`stop_shard`); ``options`` are its configuration's, or its own."""
+        own = {name: options.pop(name) for name in ("wall", "handshake", "patience") if name in options}
+        self.shard = Shard(ShardConfig(**{"name": "s0", **options}), **own)
         self._thread = threading.Thread(target=self._run, args=(self.shard,), name="shard")
         self._thread.start()
         for spec in self._specs:
