@@ -121,6 +121,6 @@ def moment(seconds: float) -> str:
     if not seconds:
         return ""
     try:
-        return f"{datetime.datetime.fromtimestamp(seconds, datetime.UTC):%Y-%m-%d %H:%M}"
+        return f"{datetime.datetime.fromtimestamp(seconds, datetime.UTC):%Y-%m-%d %H:%M:%S}"
     except (OverflowError, ValueError, OSError):
         return f"{seconds:g}"

@@ -63,6 +63,7 @@ RULES = [
         "no such host",
     ),
     Rule(r"export LAXITY_STORE=\S+ (.*)", r"export \g<1> LAXITY_STORE={store}", "no such hosts"),
+    Rule(r"(laxity .*)/etc/laxity/(\S+\.key.*)", r"\g<1>\g<2>", "somebody may have that directory"),
     Rule(r"(.*)/var/tmp/rows(.*)", r"\g<1>rows\g<2>", "somebody may have that directory"),
     Rule(r"(.*)host-\*/rows(.*)", r"\g<1>ro*s\g<2>", "rows of one host"),
     Rule(r"(laxity telemetry .* --limit 20)", r"\g<1>", "none are dropped"),
@@ -153,8 +154,8 @@ class Reader:
             self._begin(command)
         elif program == "laxity" and words(command)[1] == "up":
             self.end()
-            for name in ("LAXITY_STORE", "LAXITY_CLUSTER", "LAXITY_CONFIG"):  # another cluster, another terminal
-                self._environment.pop(name, None)
+            for setting in ("STORE", "CLUSTER", "CONFIG", "KEY"):  # another cluster, another terminal
+                self._environment.pop(f"LAXITY_{setting}", None)
             if "--detach" in command:
                 self._finish(command, 0)
                 self._detached = True
