@@ -42,7 +42,8 @@ class Credentials:
         self, key: KeyFile | str | Path | None = None, plain: bool = False, servers: Iterable[ServerKey] = ()
     ) -> None:
         self.plain = plain
-        self.pair: KeyPair | None = None
+        self.key: KeyFile | None = None
+        """As it is by now; replaced as a whole, so that any thread may look."""
         self._servers = ServerKeys(servers)
         self._path: Path | None = None
         self._seen: tuple[int, ...] = ()
@@ -54,25 +55,27 @@ class Credentials:
             self._seen = _stamp(self._path)
             self._take(read_key_file(self._path))
 
-    def replace(self, key: KeyFile) -> None:
-        """Use another key from now on."""
-        self._take(key)
+    @property
+    def pair(self) -> KeyPair | None:
+        return None if self.key is None else self.key.pair
 
-    def refresh(self) -> None:
-        """Take the key in the file if that is another one by now; one that cannot be read is none, and what was known
-        holds."""
+    def refresh(self) -> bool:
+        """Take the key in the file if that is another one by now, and say whether it was; one that cannot be read is
+        none, and what was known holds."""
         if self._path is None:
-            return
+            return False
         stamp = _stamp(self._path)
         if stamp == self._seen:
-            return
+            return False
         self._seen = stamp
+        before = self.key
         try:
             self._take(read_key_file(self._path))
         except InvalidKey as error:
             log.warning("%s; going on with the key that was there before", error)
-        else:
-            log.info("the key file %s was read again", self._path)
+            return False
+        log.info("the key file %s was read again", self._path)
+        return self.key != before
 
     def learn(self, server: ServerKey) -> None:
         """A shard's keys, from somebody who is trusted to know; none: it is a plain one."""
@@ -86,7 +89,7 @@ class Credentials:
 
     def check(self, address: str) -> None:
         """Raise :class:`~laxity.curve.PlainRefused` where a connection there would have to be plain and must not."""
-        if self.pair is None:
+        if self.key is None:
             self._check_plain(address)
 
     def ways(self, address: str, shard: str = "") -> list[str]:
@@ -94,7 +97,7 @@ class Credentials:
         first, to be tried in turn; :data:`PLAIN` among them means without. Raises :class:`NoWay` or
         :class:`~laxity.curve.PlainRefused`, both of them ValueErrors."""
         known = self._servers.of(address, shard)
-        if self.pair is None:
+        if self.key is None:
             if known:
                 raise NoWay("it wants a key: give the file of one with --key (LAXITY_KEY); `laxity keys new` makes it")
             self._check_plain(address)
@@ -116,11 +119,11 @@ class Credentials:
         """Set a new DEALER up to be connected in one of the :meth:`ways`."""
         name_socket(socket)
         if way != PLAIN:
-            assert self.pair is not None
-            secure_client(socket, self.pair, way)
+            assert self.key is not None
+            secure_client(socket, self.key.pair, way)
 
     def _take(self, key: KeyFile) -> None:
-        self.pair = key.pair
+        self.key = key
         for server in key.servers:
             self._servers.learn(server)
 

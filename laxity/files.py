@@ -30,6 +30,8 @@ PATIENCE: Final = 30.0
 """Seconds for which an upload is put off before it is given up."""
 MAX_RESTARTS: Final = 5
 """How often an upload may begin again (others upload the same file, the shard was started again)."""
+WRAPPING: Final = 64
+"""Bytes that encryption adds to a frame, at most."""
 TURN_MS: Final = 200
 """How often it is looked whether to stop, in milliseconds."""
 
@@ -137,7 +139,7 @@ class FileClient:
         """Connect with one of the keys that the shard may have; False where it does not, and this is not the last."""
         self._socket = self._context.socket(zmq.DEALER)
         self._socket.set(zmq.LINGER, 0)
-        self._socket.set(zmq.MAXMSGSIZE, MAX_CHUNK)
+        self._socket.set(zmq.MAXMSGSIZE, MAX_CHUNK + WRAPPING)
         self._socket.set(zmq.RECONNECT_IVL, 60_000)  # a connection that breaks is the end of this
         self._credentials.prepare(self._socket, way)
         self._monitor = self._socket.get_monitor_socket(

@@ -23,12 +23,12 @@ class Calls:
     """Functions that other threads hand to a polling thread, which polls ``fd`` and calls :meth:`run`."""
 
     def __init__(self) -> None:
-        self._waiting: deque[Callable[[], None]] = deque()
+        self._waiting: deque[Callable[[], object]] = deque()
         self._lock = threading.Lock()
         self._open = True
         self.fd, self._write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
-    def add(self, function: Callable[[], None]) -> bool:
+    def add(self, function: Callable[[], object]) -> bool:
         """Have ``function`` run in the polling thread, soon; False once that has ended, and nothing happens."""
         with self._lock:
             if not self._open:

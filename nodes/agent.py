@@ -121,9 +121,9 @@ class Agent:
     ) -> None:
         """Raises :class:`~laxity.keys.InvalidKey` where the key's file holds no key of this agent."""
         self.config = config
-        self.key = self._read_key()
-        """Its own; another object after :meth:`renew_key`."""
-        self._credentials = Credentials(self.key, config.plain)
+        if config.key:
+            read_own_key(config.key, "node", config.name)
+        self._credentials = Credentials(config.key, config.plain)
         self._context: zmq.Context[Any] = zmq.Context()
         self._changed_hook = changed
         self._addresses: dict[str, str] = {}
@@ -162,10 +162,6 @@ class Agent:
             for number, device in enumerate(config.devices)
         ]
 
-    def _read_key(self) -> KeyFile | None:
-        config = self.config
-        return read_own_key(config.key, "node", config.name) if config.key else None
-
     def _runner(self, number: int, device: DeviceConfig) -> EmulatedRunner | WorkerRunner:
         if device.kind == "emulated":
             return EmulatedRunner(device.type, device.memory_mb, self.config.seed * 1_000_003 + number)
@@ -198,21 +194,25 @@ class Agent:
         """Have ``function`` run in the agent's thread, soon; nothing once :meth:`run` has ended."""
         self._calls.add(function)
 
-    def renew_key(self) -> bool:
-        """Read the key's file again and go on with what is there, once all batches that were granted are answered;
-        False where it is the same. From another thread; raises :class:`~laxity.keys.InvalidKey`."""
-        key = self._read_key()
-        if key is None or key == self.key:
+    @property
+    def key(self) -> KeyFile | None:
+        """Its own, as it is by now."""
+        return self._credentials.key
+
+    def renew_key(self) -> None:
+        """Go on with the key that is in its file by now, over new connections, once all batches that were granted are
+        answered. From another thread; raises :class:`~laxity.keys.InvalidKey`."""
+        if self.config.key:
+            read_own_key(self.config.key, "node", self.config.name)
+            self._calls.add(self._renew_key)
+
+    def _renew_key(self) -> bool:
+        """Whether the key is another one now."""
+        if not self._credentials.refresh():
             return False
-        self.key = key
-
-        def renew() -> None:
-            self._credentials.replace(key)
-            now = time.monotonic()
-            for link in self._links.values():
-                link.renew(now)
-
-        self.call(renew)
+        now = time.monotonic()
+        for link in self._links.values():
+            link.renew(now)
         return True
 
     def follow(self, shards: Mapping[str, str], keys: Iterable[ServerKey] = ()) -> None:
@@ -310,6 +310,9 @@ class Agent:
                     del self._links[link.shard]
                 elif link.refused:
                     self._check_refused(link.refused)
+                elif link.locked_out:
+                    link.locked_out = False
+                    self._renew_key()
             self._calls.run()
             now = clock()
             for device in self._devices:
@@ -350,8 +353,9 @@ class Agent:
         return self._poller
 
     def _check_refused(self, why: str) -> None:
-        """Raise where no shard is left to work for; one that refuses must not end the work for the others."""
-        if all(link.refused for link in self._links.values()):
+        """Raise where no shard is left to work for; one that refuses must not end the work for the others, nor do all
+        of them if it was a key that has a successor."""
+        if all(link.refused for link in self._links.values()) and not self._renew_key():
             raise VersionRefused(why)
 
     # ---- who does what -----------------------------------------------------------------------------

@@ -34,7 +34,7 @@ from cluster.shard_keys import ShardKeys
 from cluster.store import wait_for_store
 from cluster.store.base import Entry, Prefix
 from laxity.credentials import Credentials
-from laxity.keys import InvalidKey, ServerKey
+from laxity.keys import InvalidKey, ServerKey, read_own_key
 from laxity.version import __version__
 from nodes.agent import Agent, AgentConfig, DeviceState, Placement, Work
 from nodes.engine.models import FAILED, READY
@@ -182,8 +182,7 @@ class NodePublisher:
 def renew_key(agent: Agent) -> None:
     """Go on with the key that is in the agent's file by now; with the one that there was, if none is."""
     try:
-        if agent.renew_key():
-            log.info("the key was read again: connecting anew with it, once what runs is answered")
+        agent.renew_key()
     except InvalidKey as error:
         log.error("%s; going on with the key that was there before", error)
 
@@ -196,6 +195,8 @@ def run_agent_process(
     ended by itself (its shards are of another version)."""
     paths = Paths(cluster)
     key = paths.node(config.name)
+    if config.key and (named := read_own_key(config.key, "node", config.name).cluster) != cluster:
+        raise InvalidKey(f"{config.key} is a key of cluster {named!r}; make one in {cluster!r}")
     store = wait_for_store(store_url, control.stop)
     if store is None:
         return

@@ -87,6 +87,8 @@ class ShardLink:
         self.session: ShardSession | None = None
         self.refused = ""
         """Why the shard does not talk to this agent, where it said so."""
+        self.locked_out = False
+        """Whether the shard did not accept the agent's key; set anew each time."""
         self.closed = False
         self.socket: zmq.Socket[bytes] | None = None
         self.monitor: zmq.Socket[bytes] | None = None
@@ -134,6 +136,7 @@ class ShardLink:
     def renew(self, now: float) -> None:
         """The agent has another key: connect anew with it. No more batches are taken until those that were granted are
         answered, over the connection that there is."""
+        self.refused = ""
         if self._address:
             self._way = self._way_to(self._address)
             self._resting = True
@@ -308,6 +311,7 @@ class ShardLink:
         self._fail(f"shard {self.shard} at {self._address}: {why}")
         self._disconnect(now)
         self._retry_at = now + FAILED_PAUSE
+        self.locked_out = told["event"] == zmq.EVENT_HANDSHAKE_FAILED_AUTH
         return True
 
     def _fail(self, why: str) -> None:
