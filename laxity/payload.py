@@ -37,6 +37,11 @@ MAX_DEPTH = 32
 """How deeply lists and dicts may nest."""
 MAX_DIMENSIONS = 32
 """How many dimensions an array may have."""
+FREE_STRUCTURE = 65536
+"""Bytes of memory up to which a received value's structure counts nothing. A list of empty lists takes forty times as
+much in memory as on the wire, and must not be had for nothing."""
+_OF_VALUE = 16
+_OF_CONTAINER = 100
 _DTYPE = re.compile(r"[<>|][biufcSU][1-9][0-9]{0,8}")
 
 
@@ -45,7 +50,8 @@ Part = Any
 
 
 class Payload:
-    """A value as it travels: its node and the parts it refers to, in order."""
+    """A value as it travels: its node and the parts it refers to, in order. ``nbytes`` is the size of these, and of a
+    received value's structure where that is large."""
 
     __slots__ = ("nbytes", "node", "parts")
 
@@ -144,9 +150,11 @@ def extent(node: Node) -> tuple[int, int]:
     return count, size
 
 
-def part_sizes(node: Node, into: list[int], depth: int = 0) -> None:
-    """Append the byte size of each part of ``node`` to ``into``, checking what it claims."""
+def part_sizes(node: Node, into: list[int], depth: int = 0) -> int:
+    """Append the byte size of each part of ``node`` to ``into``, checking what it claims; about how many bytes of memory
+    the node takes by itself."""
     kind = type(node)
+    structure = _OF_VALUE
     if kind is BytesNode or kind is TextNode:
         size: int = node.size  # type: ignore[union-attr]
         if size < 0:
@@ -158,9 +166,11 @@ def part_sizes(node: Node, into: list[int], depth: int = 0) -> None:
     elif kind is ListNode or kind is DictNode:
         if depth >= MAX_DEPTH:
             raise PayloadError(f"nested more than {MAX_DEPTH} deep")
+        structure += _OF_CONTAINER
         items: Any = node.items  # type: ignore[union-attr]
         for child in items.values() if kind is DictNode else items:
-            part_sizes(child, into, depth + 1)
+            structure += part_sizes(child, into, depth + 1)
+    return structure
 
 
 @lru_cache(maxsize=256)
@@ -329,8 +339,10 @@ class Unpacker:
             if size > 0:
                 return Payload(node, [self._part(size)], size)
         sizes: list[int] = []
-        part_sizes(node, sizes)
-        return Payload(node, [self._part(size) for size in sizes], sum(sizes))
+        structure = part_sizes(node, sizes)
+        if structure <= FREE_STRUCTURE:
+            structure = 0
+        return Payload(node, [self._part(size) for size in sizes], sum(sizes) + structure)
 
     def _part(self, size: int) -> Part:
         offset = self._offset

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import random
 import socket
-import time
 
 import msgspec
 import pytest
-import zmq
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from strangers import Stranger, request, submit
 
 from broker.errors import AddressInUse
 from broker.shell import Shard, ShardConfig
 from laxity import Client, LaxityError, Rejected, protocol
 from laxity.payload import ArrayNode, BytesNode, ListNode, TextNode
-from laxity.protocol import Done, Goodbye, Heartbeat, Hello, Pull, Ready, Request, Result, Submit, Welcome
+from laxity.protocol import Done, Goodbye, Heartbeat, Hello, Pull, Ready, Result, Submit, Welcome
 from nodes.agent import VersionRefused
 from pipelines.load import parse_spec
 
@@ -27,44 +26,6 @@ stages:
   each: {executor: emulated, profile: {alpha_ms: 0, beta_ms: 0}, map: true, max_items: 5, max_batch: 1}
 output: each
 """
-WAIT_MS = 20_000
-
-
-class Stranger:
-    """A DEALER that sends what it is told, byte for byte."""
-
-    def __init__(self, address, decode, **options):
-        self._context = zmq.Context()
-        self.socket = self._context.socket(zmq.DEALER)
-        self.socket.set(zmq.LINGER, 0)
-        for name, value in options.items():
-            self.socket.set(getattr(zmq, name), value)
-        self.socket.connect(address)
-        self._decode = decode
-
-    def send(self, message, *frames):
-        self.socket.send_multipart([protocol.encode(message), *frames])
-
-    def receive(self, kind):
-        """The next message of a kind."""
-        while True:
-            assert self.socket.poll(WAIT_MS), f"no {kind.__name__} came"
-            message = self._decode(self.socket.recv_multipart()[0])
-            if isinstance(message, kind):
-                return message
-
-    def answers(self, count):
-        """The next ``count`` answers by request."""
-        found = []
-        while len(found) < count:
-            found += self.receive(Result).answers
-        by_id = {answer.id: answer for answer in found}
-        assert len(by_id) == len(found) == count, "a request was answered twice"
-        return by_id
-
-    def close(self):
-        self.socket.close()
-        self._context.term()
 
 
 @pytest.fixture
@@ -116,14 +77,6 @@ def bystander(cluster, echo):
     status = cluster.settle()
     assert status.ended["ok"] >= 2
     assert cluster.agents[0].error is None
-
-
-def request(id, node=None, pipeline="echo", budget_us=None, **options):
-    return Request(id, pipeline, budget_us, node, **options)
-
-
-def submit(*requests):
-    return Submit(time.monotonic_ns() // 1000, list(requests))
 
 
 # ---- requests ---------------------------------------------------------------------------------
