@@ -8,9 +8,8 @@ from typing import Any
 
 import click
 
+from laxity.http_access import OPEN, OPENABLE
 from laxity.http_tokens import InvalidTokens, read_tokens
-
-_OPENABLE = ("metrics", "health", "traces", "dashboard")  # as laxity.http_access says, which takes its time to import
 
 
 def check_token_file(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
@@ -27,8 +26,8 @@ def check_open(_context: click.Context, _parameter: click.Parameter, value: str)
     """A text such as metrics,health as the groups' names."""
     groups = tuple(filter(None, (part.strip() for part in value.split(","))))
     for group in groups:
-        if group not in _OPENABLE:
-            raise click.BadParameter(f"{group!r} is nothing that can be open to everybody: {', '.join(_OPENABLE)} are")
+        if group not in OPENABLE:
+            raise click.BadParameter(f"{group!r} is nothing that can be open to everybody: {', '.join(OPENABLE)} are")
     return groups
 
 
@@ -45,11 +44,11 @@ def access_options(what: str, option: Callable[..., Any] = click.option) -> Call
     )
     opened = option(
         "--http-open",
-        default="metrics,health",
+        default=",".join(OPEN),
         show_default=True,
         callback=check_open,
         metavar="WHAT,...",
-        help=f"What everybody gets who reaches the address: some of {', '.join(_OPENABLE)}, or '' for nothing.",
+        help=f"What everybody gets who reaches the address: some of {', '.join(OPENABLE)}, or '' for nothing.",
     )
     return lambda function: tokens(opened(function))
 

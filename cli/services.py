@@ -32,6 +32,8 @@ from cli.rundir import RunDirectory
 from cluster.control import Control
 from cluster.logs import FORMATS, LEVELS, configure_logs
 from cluster.observe.sidecar import Beginning, Sidecar
+from laxity.http_access import HttpAccess
+from laxity.http_tokens import HttpTokens
 
 C = TypeVar("C")
 _ADDRESS = re.compile(r"tcp://([^\s/:]+|\[[^\s/\]]+\]):(\d{1,5}|\*)|ipc://\S+")
@@ -187,9 +189,6 @@ def _sidecar(
     command += ["--http-token-file", tokens, "--http-open", ",".join(opened)]
     sidecar = Sidecar(http, host, command, source, at_once=at_once)
     if group is not None and sidecar.bound is not None:
-        from laxity.http_access import HttpAccess
-        from laxity.http_tokens import HttpTokens
-
         HttpAccess(sidecar.bound, HttpTokens(tokens) if tokens else None, opened).warn(group, sidecar.address)
     return sidecar
 

@@ -2,22 +2,16 @@
 
 What can be asked for belongs to a *group*. Some groups are open to everybody. The others are for those who show a
 token; without any tokens, for those on the same host, where the address can be reached from no other one.
-
-For those who serve HTTP; `import laxity` does not import it.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import Final, Literal
 from urllib.parse import urlsplit
-
-from starlette.datastructures import Headers
-from starlette.responses import JSONResponse, Response
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from laxity.curve import is_local
 from laxity.http_tokens import HttpTokens
@@ -40,9 +34,6 @@ class Refusal:
     status: int
     why: str
     headers: dict[str, str] = field(default_factory=dict)
-
-    def response(self) -> Response:
-        return JSONResponse({"error": self.why}, self.status, headers=self.headers)
 
 
 class HttpAccess:
@@ -86,11 +77,11 @@ class HttpAccess:
             {"www-authenticate": CHALLENGE},
         )
 
-    def misled(self, headers: Headers, method: str) -> Refusal | None:
+    def misled(self, headers: Mapping[str, str], method: str) -> Refusal | None:
         """Why a request that shows no token may come from a browser that was led here by a page from elsewhere; None
         where it does not look like that.
 
-        Anybody can have a name lead to this host, and a page of that name could then read what only people at this host
+        ``headers`` have names in lower case, or do not mind. Anybody can have a name lead to this host, and a page of that name could then read what only people at this host
         are to see (DNS rebinding). gRPC needs no such check: browsers cannot speak it."""
         if not self.local or self.shows_token(headers.get("authorization", "")):
             return None
@@ -119,29 +110,6 @@ class HttpAccess:
 def _opening(group: Group) -> str:
     """The other way, where there is one."""
     return f", or name {group} in --http-open" if group in OPENABLE else ""
-
-
-class Guard:
-    """An application for those only who may ask. ``group_of`` tells the group of a path; None: the application sees to
-    it itself."""
-
-    def __init__(self, app: ASGIApp, access: HttpAccess, group_of: Callable[[str], Group | None]) -> None:
-        self._app = app
-        self._access = access
-        self._group_of = group_of
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        group = self._group_of(scope["path"]) if scope["type"] == "http" else None
-        if group is not None:
-            headers = Headers(scope=scope)
-            refusal = self._access.misled(headers, scope["method"])
-            if refusal is None:
-                peer = (scope.get("client") or ("",))[0]
-                refusal = self._access.refusal(group, headers.get("authorization", ""), peer)
-            if refusal is not None:
-                await refusal.response()(scope, receive, send)
-                return
-        await self._app(scope, receive, send)
 
 
 def _names_this_host(host: str) -> bool:

@@ -25,6 +25,7 @@ from cli.draining import drain_nodes, resume_nodes
 from cluster.records import RecordError
 from cluster.store.base import StoreError
 from laxity.http_access import CHALLENGE, HttpAccess, Refusal
+from laxity.http_guard import refused
 
 STATIC: Final = Path(__file__).with_name("static")
 MOST_BODY: Final = 4096
@@ -222,6 +223,6 @@ class _Guarded:
 
         refusal = _refusal(Request(scope), self._access, self._sessions) if scope["type"] == "http" else None
         if refusal is not None:
-            await refusal.response()(scope, receive, guarded)
+            await refused(refusal)(scope, receive, guarded)
         else:
             await self._app(scope, receive, guarded)

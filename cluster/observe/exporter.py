@@ -19,7 +19,8 @@ from cluster.observe.prometheus import exposition
 from cluster.observe.source import Source
 from cluster.observe.trace import TraceRecord
 from cluster.observe.trace_json import trace_to_json
-from laxity.http_access import Group, Guard, HttpAccess
+from laxity.http_access import Group, HttpAccess
+from laxity.http_guard import Guard
 
 T = TypeVar("T")
 

@@ -29,7 +29,8 @@ from laxity.gateway.http_bodies import (
     write_body,
 )
 from laxity.gateway.options import read_options
-from laxity.http_access import Group, Guard, HttpAccess
+from laxity.http_access import Group, HttpAccess
+from laxity.http_guard import Guard
 from laxity.version import __version__
 
 log = logging.getLogger("laxity.gateway")
