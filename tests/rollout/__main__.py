@@ -37,6 +37,7 @@ def main() -> int:
     parser.add_argument("--name", default="laxity-rollout", help="runs of different names do not touch one another")
     parser.add_argument("--steps", default=",".join(STEPS), help="those to take, in this order (default: %(default)s)")
     parser.add_argument("--ansible", default="ansible-playbook", metavar="COMMAND", help="default: %(default)s")
+    parser.add_argument("--attach", action="store_true", help="take the steps on hosts that `up` has left")
     parser.add_argument("--keep", action="store_true", help="leave the hosts running at the end, to look at them")
     options = parser.parse_args()
     unknown = set(options.steps.split(",")) - set(STEPS)
@@ -51,7 +52,8 @@ def main() -> int:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise Failed(f"another run named {options.name} is under way; give this one another --name") from None
-            return _run(options)
+            _run(options)
+            return 0
     except Failed as error:
         print(f"\nFAILED: {error}", file=sys.stderr, flush=True)
         return 1
@@ -60,25 +62,17 @@ def main() -> int:
         return 130
 
 
-def _run(options: argparse.Namespace) -> int:
+def _run(options: argparse.Namespace) -> None:
     workspace = Workspace(SOURCE, SOURCE / "build" / "rollout" / options.name, options.ansible)
-    if network.inside(options.name):  # the second half of a run, which has entered the hosts' network
-        hosts = Hosts(options.name, HOSTS, base_image(_cache()))
-        keep = options.keep or options.what == "up"
-        try:
-            _inside(options, hosts, workspace)
-        except BaseException:
-            keep = options.keep
-            raise
-        finally:
-            _save_journals(hosts, workspace)
-            if not keep:
-                leftovers.remove(options.name)
-        return 0
+    if network.inside(options.name):
+        _run_inside(options, workspace)
+        return
+    if options.attach:
+        network.enter(options.name, [sys.executable, "-m", "rollout", *sys.argv[1:]])
     if removed := leftovers.remove(options.name):
         print(f"removed what an earlier run had left: {', '.join(removed)}", flush=True)
     if options.what == "down":
-        return 0
+        return
     base_image(_cache())
     shutil.rmtree(workspace.directory, ignore_errors=True)
     make_wheelhouse(SOURCE, Path(sys.executable), _cache(), workspace.wheelhouse)
@@ -86,11 +80,25 @@ def _run(options: argparse.Namespace) -> int:
     network.enter(options.name, [sys.executable, "-m", "rollout", *sys.argv[1:]])
 
 
-def _inside(options: argparse.Namespace, hosts: Hosts, workspace: Workspace) -> None:
-    hosts.make()
-    hosts.boot()
+def _run_inside(options: argparse.Namespace, workspace: Workspace) -> None:
+    """The second half of a run, which has entered the hosts' network."""
+    hosts = Hosts(options.name, HOSTS, base_image(_cache()))
+    keep = options.keep or options.attach
+    try:
+        _boot_and_test(options, hosts, workspace)
+        keep = keep or options.what == "up"
+    finally:
+        _save_journals(hosts, workspace)
+        if not keep:
+            leftovers.remove(options.name)
+
+
+def _boot_and_test(options: argparse.Namespace, hosts: Hosts, workspace: Workspace) -> None:
     versions = (version(SOURCE), version(SOURCE) + UPGRADE)
-    write_workspace(workspace, hosts, versions[0])
+    if not options.attach:
+        hosts.make()
+        hosts.boot()
+        write_workspace(workspace, hosts, versions[0])
     if options.what == "test":
         Rollout(hosts, workspace, versions).take(options.steps.split(","))
         return

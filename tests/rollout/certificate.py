@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from rollout.commands import run
 from rollout.inventory import Workspace
 
@@ -13,7 +15,7 @@ def make_certificate(workspace: Workspace) -> None:
     run(["openssl", "genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256", "-out", key])
     key.chmod(0o600)
     request = run(["openssl", "req", "-new", "-sha256", "-key", key, "-subj", "/CN=operator"])
-    authority = [
+    authority: list[str | Path] = [
         "-config",
         made / "openssl.cnf",
         "-extensions",

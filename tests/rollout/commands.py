@@ -27,10 +27,8 @@ def run(
     try:
         done = subprocess.run(
             words,
-            input=stdin,
-            stdin=subprocess.DEVNULL if stdin is None else None,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            input=stdin or "",
+            capture_output=True,
             text=True,
             timeout=timeout,
             env=None if env is None else {**os.environ, **env},

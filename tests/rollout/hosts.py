@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import time
 import uuid
@@ -14,7 +13,7 @@ from pathlib import Path
 from rollout import network
 from rollout.commands import Failed, run
 from rollout.image import USER
-from rollout.leftovers import control_groups, run_directory
+from rollout.leftovers import control_groups, kill_groups, run_directory
 
 START_TIMEOUT = 60.0
 _ENTER_GROUP = (
@@ -53,7 +52,7 @@ class Host:
 
 
 class Hosts:
-    """All hosts of a run. They are made from ``image`` and boot together; :func:`rollout.leftovers.remove` ends them."""
+    """All hosts of a run. They are made from ``image``; :func:`rollout.leftovers.remove` ends them."""
 
     def __init__(self, name: str, names: Sequence[str], image: Path) -> None:
         self.name = name
@@ -77,12 +76,15 @@ class Hosts:
         """Lay out the hosts' files: the image, and what is each one's own in memory above it. Raises Failed."""
         self.directory.mkdir(mode=0o700)
         run(["mount", "-t", "tmpfs", "-o", "mode=0700,size=8g", self.name, self.directory])
+        # In memory, too: above a disk's file system, copies would be given attributes that memory does not have.
+        base = self.directory / "base"
+        run(["cp", "--archive", self.image, base])
         self.key.parent.mkdir()
         run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", self.name, "-f", self.key])
         for host in self.hosts.values():
             for part in ("upper", "work", "root"):
                 (host.directory / part).mkdir(parents=True)
-            layers = f"lowerdir={self.image},upperdir={host.directory / 'upper'},workdir={host.directory / 'work'}"
+            layers = f"lowerdir={base},upperdir={host.directory / 'upper'},workdir={host.directory / 'work'}"
             run(["mount", "-t", "overlay", "-o", layers, host.machine, host.root])
             self._configure(host)
 
@@ -103,16 +105,10 @@ class Hosts:
     def kill(self, name: str) -> None:
         """The power goes: no process of the host does anything more."""
         host = self.hosts[name]
-        assert host.process is not None
-        for group in control_groups(self.name):
-            for directory, _, _ in os.walk(group / name):
-                for line in Path(directory, "cgroup.procs").read_text().split():
-                    try:
-                        os.kill(int(line), signal.SIGKILL)
-                    except ProcessLookupError:
-                        pass
-        host.process.wait(timeout=20)
-        host.process = None
+        kill_groups(group / name for group in control_groups(self.name))
+        if host.process is not None:
+            host.process.wait()
+            host.process = None
 
     def ssh(self, name: str, command: str, *, timeout: float = 60) -> str:
         """What a shell command prints on a host, run by its administrator. Raises Failed."""

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 from rollout.commands import run
+from rollout.leftovers import unmount_below
 
 SUITE = "bookworm"
 PACKAGES = (
@@ -42,6 +43,7 @@ def base_image(cache: Path) -> Path:
         return image
     cache.mkdir(parents=True, exist_ok=True)
     for old in cache.glob("base-*"):
+        unmount_below(old)  # what debootstrap leaves mounted when it is killed
         shutil.rmtree(old)
     unfinished = cache / f"base-unfinished-{os.getpid()}"
     run(

@@ -60,7 +60,7 @@ def write_workspace(workspace: Workspace, hosts: Hosts, version: str = "") -> No
 
 def _inventory(workspace: Workspace, hosts: Hosts, version: str) -> dict[str, Any]:
     def group(*names: str) -> dict[str, Any]:
-        return {"hosts": dict.fromkeys(names, {})}
+        return {"hosts": {name: {} for name in names}}
 
     control = [name for name in hosts.hosts if name.startswith("control")]
     gpus = [name for name in hosts.hosts if name.startswith("gpu")]

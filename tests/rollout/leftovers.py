@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from rollout.commands import Failed, run
@@ -43,11 +44,8 @@ def remove(name: str) -> list[str]:
     for root in run_directory(name).glob("hosts/*/root"):
         found = root.stat()
         Path(f"/run/systemd/nspawn/locks/inode-{found.st_dev}:{found.st_ino}").unlink(missing_ok=True)
-    mounts = _mounts_below(run_directory(name))
-    for place in mounts:
-        run(["umount", "--recursive", "--lazy", place])
-    if mounts:
-        removed.append(f"{len(mounts)} mounts")
+    if unmount_below(run_directory(name)):
+        removed.append("the hosts' files")
     shutil.rmtree(run_directory(name), ignore_errors=True)
     for made in Path("/run/systemd/nspawn/propagate").glob(f"{name}-*"):
         shutil.rmtree(made, ignore_errors=True)
@@ -57,18 +55,37 @@ def remove(name: str) -> list[str]:
     return removed
 
 
+def unmount_below(directory: Path) -> int:
+    """Unmount everything at and below a directory; how much that was. Raises Failed."""
+    mounts = _mounts_below(directory)
+    for place in mounts:
+        run(["umount", "--recursive", "--lazy", place])
+    return len(mounts)
+
+
 def _namespace(name: str) -> Path:
     return Path("/run/netns") / name
 
 
+def kill_groups(groups: Iterable[Path]) -> int:
+    """Kill all processes of control groups; how many there were. Raises Failed."""
+    groups = list(groups)
+    return _kill(lambda: set().union(*map(_of_group, groups)))
+
+
 def _end_processes(name: str) -> int:
     """Kill the hosts' processes and all others in the namespace but the runner and its ancestors."""
-    ended = set()
     spared = _ancestors()
+    groups = control_groups(name)
+    return _kill(lambda: _of_namespace(name).union(*map(_of_group, groups)) - spared)
+
+
+def _kill(find: Callable[[], set[int]]) -> int:
+    ended: set[int] = set()
     deadline = time.monotonic() + 20
-    while left := (_of_groups(name) | _of_namespace(name)) - spared:
+    while left := find():
         if time.monotonic() > deadline:
-            raise Failed(f"processes {sorted(left)} of {name} do not end though they were killed")
+            raise Failed(f"processes {sorted(left)} do not end though they were killed")
         for process in left:
             try:
                 os.kill(process, signal.SIGKILL)
@@ -79,14 +96,13 @@ def _end_processes(name: str) -> int:
     return len(ended)
 
 
-def _of_groups(name: str) -> set[int]:
-    found = set()
-    for group in control_groups(name):
-        for directory, _, _ in os.walk(group):
-            try:
-                found |= {int(line) for line in Path(directory, "cgroup.procs").read_text().split()}
-            except OSError:  # it was removed meanwhile
-                continue
+def _of_group(group: Path) -> set[int]:
+    found: set[int] = set()
+    for directory, _, _ in os.walk(group):
+        try:
+            found |= {int(line) for line in Path(directory, "cgroup.procs").read_text().split()}
+        except OSError:  # it was removed meanwhile
+            continue
     return found - {0}
 
 

@@ -147,17 +147,7 @@ class Rollout:
         command = [self.workspace.ansible, f"laxity.laxity.{name}", *options]
         env = {**os.environ, "ANSIBLE_CONFIG": str(self.workspace.configuration), "LC_ALL": "C.UTF-8"}
         begun = time.monotonic()
-        with open(path, "w") as file:
-            process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, env=env
-            )
-            try:
-                status = process.wait(timeout=540)
-            except BaseException:
-                process.terminate()
-                process.wait()
-                raise
-        output = path.read_text()
+        output, status = _logged(command, env, path)
         recap = read_recap(output)
         say(f"{' '.join(['ansible-playbook', *command[1:]])}: {time.monotonic() - begun:.0f} s")
         say("PLAY RECAP" + output.rpartition("PLAY RECAP")[2].rstrip())
@@ -233,6 +223,28 @@ class Rollout:
             if time.monotonic() > deadline:
                 raise Failed(f"waited {seconds:g} s for {what}: {why}\n{self.laxity('status')}")
             time.sleep(0.5)
+
+
+def _logged(command: Sequence[str], env: Mapping[str, str], path: Path) -> tuple[str, int]:
+    """What a command prints and its exit status; ``path`` gets it with the seconds at which each line came."""
+    begun = time.monotonic()
+    lines = []
+    with (
+        open(path, "w") as log,
+        subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=env, text=True
+        ) as process,
+    ):
+        assert process.stdout is not None
+        try:
+            for line in process.stdout:
+                lines.append(line)
+                log.write(f"{time.monotonic() - begun:6.1f} {line}")
+                log.flush()
+        except BaseException:
+            process.terminate()
+            raise
+    return "".join(lines), process.returncode
 
 
 STEPS: Mapping[str, Callable[[Rollout], None]] = {

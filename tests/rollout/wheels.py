@@ -46,7 +46,7 @@ def _build(source: Path, python: Path, made: str, wheelhouse: Path) -> None:
     for file in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(source / file, copy)
     (copy / "laxity/version.py").write_text(f'"""The version of the package."""\n\n__version__ = "{made}"\n')
-    options = ["--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", wheelhouse]
+    options: list[str | Path] = ["--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", wheelhouse]
     run([python, "-m", "pip", "wheel", *options, "."], cwd=copy, env={"LAXITY_COMPILE": "0"})
     shutil.rmtree(copy)
 
