@@ -28,7 +28,7 @@ COMMANDS = {
     "profile": ("cli.profile:profile", "Measure a pipeline's stages on this host's devices."),
     "pipeline": ("cli.pipeline:pipeline", "Check, apply, list, show and delete pipelines."),
     "demo": ("cli.demo:demo", "Read the text of sample pictures, from start to end."),
-    "keys": ("cli.keys:keys", "Say who is let into a cluster: make, list, limit, rotate and revoke keys."),
+    "keys": ("cli.keys:keys", "Say who is let into a cluster, and with which keys."),
     "doctor": ("cli.doctor:doctor", "Look for what is wrong with this installation."),
     "broker": ("cli.services:broker", "Run a broker shard (a service; `up` starts it for you)."),
     "node": ("cli.node:node", "List, drain and resume nodes; run a node agent."),
