@@ -81,7 +81,7 @@ class HttpAccess:
         """Why a request that shows no token may come from a browser that was led here by a page from elsewhere; None
         where it does not look like that.
 
-        ``headers`` have names in lower case, or do not mind. Anybody can have a name lead to this host, and a page of that name could then read what only people at this host
+        Anybody can have a name lead to this host, and a page of that name could then read what only people at this host
         are to see (DNS rebinding). gRPC needs no such check: browsers cannot speak it."""
         if not self.local or self.shows_token(headers.get("authorization", "")):
             return None
