@@ -48,7 +48,8 @@ class JsonFormatter(logging.Formatter):
 
 
 class TextFormatter(logging.Formatter):
-    """Time, level, logger and message, as people read them; the ids behind it in brackets."""
+    """Time, level, logger and message, as people read them; the ids behind it in brackets. What peers say gets into
+    messages: it can neither begin a line that looks like another one, nor steer a terminal."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
@@ -56,7 +57,7 @@ class TextFormatter(logging.Formatter):
     def formatMessage(self, record: logging.LogRecord) -> str:
         text = super().formatMessage(record)
         ids = [f"{name} {_plain(value)}" for name, value in fields_of(record).items() if name in IDS]
-        return f"{text} [{', '.join(ids)}]" if ids else text
+        return shown(f"{text} [{', '.join(ids)}]" if ids else text)
 
 
 def configure_logs(format: str, level: str, process: str, name: str) -> None:
@@ -74,6 +75,14 @@ def fields_of(record: logging.LogRecord) -> dict[str, Any]:
     """The fields of :data:`FIELDS` that a line has."""
     values = record.__dict__
     return {name: values[name] for name in FIELDS if name in values}
+
+
+def shown(text: str) -> str:
+    """A text as a terminal may be given it: later lines are indented, control characters told by their codes."""
+    if text.isprintable():
+        return text
+    lines = ["".join(c if c.isprintable() or c == "\t" else repr(c)[1:-1] for c in line) for line in text.split("\n")]
+    return "\n    ".join(lines)
 
 
 def rfc3339(seconds: float) -> str:

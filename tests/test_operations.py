@@ -385,7 +385,9 @@ def test_forms_of_lines() -> None:
     assert line["message"] == "a batch\nfailed"
     assert (line["batch"], line["requests"], line["agent"]) == (7, ["c:1", "c:2"], "a0")
     assert "other" not in line
-    assert TextFormatter().format(one).endswith("laxity.test: a batch\nfailed [requests c:1 c:2, batch 7]")
+    assert TextFormatter().format(one).endswith("laxity.test: a batch\n    failed [requests c:1 c:2, batch 7]")
+    named = TextFormatter().format(record("agent a\x1b[2J\nERROR: b\u202e"))
+    assert named.endswith("agent a\\x1b[2J\n    ERROR: b\\u202e")
     assert "[" not in TextFormatter().format(record("nothing to add", agent="a0"))
     try:
         raise ValueError("deep")
