@@ -77,7 +77,7 @@ def _draw() -> list[Sample]:
 
 def _submit(address: str, spec: PipelineSpec, samples: list[Sample], signals: Signals) -> bool:
     good = True
-    with Client(address) as client:
+    with Client(address, key="") as client:
         for sample in samples:
             if signals.came():
                 raise Interrupted

@@ -11,6 +11,7 @@ import zmq
 
 from laxity import protocol
 from laxity.credentials import NOT_READY, PLAIN, Credentials, why_failed
+from laxity.keys import KeyFile
 from laxity.link import Link
 from laxity.requests import Lane
 
@@ -72,8 +73,15 @@ class Connection:
         self._poller = poller
         self._credentials = credentials
         self._way = PLAIN
+        self._key: KeyFile | None = None
+        """Its own, at the time that it was made."""
         self._ways: list[str] = []
         """The shard's keys that are still to be tried."""
+
+    def has_another_key(self) -> bool:
+        """Whether this client's key was replaced since the connection was made."""
+        self._credentials.refresh()
+        return self._key is not self._credentials.key
 
     @property
     def is_secure(self) -> bool:
@@ -112,6 +120,7 @@ class Connection:
 
     def _open(self) -> None:
         self._way = self._ways.pop(0)
+        self._key = self._credentials.key
         dealer: zmq.Socket[bytes] = self._context.socket(zmq.DEALER)
         dealer.setsockopt(zmq.LINGER, 0)
         # Not IMMEDIATE: with it libzmq throws unread answers away when the connection breaks. Nothing is sent

@@ -243,7 +243,10 @@ class Transport:
         elif type(message) is protocol.Welcome:
             self._welcome(connection, message, now)
         elif type(message) is protocol.Goodbye:
-            link.goodbye(now, message.reason, message.retry)
+            if not message.retry and connection.has_another_key():
+                link.lost(now, message.reason)  # it may be said of the old one
+            else:
+                link.goodbye(now, message.reason, message.retry)
 
     def _take_answers(self, lane: Lane, answers: list[Answer], parts: list[Any]) -> None:
         unpacker = Unpacker(parts)
@@ -327,7 +330,8 @@ class Transport:
                 reason = connection.why_lost(kind, value)
                 if connection.connect_otherwise(kind):
                     return
-                ended = connection.link.refused if connection.is_final(kind, value) else connection.link.lost
+                final = connection.is_final(kind, value) and not connection.has_another_key()
+                ended = connection.link.refused if final else connection.link.lost
                 ended(time.monotonic(), reason)
                 return
             elif kind in LOST:

@@ -2,26 +2,45 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
+import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
 import pytest
+from click.testing import CliRunner
 
 import laxity
 from broker.routing import Routing
+from cli.gateway import StoreLookup
+from cli.main import main
 from cli.publish import pipeline_record, publish_files
 from cli.taps import TapClient, TapError
-from cluster.records import BrokerRecord, KeyRecord, Paths, PublicKey, encode
+from cluster.control import Control
+from cluster.observe.sidecar import Beginning, Sidecar
+from cluster.records import (
+    BrokerRecord,
+    DevicePlacement,
+    KeyRecord,
+    Paths,
+    PlacementRecord,
+    PublicKey,
+    ServingRecord,
+    encode,
+)
 from cluster.shard_keys import ShardKeys
+from cluster.store import open_store, sqlite_url
 from cluster.store.base import Entry
 from laxity.credentials import Credentials
 from laxity.files import FileClient, TransferError
+from laxity.gateway.gateway import Gateway
 from laxity.keys import InvalidKey, KeyFile, Role, ServerKey, new_pair, write_key_file
 from nodes.agent import Agent, AgentConfig
 from nodes.device import DeviceConfig
-from nodes.process import ClusterView
+from nodes.process import ClusterView, run_agent_process
 from pipelines.load import load_spec
 from tests.conftest import EMULATED, Cluster, RunningAgent, eventually
 
@@ -160,6 +179,22 @@ def test_a_key_that_is_revoked_ends_the_connection(secured: Secured) -> None:
         eventually(lambda: not client.is_connected, "the client is cut")
         with pytest.raises(laxity.Unavailable, match="refused this key"):
             client.infer("echo", 1, slo=5.0)
+
+
+def test_the_end_of_an_old_key_costs_no_request_where_the_file_has_the_new_one(secured: Secured) -> None:
+    keys, cluster = secured.keys, secured.cluster
+    billing = keys.make("billing", "client")
+    secured.admit()
+    with laxity.Client(cluster.shard.frontend, key=billing) as client:
+        client.wait_ready(20)
+        future = client.submit("echo", 1)
+        cluster.wait_for(lambda status: status.in_flight == 1, "it is in flight")
+        keys.make("billing", "client")
+        keys.end("billing")
+        keys.make("n1", "node")
+        secured.admit()
+        secured.agent()
+        assert future.result(20) == 1
 
 
 def test_a_shard_comes_back_with_its_second_key(secured: Secured) -> None:
@@ -342,6 +377,152 @@ output: a
 def until_it_raises(taps: TapClient) -> None:
     for _ in range(300):
         taps.poll(0.1)
+
+
+# ---- what finds shards in the store --------------------------------------------------------------
+
+
+@pytest.fixture
+def stored(secured: Secured, tmp_path: Path) -> Iterator[Callable[[], str]]:
+    """Writes what the shard says of itself, and all keys, into a store; the store's address."""
+    url = sqlite_url(tmp_path / "store.db")
+    store = open_store(url)
+    paths = Paths("local")
+
+    def write() -> str:
+        shard = secured.cluster.shard
+        assert shard.key is not None
+        broker = BrokerRecord(shard.frontend, shard.backend, 1, "h", public=shard.key.public)
+        store.put(paths.broker("s0"), encode(broker))
+        for name, record in secured.keys.records.items():
+            store.put(paths.key(name), encode(record))
+        secured.admit()
+        return url
+
+    model = secured.spec.model_key("echo")
+    store.put(paths.served("echo"), encode(ServingRecord(secured.spec.version, secured.spec, {"s0": 1.0})))
+    store.put(paths.placement("n1"), encode(PlacementRecord({0: DevicePlacement("s0", [model])})))
+    yield write
+    store.close()
+
+
+class AgentProcess:
+    """What `laxity node run` runs, in a thread."""
+
+    def __init__(self, config: AgentConfig, url: str) -> None:
+        self.control: Control[AgentConfig] = Control()
+        sidecar = Sidecar("", "", [], Beginning("agent", config.name, ""))
+        arguments = (config, url, "local", self.control, sidecar)
+        self._thread = threading.Thread(target=run_agent_process, args=arguments)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self.control.ask_stop()
+        self._thread.join(60)
+        assert not self._thread.is_alive()
+
+
+@pytest.fixture
+def agent_process() -> Iterator[Callable[[AgentConfig, str], AgentProcess]]:
+    running: list[AgentProcess] = []
+
+    def start(config: AgentConfig, url: str) -> AgentProcess:
+        running.append(AgentProcess(config, url))
+        return running[-1]
+
+    yield start
+    for process in running:
+        process.stop()
+
+
+def test_an_agent_finds_the_shards_key_in_the_store_and_reads_its_own_again(
+    secured: Secured, stored: Callable[[], str], agent_process, caplog: pytest.LogCaptureFixture
+) -> None:
+    keys, cluster = secured.keys, secured.cluster
+    path, billing = keys.make("n1", "node"), keys.make("billing", "client")
+    config = AgentConfig(name="n1", devices=[EMULATED], key=path)
+    process = agent_process(config, stored())
+    secured.has_agents(1)
+    with laxity.Client(cluster.shard.frontend, key=billing) as client:
+        assert client.infer("echo", 1) == 1
+        keys.path("n1").write_text("{")
+        process.control.ask_reload()
+        eventually(lambda: "is no key file" in caplog.text, "it goes on with what it had")
+        assert client.infer("echo", 2) == 2
+        keys.make("n1", "node")
+        stored()
+        caplog.clear()
+        caplog.set_level("INFO")
+        process.control.ask_reload()
+        eventually(lambda: "connected to shard s0" in caplog.text, "it has connected anew")
+        keys.end("n1")
+        stored()
+        assert client.infer("echo", 3) == 3
+        # The shard comes back with another key, of which the store tells.
+        where = {"frontend": cluster.shard.frontend, "backend": cluster.shard.backend}
+        cluster.stop_shard()
+        keys.make("s0", "shard")
+        secured.start(**where)
+        stored()
+        secured.has_agents(1)
+    with pytest.raises(InvalidKey, match="is a key of cluster 'local'; make one in 'other'"):
+        run_agent_process(config, stored(), "other", Control(), Sidecar("", "", [], Beginning("agent", "n1", "")))
+
+
+def test_commands_know_the_shards_keys_from_the_store(secured: Secured, stored: Callable[[], str], tmp_path) -> None:
+    keys = secured.keys
+    keys.servers = []
+    operator, node = keys.make("operator", "operator"), keys.make("n1", "node")
+    url = stored()
+    secured.agent()
+
+    def run(*arguments: str) -> tuple[int, str]:
+        result = CliRunner().invoke(main, arguments, env={"LAXITY_KEY": operator, "XDG_RUNTIME_DIR": str(tmp_path)})
+        return result.exit_code, result.output
+
+    submit = ("submit", "echo", "--text", "hello")
+    status, said = run(*submit, "--store", url)
+    assert (status, said.splitlines()[0]) == (0, "hello")
+    status, said = run(*submit, "--store", url, "--key", node)
+    assert status == 1
+    assert "is the key of a node; give that of a client or an operator" in said
+    status, said = run(*submit, "--shard", "tcp://10.0.0.1:7100", "--key", "")
+    assert status == 2
+    assert "over the network, which needs a key" in said
+    status, said = run("record", str(tmp_path / "r.rec"), "--duration", "100ms", "--store", url)
+    assert status == 0
+
+
+def test_a_gateway_finds_the_shards_keys_and_takes_its_new_one(secured: Secured, stored: Callable[[], str]) -> None:
+    keys = secured.keys
+    keys.servers = []
+    path = keys.make("gateway", "client")
+    lookup = StoreLookup(stored(), "local")
+
+    async def ready(gateway: Gateway) -> None:
+        async with asyncio.timeout(30):
+            while gateway.unready:
+                await asyncio.sleep(0.01)
+
+    async def serve() -> None:
+        gateway = Gateway("", lookup, 10, path)
+        await gateway.start()
+        try:
+            await ready(gateway)
+            keys.make("gateway", "client")
+            keys.end("gateway")
+            stored()
+            async with asyncio.timeout(30):
+                while not gateway.unready:
+                    await asyncio.sleep(0.01)
+            await ready(gateway)
+        finally:
+            await gateway.close()
+
+    asyncio.run(serve())
+    with pytest.raises(InvalidKey):
+        asyncio.run(Gateway("", lookup, 10, str(keys.path("none"))).start())
+    lookup.close()
 
 
 # ---- what the store says of shards ---------------------------------------------------------------
