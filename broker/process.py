@@ -89,6 +89,11 @@ class TuningFollower:
         self._told = dict(tuning)
 
 
+class OwnKeyRevoked(RuntimeError):
+    """This shard is to be one no more. It ends: while its record stood in the store, devices and requests would be
+    given to it that do not come."""
+
+
 class KeyFollower:
     """Tells a shard whose keys are in the store, and the log what is wrong with the shard's own."""
 
@@ -98,11 +103,13 @@ class KeyFollower:
         self._said = ""
 
     def update(self, records: dict[str, KeyRecord], now: float) -> None:
-        """``records``: all of them, by name; ``now`` in Unix seconds."""
+        """``records``: all of them, by name; ``now`` in Unix seconds. Raises :class:`OwnKeyRevoked`."""
         if records != self._admitted:
             self._admitted = records
             self._shard.admit(records)
         key = self._shard.key
+        if key is not None and key.name in records and records[key.name].revoked:
+            raise OwnKeyRevoked(f"the key of shard {key.name!r} was revoked, so that nobody comes here any more")
         wrong = own_key_trouble(key, records.get(key.name), now) if key is not None else ""
         if wrong and wrong != self._said:
             log.warning("%s", wrong)
@@ -113,8 +120,6 @@ def own_key_trouble(key: KeyFile, record: KeyRecord | None, now: float) -> str:
     """Why peers will not come to a shard with this key, or soon will not, as its record in the store stands; ''."""
     if record is None or record.role != "shard":
         return f"the store has no key of a shard {key.name!r}: nobody comes here who looks for one there"
-    if record.revoked:
-        return f"the key of shard {key.name!r} was revoked: nobody comes here"
     if key.public not in record.good(now):
         return (
             f"the key of shard {key.name!r} was replaced: nobody comes here until it is started again with its new one"
@@ -154,8 +159,7 @@ def run_shard_process(
     """Serve until ``control`` says stop, then drain, as the only business of this process, which ``sidecar`` tells of.
 
     Raises StoreError, RecordError, AddressInUse, OSError or ValueError (a key that it cannot have, or none where it
-    needs one) where it cannot begin, and RuntimeError where the shard's thread
-    ended by itself.
+    needs one) where it cannot begin, and RuntimeError where the shard's thread ended by itself or its key was revoked.
     """
     spare_collector()
     store = wait_for_store(store_url, control.stop)

@@ -44,7 +44,7 @@ _REVOKED = {
     "client": "what it sends is refused, and its connections are cut",
     "operator": "what it sends is refused, and its connections are cut; who reaches the store can still do all there",
     "node": "shards cut the agent off and queue its batches again, and its process ends",
-    "shard": "agents, other shards and services leave it; end its process as well, or what it serves goes unserved",
+    "shard": "agents, other shards and services leave it, and its process ends",
 }
 
 

@@ -131,3 +131,28 @@ def test_a_store_that_stays_keeps_peoples_keys(shell: Shell, tmp_path: Path) -> 
     finally:
         store.close()
     assert not shell.keys.exists()
+
+
+def test_a_shard_whose_key_is_revoked_ends(shell: Shell, tmp_path: Path) -> None:
+    url, key = sqlite_url(tmp_path / "store.db"), tmp_path / "s0.key"
+    shell.good("keys", "new", "s0", "--role", "shard", "--store", url, "-o", str(key))
+    command = [*COMMAND, "broker", "run", "--shard", "s0", "--store", url, "--key", str(key), "--http", ""]
+    store = open_store(url)
+    try:
+        shard = subprocess.Popen(command, env=shell.environment, stderr=subprocess.PIPE, text=True)
+        try:
+            eventually(lambda: store.get(Paths("local").broker("s0")) is not None, "the shard is registered")
+            shell.good("keys", "revoke", "s0", "--yes", "--store", url)
+            _, told = shard.communicate(timeout=60)
+        finally:
+            shard.kill()
+            shard.wait()
+        assert shard.returncode == 1
+        assert "the key of shard 's0' was revoked" in told
+        eventually(lambda: store.get(Paths("local").broker("s0")) is None, "its record is gone")
+        again = subprocess.run(command, env=shell.environment, capture_output=True, text=True)
+        assert again.returncode == 1
+        assert "the key of shard 's0' was revoked" in again.stderr
+        assert store.get(Paths("local").broker("s0")) is None
+    finally:
+        store.close()
