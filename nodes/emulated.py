@@ -332,6 +332,8 @@ def _lanes() -> Lanes:
 def _answered(model: EmulatedModel, batch: _Batch) -> tuple[wire.Finished, list[Part]]:
     """What a batch is answered, but for the time that it takes."""
     number = batch.number
+    if not all(batch.tasks):
+        return wire.Finished(number, "bad_input", 0, detail="malformed input: a task without any"), []
     if model.echo:
         return wire.Finished(number, "ok", 0, results=[inputs[0] for inputs in batch.tasks]), batch.frames
     try:

@@ -65,7 +65,7 @@ def _endpoint(endpoint: str, url: str) -> str:
     bracketed = host.startswith("[") and host.endswith("]")
     if not separator or not host or "/" in endpoint or (":" in host and not bracketed):
         raise StoreError(f"{endpoint!r} in the store {url!r} is no host:port; write {EXAMPLE}")
-    if not (port.isascii() and port.isdecimal() and 0 < int(port) < 65536):
+    if not (port.isascii() and port.isdecimal() and len(port) <= 5 and 0 < int(port) < 65536):
         raise StoreError(f"{endpoint!r} in the store {url!r} has no port from 1 to 65535; etcd's usual one is 2379")
     return endpoint
 
