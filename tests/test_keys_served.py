@@ -15,6 +15,7 @@ from click.testing import CliRunner
 
 import laxity
 from broker.routing import Routing
+from broker.shell import Shard, ShardConfig
 from cli.gateway import StoreLookup
 from cli.main import main
 from cli.publish import pipeline_record, publish_files
@@ -35,7 +36,7 @@ from cluster.shard_keys import ShardKeys
 from cluster.store import open_store, sqlite_url
 from cluster.store.base import Entry
 from laxity.credentials import Credentials
-from laxity.files import FileClient, TransferError
+from laxity.files import FileClient, FileNotHere, FileNotYet, TransferError
 from laxity.gateway.gateway import Gateway
 from laxity.keys import InvalidKey, KeyFile, Role, ServerKey, new_pair, write_key_file
 from nodes.agent import Agent, AgentConfig
@@ -145,6 +146,12 @@ def test_requests_go_from_clients_to_agents_and_back(secured: Secured) -> None:
     for name in ("billing", "operator"):
         with laxity.Client(shard.frontend, key=keys.path(name)) as client:
             assert client.infer("echo", {"a": [1, b"2" * 100_000]}) == {"a": [1, b"2" * 100_000]}
+
+    async def ask() -> object:
+        async with laxity.AsyncClient(shard.frontend, key=keys.path("billing")) as client:
+            return await client.infer("echo", 3)
+
+    assert asyncio.run(ask()) == 3
 
 
 def test_who_is_not_let_in_is_told_why(secured: Secured, caplog: pytest.LogCaptureFixture) -> None:
@@ -363,6 +370,40 @@ def test_files_and_recordings_take_the_keys_of_operators(secured: Secured, tmp_p
     with TapClient({"s0": shard.frontend}, [], True) as taps:
         eventually(lambda: bool(taps.poll(0.1) or taps.troubles()), "it says what is wrong")
         assert "it wants a key" in taps.troubles()[0]
+
+
+def test_shards_get_files_from_each_other(secured: Secured, tmp_path: Path) -> None:
+    keys, shard = secured.keys, secured.cluster.shard
+    keys.make("s1", "shard")
+    operator, node = keys.make("operator", "operator"), keys.make("n1", "node")
+    secured.admit()
+    root = tmp_path / "pipeline"
+    root.mkdir()
+    (root / "code.py").write_text("def model(inputs): return inputs")
+    (root / "pipeline.yaml").write_text(PIPELINE)
+    record = pipeline_record(load_spec(str(root / "pipeline.yaml")), lambda _: None)
+    shard.keep_files(record.files, [])
+    publish_files(record, [shard.frontend], lambda _: None, Credentials(operator))
+    late = Shard(ShardConfig(name="s1", key=str(keys.path("s1")), cache=str(tmp_path / "late")))
+    thread = threading.Thread(target=late.run)
+    thread.start()
+    try:
+        late.admit(dict(keys.records))
+        late.keep_files(record.files, [shard.frontend], [keys.server("s0", shard.frontend)])
+        file = record.files[0]
+        credentials = Credentials(node, False, [keys.server("s1", late.backend)])
+
+        def has_it() -> bool:
+            try:
+                with FileClient(late.backend, credentials=credentials) as client:
+                    return len(b"".join(client.fetch(file.digest, file.size))) == file.size
+            except (FileNotHere, FileNotYet):
+                return False
+
+        eventually(has_it, "it has what was uploaded to the other one")
+    finally:
+        late.stop()
+        thread.join()
 
 
 PIPELINE = """
