@@ -77,7 +77,7 @@ def _inventory(workspace: Workspace, hosts: Hosts, version: str) -> dict[str, An
                 "laxity_wheelhouse": str(workspace.wheelhouse),
                 "laxity_pki": str(workspace.secrets),
                 "laxity_cluster": CLUSTER,
-                "laxity_devices": "emulated:4",
+                "laxity_devices": "emulated:6",
             },
             "children": {
                 "laxity": {
