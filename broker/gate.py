@@ -143,8 +143,8 @@ class Gate:
         return f"{broke}, as peers without a key do" if self.access is not None else broke
 
     def _note(self, reason: str, address: str, user: str, text: str) -> None:
-        about = self.owner(user) or user or address.rpartition(":")[0]
-        self._refusals.note(reason, self._domain, address or "a peer that has gone", about, text)
+        host = address.rpartition(":")[0]
+        self._refusals.note(reason, self._domain, address or "a peer that has gone", host, self.owner(user), text)
 
 
 def _peer(number: int) -> str:

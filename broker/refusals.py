@@ -26,7 +26,7 @@ REASONS: Final = (
 another; its routing id could be guessed; the handshake failed (no key, that of another shard, no ZeroMQ); it connected
 and said nothing; there are too many connections; the shard has not read who may come in."""
 MOST: Final = 1000
-"""Peers whose refusals are counted one by one; all beyond them together."""
+"""Refusals that are told apart for the log; all beyond them are one for each reason."""
 
 
 class Refusals:
@@ -37,13 +37,13 @@ class Refusals:
         """By reason, for metrics."""
         self._by_peer: dict[tuple[str, str], int] = {}
 
-    def note(self, reason: str, domain: Domain, peer: str, about: str, text: str) -> None:
-        """Somebody was refused: ``peer`` is its address, ``about`` what tells it from others (its key, else its host),
-        ``text`` why, for people."""
+    def note(self, reason: str, domain: Domain, peer: str, host: str, owner: str, text: str) -> None:
+        """Somebody was refused: ``peer`` is its address as far as that is known, ``owner`` that of its key (''), and
+        ``text`` why, for people. What an owner does is told apart by the text, what others do by their ``host``."""
         self.counts[reason] += 1
-        which = (reason, about)
+        which = (owner, text) if owner else (host, reason)
         if which not in self._by_peer and len(self._by_peer) >= MOST:
-            which = (reason, "")
+            which = ("", reason)
         times = self._by_peer[which] = self._by_peer.get(which, 0) + 1
         if worth_a_line(times):
             again = f" ({times} times by now)" if times > 1 else ""

@@ -53,7 +53,8 @@ class Zap:
         if refused is None:
             return b"200", b"OK", user
         known = self._access.known(public)
-        self._refusals.note(refused.reason, port, address, known.owner if known is not None else address, refused.text)
+        owner = known.owner if known is not None else ""
+        self._refusals.note(refused.reason, port, address, address, owner, refused.text)
         return b"500" if refused.reason == "not_ready" else b"400", b"refused", b""
 
     def close(self) -> None:

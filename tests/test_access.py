@@ -231,15 +231,18 @@ def test_a_peer_that_is_forgotten_may_greet_again():
 def test_what_goes_on_and_on_is_said_ever_more_seldom_and_counted(caplog):
     refusals = Refusals()
     for number in range(1000):
-        refusals.note("unknown_key", "frontend", f"h:{number}", "h", "why")
+        refusals.note("unknown_key", "frontend", f"h:{number}", "h", "", "why")
     assert refusals.counts["unknown_key"] == 1000
     assert len(caplog.records) == 10
     assert caplog.messages[0] == "refused h:0 at the port for services: why"
     assert caplog.messages[-1] == "refused h:511 at the port for services: why (512 times by now)"
     caplog.clear()
-    refusals.note("unknown_key", "frontend", "other:1", "other", "why")
+    refusals.note("unknown_key", "frontend", "other:1", "other", "", "why")
     assert len(caplog.records) == 1, "another peer is said at once"
+    refusals.note("role", "frontend", "h:1", "h", "billing", "key 'billing' may not fetch files")
+    refusals.note("role", "frontend", "h:1", "h", "billing", "key 'billing' may not record requests")
+    assert len(caplog.records) == 3, "each thing that the owner of a key may not do"
     caplog.clear()
     for number in range(3 * MOST):
-        refusals.note("silent", "backend", f"host{number}:1", f"host{number}", "why")
+        refusals.note("silent", "backend", f"host{number}:1", f"host{number}", "", "why")
     assert len(caplog.records) < MOST + 20
