@@ -551,16 +551,16 @@ def _zap() -> tuple[Zap, Any, str]:
 
 
 def _handshake(raw: bytes) -> None:
-    """Inputs are ``[address, routing id, mechanism, credential, ...]``: what a peer has a say in."""
+    """Inputs are ``[routing id, mechanism, credential, ...]``: what a peer has a say in."""
     parts = _unpacked(raw)
-    if not (isinstance(parts, list) and len(parts) > 2 and all(isinstance(part, bytes) for part in parts)):
+    if not (isinstance(parts, list) and len(parts) > 1 and all(isinstance(part, bytes) for part in parts)):
         return
     zap, asking, public = _zap()
-    asking.send_multipart([b"", b"1.0", b"1", b"frontend", *parts])
+    asking.send_multipart([b"", b"1.0", b"1", b"frontend", b"127.0.0.1", *parts])
     zap.answer()
     status, _, user = asking.recv_multipart()[3:6]
-    assert (status == b"200") == (parts[2:] == [b"CURVE", z85.decode(public)])
-    assert bool(user) <= (len(parts) == 4)
+    assert (status == b"200") == (parts[1:] == [b"CURVE", z85.decode(public)])
+    assert bool(user) <= (len(parts) == 3)
 
 
 # ---- what people write ----------------------------------------------------------------------------------------------
@@ -686,7 +686,7 @@ TARGETS: Final[dict[str, Target]] = {
         Target(
             "zap",
             _handshake,
-            lambda: [_packed([b"127.0.0.1", b"id", b"CURVE", z85.decode(_zap()[2])]), _packed([b"::1", b"", b"NULL"])],
+            lambda: [_packed([b"id", b"CURVE", z85.decode(_zap()[2])]), _packed([b"", b"NULL"])],
             "msgpack",
             ("CURVE", "PLAIN", "NULL"),
         ),
