@@ -57,10 +57,9 @@ class Traffic:
             raise Failed(f"the load ended early, with {self._process.returncode}:\n{self._log.read_text()[-2000:]}")
         self._log.with_suffix(".json").write_text(printed)
         (step,) = json.loads(printed)["steps"]
-        total = step["total"]
-        self.outcomes = {**total["outcomes"], "not sent": total["unsent"]}
-        self.latency_ms = total["latency_ms"]
-        self.said = [f"{end['requests']} {end['outcome']} at {end['stage']}: {end['first']}" for end in total["ends"]]
+        self.outcomes = {**step["outcomes"], "not sent": step["unsent"]}
+        self.latency_ms = step["latency_ms"]
+        self.said = [f"{end['requests']} {end['outcome']} at {end['stage']}: {end['first']}" for end in step["ends"]]
 
     def running(self) -> bool:
         """Whether it still sends."""
