@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import msgspec
+
+from broker.process import own_key_trouble
 from broker.routing import Routing, RoutingFollower
-from cluster.records import BrokerRecord, ServingRecord
+from cluster.records import BrokerRecord, KeyRecord, PublicKey, ServingRecord
+from laxity.keys import KeyFile, ServerKey
 from pipelines.spec import PipelineSpec, StageSpec
 
 
@@ -45,3 +49,50 @@ def test_a_shard_whose_lease_ended_is_known_by_its_last_address_while_it_serves(
     assert follower.update({"p": served(a=1.0)}, {"a": both["a"]}, 4, {}, 0.0).shards == [("a", "tcp://a")]
     # It serves again, but whether it is still there nobody knows.
     assert follower.update({"p": served(a=0.5, b=0.5)}, {"a": both["a"]}, 5, {}, 0.0).routes == [("p", [(0, 0.5)])]
+
+
+def key(*publics, role="shard", **fields):
+    return KeyRecord(role=role, publics=[PublicKey(name, 0.0, until) for name, until in publics], **fields)
+
+
+def test_a_table_has_the_keys_that_are_good_of_shards_that_serve_with_one():
+    brokers = {name: msgspec.structs.replace(broker(name), public="new") for name in "abde"}
+    brokers |= {"c": broker("c"), "a": msgspec.structs.replace(broker("a"), public="old")}
+    keys = {
+        "a": key(("new", None), ("old", 10.0), ("ended", 0.0)),
+        "b": key(("new", None), revoked=1.0),
+        "c": key(("new", None)),
+        "d": key(("new", None), role="node"),
+    }
+    follower = RoutingFollower()
+    table = follower.update({"p": served(a=1.0)}, brokers, 1, keys, 9.0)
+    assert table.keys == [["old", "new"], [], [], [], []], "first that with which it serves"
+    assert table.servers()[0] == ServerKey("a", "tcp://a", ["old", "new"])
+    later = follower.update({"p": served(a=1.0)}, {}, 2, keys, 10.0)
+    assert later.keys == [["new"]], "as long as it is known"
+    assert not later.says_the_same(follower.update({"p": served(a=1.0)}, {}, 3, {}, 10.0))
+    assert follower.update({"p": served(a=1.0)}, {}, 4, {}, 10.0).keys == []
+
+
+def test_a_shards_part_of_the_requests():
+    table = RoutingFollower().update(
+        {"p": served(a=1.0, b=3.0), "q": served(b=1.0), "r": served(a=0.0)},
+        {"a": broker("a"), "b": broker("b")},
+        1,
+        {},
+        0.0,
+    )
+    assert table.shares("a") == {"p": 0.25, "q": 0.0}
+    assert table.shares("b") == {"p": 0.75, "q": 1.0}
+
+
+def test_a_shard_is_told_what_is_wrong_with_its_own_key():
+    own = KeyFile(cluster="c", name="a", role="shard", public="mine", secret="")
+    assert own_key_trouble(own, key(("mine", None)), 5.0) == ""
+    for record, told in (
+        (None, "the store has no key of a shard 'a'"),
+        (key(("mine", None), role="node"), "the store has no key of a shard 'a'"),
+        (key(("new", None), ("mine", 5.0)), "nobody comes here until it is started again with its new one"),
+        (key(("new", None), ("mine", 6.0)), "start it again, so that it takes the new one"),
+    ):
+        assert told in own_key_trouble(own, record, 5.0)
