@@ -219,7 +219,7 @@ class Rollout:
         return {f"{kind} {found[name]}": found["release"] for kind, name in kinds for found in seen[kind]}
 
     def _publics(self) -> dict[str, Any]:
-        return {key["name"]: key["public"] for key in json.loads(self.laxity("keys", "list", "--json"))}
+        return {key["name"]: key["keys"][0]["public"] for key in json.loads(self.laxity("keys", "list", "--json"))}
 
     def _frontends(self) -> str:
         return ",".join(shard["frontend"] for shard in self._status()["shards"])
