@@ -298,7 +298,7 @@ def test_the_shard_at_a_given_address_is_found_again_there(client, two, make_pee
 def test_what_is_no_address_is_no_harm(client, two, address):
     a = two["a"]
     a.welcome(shard="a", **table(two, addresses={"b": address}, p={"a": 1.0, "b": 1.0}, q={"b": 1.0}))
-    with pytest.raises(laxity.Unavailable, match="that is no address to connect to|over the network"):
+    with pytest.raises(laxity.Unavailable, match=r"that is no address to connect to|over the network"):
         client.infer("q", 1, slo=1.0)
     future = client.submit("p", 1)
     a.answer(a.request(), 1)
