@@ -38,8 +38,8 @@ test: $(VENV)/.dev
 # servers, workers and stores, and all others.
 COMMANDS := cli_cluster cli_load cli_trace docs monitoring operations top_served up_secure
 SERVICES := bad_models classify client_faults dashboard dashboard_watching doctor etcd_members executor_triton faults \
-  files_agent gateway gateway_bodies gateway_ocr gateway_shard observe ocr paging_together record store_contract \
-  store_etcd top worker
+  files_agent gateway gateway_bodies gateway_ocr gateway_shard http_access keys_served observe ocr paging_together record \
+  sd_notify store_contract store_etcd top worker
 TWICE := $(filter $(COMMANDS),$(SERVICES))
 $(if $(TWICE),$(error in COMMANDS and in SERVICES: $(TWICE)))
 SOURCE := $(WITH_ETCD) LAXITY_EXPECT_COMPILED=0 $(VENV)/bin/python -m pytest -q

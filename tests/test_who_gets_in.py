@@ -193,8 +193,8 @@ def test_strangers_are_refused_at_the_door(world, said):
     world.start()
     world.admit()
 
-    plain = world.dealer()
-    assert plain.event() is zmq.Event.HANDSHAKE_FAILED_PROTOCOL
+    # It depends on who is the first to break off.
+    assert world.dealer().event() in (zmq.Event.HANDSHAKE_FAILED_PROTOCOL, zmq.Event.HANDSHAKE_FAILED_NO_DETAIL)
     said(rf"refused {GONE} at the port for services: (it has no key|it broke off .*, as peers without a key do)")
 
     unknown = new_pair()
