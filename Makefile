@@ -55,7 +55,7 @@ test-rest: $(VENV)/.dev
 
 # Away from the source, whose modules would be found before the compiled ones.
 # Nothing that is compiled takes part in these, or only what the others try as well; they run with the source alone.
-SOURCE_ONLY := access arrivals certificates classify cli_configuration cli_control cli_keys cli_load cli_pipeline cli_profile \
+SOURCE_ONLY := access ansible arrivals certificates classify cli_configuration cli_control cli_keys cli_load cli_pipeline cli_profile \
   cli_trace client_keys cluster_planner cluster_planner_parts coordinator coordinator_parts dashboard dashboard_watching docs \
   doctor edit election etcd_members executor_graphs executor_onnx executor_torch executor_triton executors files \
   fixed_plan gateway gateway_bodies gateway_ocr gateway_shard gauges graph hostile_client hostile_curve hostile_input http_access keyring latency_profile layout live_feed \
