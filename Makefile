@@ -62,7 +62,7 @@ SOURCE_ONLY := access ansible arrivals certificates classify cli_configuration c
   load_virtual membership metrics metrics_document monitoring observe ocr operations otlp placement profiling \
   protocol_document records report sd_notify spec_load spec_schema spec_validate store_contract store_etcd telemetry \
   telemetry_read top top_served traceparent tuning_merge tuning_publish tuning_sketch tuning_tuner up_secure usercode
-GONE := $(foreach name,$(COMMANDS) $(SERVICES) $(SOURCE_ONLY),$(if $(wildcard tests/test_$(name).py),,$(name)))
+GONE := $(strip $(foreach name,$(COMMANDS) $(SERVICES) $(SOURCE_ONLY),$(if $(wildcard tests/test_$(name).py),,$(name))))
 $(if $(GONE),$(error tests that are named here and are not there: $(GONE)))
 
 test-compiled: $(COMPILED)/.wheel
