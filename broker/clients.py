@@ -51,6 +51,8 @@ MAX_UNREAD: Final = 256 * 1024**2
 """Bytes of large frames that libzmq holds for a service, and bytes that are kept for it here, at most."""
 MOST_REQUESTS: Final = 16 * protocol.MAX_SHARED
 """A SUBMIT with more is not answered request by request: that would hold up everybody else."""
+MOST_CANCELS: Final = 1 << 17
+"""A CANCEL of more is not looked at: nobody has so many requests in flight."""
 LONGEST_TRANSIT: Final = 3600.0
 """Seconds on the way that a stamp can make a message look to have taken; a budget is shorter."""
 ZERO_SPAN: Final = 30.0
@@ -239,6 +241,11 @@ class Clients:
                 self.heartbeats += 1
                 self._say(sender, Heartbeat())
             elif isinstance(message, Cancel):
+                if len(message.ids) > MOST_CANCELS:
+                    self.malformed += 1
+                    reason = f"{len(message.ids)} requests in one CANCEL, at most {MOST_CANCELS} are looked at"
+                    self._say(sender, Goodbye(reason=reason, retry=False))
+                    return True
                 for request in message.ids:
                     self._scheduler.cancel(now, connection.client, request)
             elif isinstance(message, Goodbye):

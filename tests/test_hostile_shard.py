@@ -383,6 +383,12 @@ def test_nobody_cancels_the_requests_of_another(cluster, echo, strangers):
     cluster.settle(ok=2, cancelled=1)
 
 
+def test_a_cancel_of_millions_is_not_looked_at(cluster, honest, strangers):
+    liar = strangers("service", "liar")
+    liar.send(Cancel(list(range(100)) * 2000))
+    assert "200000 requests in one CANCEL" in liar.receive(Goodbye).reason
+
+
 def test_a_request_that_is_sent_again_after_its_end_is_another_one(cluster, honest, strangers):
     """Before its end it is a repeat, which gets one answer. After it a shard knows nothing of it any more."""
     liar = strangers("service", "liar")

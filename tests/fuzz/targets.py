@@ -6,6 +6,7 @@ them with its documented error. Anything else that a target raises is a fault.
 
 from __future__ import annotations
 
+import asyncio
 import csv
 import gzip
 import io
@@ -20,6 +21,7 @@ from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final, Literal
+from urllib.parse import unquote
 
 import msgpack
 import msgspec
@@ -40,6 +42,9 @@ from cli.telemetry_rows import Tail, Troubles
 from cluster import records
 from cluster.addresses import split_address
 from cluster.coordinator.provider import ProviderError, parse_command
+from cluster.observe.exporter import exporter_app
+from cluster.observe.figures import Figures
+from cluster.observe.trace import TraceRecord
 from cluster.planner.keys import natural, parse_key
 from cluster.store import sqlite_path
 from cluster.store.base import Entry, StoreError
@@ -56,6 +61,8 @@ from laxity.gateway.grpc_bodies import InferRequest, read_call
 from laxity.gateway.http_bodies import decompress, read_body
 from laxity.gateway.options import read_options
 from laxity.gateway.values import to_payload
+from laxity.http_access import HttpAccess
+from laxity.http_tokens import HttpTokens, InvalidTokens, read_tokens
 from laxity.keys import InvalidKey, KeyFile, new_pair, read_key_file
 from laxity.node import ArrayNode, BytesNode, DictNode, ListNode, PayloadError, TextNode
 from laxity.outcomes import Outcome
@@ -534,6 +541,75 @@ def _grpc_bodies() -> list[bytes]:
     return [raw.SerializeToString(), typed.SerializeToString()]
 
 
+class _Kept:
+    """A process of which one trace is kept."""
+
+    def __init__(self) -> None:
+        self.record = TraceRecord(
+            *("x-1", "s0", "ocr", "1", "", True, 1.0, 1.0, 1.0, 0.5, "dropped", "x", "detail", False, 0),
+            [],
+        )
+
+    def figures(self) -> Figures:
+        raise RuntimeError("the process is ending")
+
+    def trace(self, request: str) -> TraceRecord | None:
+        return self.record if request == self.record.request else None
+
+    def traces(self, after: int, limit: int) -> tuple[int, list[TraceRecord]]:
+        return 1, [self.record][:limit]
+
+
+@lru_cache(1)
+def _exporter() -> tuple[Any, str, asyncio.AbstractEventLoop]:
+    token = "t" * 32
+    with _file(token.encode()) as path:
+        tokens = HttpTokens(path)
+        tokens.current()
+    return exporter_app(_Kept(), HttpAccess("10.0.0.1", tokens, ["metrics"])), token, asyncio.new_event_loop()
+
+
+def _http(raw: bytes) -> None:
+    """Inputs are a request's line and headers, as a server has split them: 'GET path?query' and 'name: value'."""
+    first, *rest = raw.split(b"\n")
+    method, _, target = first.partition(b" ")
+    path, _, query = target.partition(b"?")
+    headers = [(name.strip().lower(), value.strip()) for name, colon, value in (each.partition(b":") for each in rest)]
+    app, token, loop = _exporter()
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "scheme": "http",
+        "root_path": "",
+        "method": method.decode("latin-1"),
+        "path": unquote(path.decode("latin-1")),
+        "raw_path": path,
+        "query_string": query,
+        "headers": headers,
+        "client": ("10.0.0.2", 5),
+        "server": ("10.0.0.1", 6),
+    }
+    told: list[Any] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Any) -> None:
+        told.append(message)
+
+    loop.run_until_complete(app(scope, receive, send))
+    status = told[0]["status"]
+    assert status in (200, 400, 401, 403, 404, 405, 421, 503)
+    shows = any(name == b"authorization" and token.encode() in value for name, value in headers)
+    assert shows or b"x-1" not in b"".join(each.get("body", b"") for each in told) or b"x-1" in raw
+
+
+def _tokens(raw: bytes) -> None:
+    with _file(raw) as path, suppress(InvalidTokens):
+        read_tokens(path)
+
+
 # ---- who is let in --------------------------------------------------------------------------------------------------
 
 
@@ -689,6 +765,21 @@ TARGETS: Final[dict[str, Target]] = {
             lambda: [_packed([b"id", b"CURVE", z85.decode(_zap()[2])]), _packed([b"", b"NULL"])],
             "msgpack",
             ("CURVE", "PLAIN", "NULL"),
+        ),
+        Target(
+            "http",
+            _http,
+            lambda: [
+                b"GET /traces?limit=5&outcome=dropped\nauthorization: Bearer " + b"t" * 32,
+                b"GET /traces/x-1\nauthorization: Bearer t\nhost: localhost",
+                b"GET /v2/health/ready\naccept-encoding: gzip",
+                b"GET /metrics\naccept: application/openmetrics-text; version=1.0.0",
+            ],
+            "text",
+            ("/traces", "%2f", "limit=", "9" * 5000, "authorization: Bearer ", "Basic ", "host: ", "//", "..", "[::1"),
+        ),
+        Target(
+            "tokens", _tokens, lambda: [b"ann " + b"t" * 32 + b"\n# x\n" + b"u" * 32], "text", ("#", " ", "\n", "\0")
         ),
         Target("gateway_body", _gateway_body, _gateway_bodies, "json", ("BYTES", "FP16", "INT64", "binary_data_size")),
         Target("gateway_compressed", _compressed, lambda: [gzip.compress(b"x" * 1000)], "text"),
