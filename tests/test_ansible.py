@@ -80,8 +80,9 @@ def test_every_setting_is_documented_with_its_default(role: str) -> None:
 def test_units_are_understood_by_systemd(role: str, devices: str, tmp_path: Path) -> None:
     if not shutil.which("systemd-analyze"):
         pytest.skip("needs systemd-analyze")
-    (tmp_path / "current/bin").mkdir(parents=True)
-    shutil.copy("/bin/true", tmp_path / "current/bin/laxity")
+    program = tmp_path / f"current-{role.removeprefix('gpu_')}/bin/laxity"
+    program.parent.mkdir(parents=True)
+    shutil.copy("/bin/true", program)
     known = load("roles/settings/defaults/main.yml") | {"laxity_directory": str(tmp_path), "ansible_managed": "Ansible"}
     known |= {"laxity_devices": devices, "laxity_mps": True}
     if role == "gpu_node":
