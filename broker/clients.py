@@ -419,7 +419,8 @@ class Clients:
                 unpacker.finish()
             except PayloadError as error:
                 self.malformed += 1
-                log.warning("from service %s: %s", client.name, error, extra={"client": client.name})
+                if worth_a_line(self.malformed):
+                    log.warning("from service %s: %s", client.name, error, extra={"client": client.name})
 
     def _reject(self, now: float, connection: Connection, request: Request, detail: str) -> None:
         """Answer a request that never reached the engine."""

@@ -40,8 +40,10 @@ MAX_DIMENSIONS = 32
 FREE_STRUCTURE = 65536
 """Bytes of memory up to which a received value's structure counts nothing. A list of empty lists takes forty times as
 much in memory as on the wire, and must not be had for nothing."""
-_OF_VALUE = 16
-_OF_CONTAINER = 100
+_OF_VALUE = 32
+_OF_TEXT = 64
+_OF_CONTAINER = 128
+_OF_PART = 192
 _DTYPE = re.compile(r"[<>|][biufcSU][1-9][0-9]{0,8}")
 
 
@@ -154,19 +156,21 @@ def part_sizes(node: Node, into: list[int], depth: int = 0) -> int:
     """Append the byte size of each part of ``node`` to ``into``, checking what it claims; about how many bytes of memory
     the node takes by itself."""
     kind = type(node)
-    structure = _OF_VALUE
+    structure = _OF_TEXT if kind is str else _OF_VALUE
     if kind is BytesNode or kind is TextNode:
         size: int = node.size  # type: ignore[union-attr]
         if size < 0:
             raise PayloadError(f"negative size {size}")
         into.append(size)
+        structure = _OF_PART
     elif kind is ArrayNode:
         _check_array(node)  # type: ignore[arg-type]
         into.append(node.size)  # type: ignore[union-attr]
+        structure = _OF_PART
     elif kind is ListNode or kind is DictNode:
         if depth >= MAX_DEPTH:
             raise PayloadError(f"nested more than {MAX_DEPTH} deep")
-        structure += _OF_CONTAINER
+        structure = _OF_CONTAINER
         items: Any = node.items  # type: ignore[union-attr]
         for child in items.values() if kind is DictNode else items:
             structure += part_sizes(child, into, depth + 1)

@@ -147,7 +147,7 @@ class Liars(RuleBasedStateMachine):
         for index, service in enumerate(self.services):
             service.send(Hello(1, f"c{index}"))
         for index, agent in enumerate(self.agents):
-            agent.send(Ready(1, f"a{index}", [self.device(0)]))
+            agent.send(Ready(1, f"l{index}", [self.device(0)]))
 
     def device(self, number, memory=0.0, profile=((1, 0.001),), resident=True):
         models = [
@@ -198,7 +198,7 @@ class Liars(RuleBasedStateMachine):
 
     @rule(
         which=st.integers(0, 1),
-        name=st.sampled_from(["a0", "a1"]),
+        name=st.sampled_from(["l0", "l1"]),
         numbers=st.lists(st.one_of(st.integers(0, 2), odd_numbers), max_size=3),
         memory=st.one_of(st.just(100.0), odd_floats),
         profile=st.lists(st.tuples(odd_numbers, odd_floats), max_size=3),
@@ -304,7 +304,7 @@ def test_empty_structures_fill_the_shard_as_bytes_do(cluster, strangers, echo):
     cluster.shard.apply(echo)
     liar = strangers("service", "liar")
     for number in range(4):
-        liar.send(submit(request(number, ListNode([ListNode([]) for _ in range(10_000)]))))
+        liar.send(submit(request(number, ListNode([ListNode([]) for _ in range(9_000)]))))
     answer = liar.receive(protocol.Result).answers[0]
     assert answer.id == 3
     assert "bytes are in flight" in answer.detail
