@@ -38,7 +38,7 @@ class Refusals:
         self._by_peer: dict[tuple[str, str], int] = {}
 
     def note(self, reason: str, domain: Domain, peer: str, host: str, owner: str, text: str) -> None:
-        """Somebody was refused: ``peer`` is its address as far as that is known, ``owner`` that of its key ('': nobody),
+        """Somebody was refused: ``peer`` is its address as far as that is known, ``owner`` that of its key ('': none),
         and ``text`` why, for people. Lines are told apart by that, and by owners or else ``host``s; not by unknown
         keys, of which a stranger can make as many as it likes."""
         self.counts[reason] += 1
