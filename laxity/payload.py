@@ -153,8 +153,8 @@ def extent(node: Node) -> tuple[int, int]:
 
 
 def part_sizes(node: Node, into: list[int], depth: int = 0) -> int:
-    """Append the byte size of each part of ``node`` to ``into``, checking what it claims; about how many bytes of memory
-    the node takes by itself."""
+    """Append the byte size of each part of ``node`` to ``into``, checking what it claims; about how many bytes of
+    memory the node takes by itself."""
     kind = type(node)
     structure = _OF_TEXT if kind is str else _OF_VALUE
     if kind is BytesNode or kind is TextNode:
