@@ -130,7 +130,7 @@ class Liars(RuleBasedStateMachine):
         self.cluster = Cluster()
         self.peers = []
         self.granted = [(0, 5)]
-        """(agent, batch) of what liars were granted. No bundle: what comes, and when, is not for hypothesis to repeat."""
+        """(agent, batch) of what liars were granted. No bundle: what comes, hypothesis cannot repeat."""
 
     @initialize()
     def begin(self):
