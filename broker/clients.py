@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Final
 
 import zmq
 
 from broker.access import Task
-from broker.endpoint import Endpoint, Sent, Unsent, connection_of, user_of
+from broker.answers import answer_to, out_of_range
+from broker.endpoint import Endpoint, Sent, connection_of, user_of
 from broker.engine.quota import Quota
 from broker.engine.request import Client
 from broker.engine.request import Request as EngineRequest
@@ -19,6 +19,7 @@ from broker.files import ShardFiles
 from broker.gate import Gate
 from broker.greeting import refusal, worth_a_line
 from broker.routing import Routing
+from broker.service import MAX_UNREAD, Service, size_of
 from broker.taps import Taps
 from broker.tracing import Tracer
 from cluster.records import KeyRecord
@@ -36,7 +37,6 @@ from laxity.protocol import (
     Hello,
     Request,
     Result,
-    StageTiming,
     Store,
     Submit,
     Tap,
@@ -45,72 +45,10 @@ from laxity.protocol import (
 
 log = logging.getLogger("laxity.broker")
 
-OUTBOX: Final = 1000
-"""Messages kept for a service that does not read, beside those that libzmq holds; answers beyond them are lost."""
-MAX_UNREAD: Final = 256 * 1024**2
-"""Bytes of large frames that libzmq holds for a service, and bytes that are kept for it here, at most."""
 MOST_REQUESTS: Final = 16 * protocol.MAX_SHARED
 """A SUBMIT with more is not answered request by request: that would hold up everybody else."""
 MOST_CANCELS: Final = 1 << 17
 """A CANCEL of more is not looked at: nobody has so many requests in flight."""
-LONGEST_TRANSIT: Final = 3600.0
-"""Seconds on the way that a stamp can make a message look to have taken; a budget is shorter."""
-ZERO_SPAN: Final = 30.0
-"""Seconds over which a connection's smallest (received - sent) is kept: clocks drift apart."""
-
-
-class Connection:
-    """One service instance, wherever its messages come from at present."""
-
-    def __init__(
-        self, routing_id: bytes, number: int, client: Client, user: str, quota: Quota | None, now: float
-    ) -> None:
-        self.routing_id = routing_id
-        self.number = number
-        """The connection's at present (see :func:`~broker.endpoint.connection_of`)."""
-        self.client = client
-        self.user = user
-        """The public key of the service; '' where the shard serves in plain text."""
-        self.quota = quota
-        """What its owner may ask for, likewise."""
-        self.heard_at = now
-        self.outbox: deque[tuple[bytes, list[Part]]] = deque()
-        self.outbox_bytes = 0
-        self.unsent = Unsent()
-        self._zero = float("inf")
-        self._next_zero = float("inf")
-        self._zero_until = now + ZERO_SPAN
-
-    def reconnect(self, routing_id: bytes, now: float) -> None:
-        """The service speaks from another connection: another path, another zero. b'' where it has none."""
-        self.routing_id = routing_id
-        self.outbox.clear()
-        self.outbox_bytes = 0
-        self.unsent = Unsent()
-        self._zero = self._next_zero = float("inf")
-        self._zero_until = now + ZERO_SPAN
-
-    def keep(self, header: bytes, frames: list[Part]) -> bool:
-        """Keep a message that cannot be sent at present; False where the service has too many already."""
-        size = _size(header, frames)
-        if len(self.outbox) >= OUTBOX or self.outbox_bytes + size > MAX_UNREAD:
-            return False
-        self.outbox.append((header, frames))
-        self.outbox_bytes += size
-        return True
-
-    def transit(self, now: float, sent_us: int) -> float:
-        """Seconds that a message sent at ``sent_us`` (the service's clock) took beyond the fastest one of late."""
-        offset = now - sent_us * 1e-6
-        if now >= self._zero_until:
-            self._zero = self._next_zero
-            self._next_zero = offset
-            self._zero_until = now + ZERO_SPAN
-        if offset < self._next_zero:
-            self._next_zero = offset
-        if offset < self._zero:
-            self._zero = offset
-        return min(offset - self._zero, LONGEST_TRANSIT)
 
 
 class Clients:
@@ -135,8 +73,8 @@ class Clients:
         self._heartbeat = heartbeat
         self._telemetry = telemetry
         self._tracer = tracer
-        self._by_routing_id: dict[bytes, Connection] = {}
-        self._by_name: dict[str, Connection] = {}
+        self._by_routing_id: dict[bytes, Service] = {}
+        self._by_name: dict[str, Service] = {}
         self._full: set[str] = set()
         self._quotas: dict[str, Quota] = {}
         """By the name of a key's owner: of all in the directory."""
@@ -145,7 +83,7 @@ class Clients:
         """The part of a pipeline's requests that comes to this shard, of those in the routing table."""
         self._taps: Taps | None = None
         """Those who record what comes; None while there is nobody."""
-        self._ended: list[Connection] = []
+        self._ended: list[Service] = []
         """Those whose connections ended, and who have not greeted again since."""
         self._turns = 0
         self._unready: list[str] = []
@@ -259,7 +197,7 @@ class Clients:
             self._say(sender, Goodbye(reason=why, retry=False))
         return not why
 
-    def _stolen(self, now: float, sender: bytes, header: zmq.Frame, user: str, connection: Connection) -> None:
+    def _stolen(self, now: float, sender: bytes, header: zmq.Frame, user: str, connection: Service) -> None:
         """A message came with the routing id of one peer and the key of another."""
         name = connection.client.name
         text = f"it uses the routing id of service {name}, whose key is that of {self._gate.owner(connection.user)!r}"
@@ -287,7 +225,7 @@ class Clients:
         if connection is None:
             quota = self._quota(user)
             client = Client(hello.client, quota.account if quota is not None else None)
-            connection = Connection(sender, number, client, user, quota, now)
+            connection = Service(sender, number, client, user, quota, now)
             self._by_name[hello.client] = connection
         else:
             self.reconnects += 1
@@ -368,7 +306,7 @@ class Clients:
                 self._say(connection.routing_id, Goodbye(reason=why, retry=False))
                 self._forget(now, connection)
 
-    def _submit(self, now: float, connection: Connection, submit: Submit, frames: list[Part]) -> None:
+    def _submit(self, now: float, connection: Service, submit: Submit, frames: list[Part]) -> None:
         requests = submit.requests
         arrival = now - connection.transit(now, submit.sent_us)
         unpacker = Unpacker(frames)
@@ -388,7 +326,7 @@ class Clients:
                     payload = unpacker.take(request.payload)
                 except PayloadError as error:
                     malformed = f"malformed payload: {error}"
-            wrong = malformed or _out_of_range(request)
+            wrong = malformed or out_of_range(request)
             if wrong:
                 self._reject(now, connection, request, wrong)
                 continue
@@ -422,7 +360,7 @@ class Clients:
                 if worth_a_line(self.malformed):
                     log.warning("from service %s: %s", client.name, error, extra={"client": client.name})
 
-    def _reject(self, now: float, connection: Connection, request: Request, detail: str) -> None:
+    def _reject(self, now: float, connection: Service, request: Request, detail: str) -> None:
         """Answer a request that never reached the engine."""
         self.malformed += 1
         if request.id in connection.client.requests:
@@ -493,9 +431,9 @@ class Clients:
                 request.detail,
             )
 
-    def _deliver_all(self, connection: Connection, requests: list[EngineRequest]) -> None:
+    def _deliver_all(self, connection: Service, requests: list[EngineRequest]) -> None:
         """Send answers in one RESULT, or in more where their structure is too large for one."""
-        answers = [_answer(request) for request in requests]
+        answers = [answer_to(request) for request in requests]
         header = protocol.encode(Result(answers))
         if len(header) <= protocol.MAX_HEADER:
             payloads = [request.answer for request in requests if request.answer is not None]
@@ -510,14 +448,14 @@ class Clients:
             answer.detail = protocol.too_structured("answer", len(header))
             self._deliver(connection, protocol.encode(Result(answers)), [], 1)
 
-    def _deliver(self, connection: Connection, header: bytes, frames: list[Part], answers: int) -> None:
+    def _deliver(self, connection: Service, header: bytes, frames: list[Part], answers: int) -> None:
         sent = self._send(connection, header, frames) if not connection.outbox else Sent.FULL
         if sent is Sent.FULL and connection.keep(header, frames):
             self._full.add(connection.client.name)
         elif sent is not Sent.YES:
             self.undeliverable += answers
 
-    def _send(self, connection: Connection, header: bytes, frames: list[Part]) -> Sent:
+    def _send(self, connection: Service, header: bytes, frames: list[Part]) -> Sent:
         if connection.unsent.bytes() > MAX_UNREAD:
             return Sent.FULL
         return self._endpoint.send(connection.routing_id, header, frames, connection.unsent)
@@ -537,7 +475,7 @@ class Clients:
                     connection.outbox_bytes = 0
                     break
                 connection.outbox.popleft()
-                connection.outbox_bytes -= _size(header, frames)
+                connection.outbox_bytes -= size_of(header, frames)
             if connection is None or not connection.outbox:
                 self._full.discard(name)
 
@@ -583,7 +521,7 @@ class Clients:
             if self._taps is not None:
                 self._taps.leave(ended.sender)
 
-    def _forget(self, now: float, connection: Connection) -> None:
+    def _forget(self, now: float, connection: Service) -> None:
         self._gate.connections.forgotten(now, connection.number)
         self._by_routing_id.pop(connection.routing_id, None)
         self._by_name.pop(connection.client.name, None)
@@ -596,48 +534,3 @@ class Clients:
 
     def _say(self, to: bytes, message: protocol.ToClient) -> None:
         self._endpoint.send(to, protocol.encode(message), [])
-
-
-def _size(header: bytes, frames: list[Part]) -> int:
-    return len(header) + sum([len(frame) for frame in frames])
-
-
-def _out_of_range(request: Request) -> str:
-    """What is wrong with a request's own fields; '' if nothing is."""
-    if not -(2**31) <= request.priority < 2**31 or not 0 <= request.id < 2**64:
-        return "id or priority out of range"
-    if len(request.pipeline) > protocol.MAX_NAME:
-        return f"pipeline names have up to {protocol.MAX_NAME} characters"
-    return ""
-
-
-def _answer(request: EngineRequest) -> Answer:
-    remaining = int((request.deadline - request.ended_at) * 1e6)
-    outcome = request.outcome
-    assert outcome is not None
-    if outcome is Outcome.OK and not request.timed:
-        assert request.answer is not None
-        return Answer(request.id, outcome, request.answer.node, remaining)
-    timings = [
-        StageTiming(
-            time.stage,
-            round(time.queued * 1e6),
-            round(time.execution * 1e6),
-            time.batch,
-            time.items,
-            round(time.remaining * 1e6),
-        )
-        for time in request.timings or ()
-        if request.timed and time.items
-    ]
-    node = request.answer.node if request.answer is not None else None
-    return Answer(
-        request.id,
-        outcome,
-        node,
-        remaining,
-        request.end_stage,
-        request.detail,
-        round(request.short_by * 1e6),
-        timings,
-    )
