@@ -127,7 +127,7 @@ class Rollout:
 
     def remove(self) -> None:
         """Take everything off the hosts again."""
-        self._playbook("remove", "-e", "laxity_remove=true")
+        self._playbook("remove", "-e", "laxity_remove_data=true")
         for name in self.hosts.hosts:
             listed = "ls -d /opt/laxity /etc/laxity /var/lib/laxity /etc/systemd/system/laxity* 2>/dev/null || true"
             running = "systemctl list-units --all --no-legend 'laxity*'; pgrep -u laxity -a || true"
