@@ -322,6 +322,14 @@ def broker() -> None:
     metavar="N",
     help="Connections of services at most, and of agents; where there are more, one that has said nothing is cut.",
 )
+@_setting(
+    "--io-threads",
+    type=click.IntRange(min=0, max=64),
+    default=0,
+    metavar="N",
+    help="Threads that read, write and encrypt for its sockets (default: 1; with a key one for every 4 processors, 4 "
+    "at most).",
+)
 @_drain_option("what is in flight, while its services submit to other shards")
 @_cache_options
 @_telemetry_options("request")

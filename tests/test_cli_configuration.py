@@ -69,6 +69,7 @@ def test_a_file_gives_what_flags_do_not(file: Path) -> None:
         "max_requests": 200_000,
         "max_client_requests": 100_000,
         "max_connections": 10_000,
+        "io_threads": 0,
         "drain_timeout": 10.0,
         "log_format": "text",
         "log_level": "info",
