@@ -152,7 +152,8 @@ class Shard:
         self.key = read_own_key(config.key, "shard", config.name) if config.key else None
         """The shard's own; None where it serves in plain text."""
         self._wall = wall
-        self._context: zmq.Context[Any] = zmq.Context(config.io_threads or io_threads(self.key is not None, os.cpu_count() or 1))
+        threads = config.io_threads or io_threads(self.key is not None, os.cpu_count() or 1)
+        self._context: zmq.Context[Any] = zmq.Context(threads)
         self._largest_payload = config.max_payload
         """That the bound sockets let in."""
         self.refusals = Refusals()
