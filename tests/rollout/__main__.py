@@ -76,8 +76,12 @@ def _run(options: argparse.Namespace) -> None:
     base_image(_cache())
     shutil.rmtree(workspace.directory, ignore_errors=True)
     make_wheelhouse(SOURCE, Path(sys.executable), _cache(), workspace.wheelhouse)
-    network.make(options.name)
-    network.enter(options.name, [sys.executable, "-m", "rollout", *sys.argv[1:]])
+    try:
+        network.make(options.name)
+        network.enter(options.name, [sys.executable, "-m", "rollout", *sys.argv[1:]])
+    except BaseException:
+        leftovers.remove(options.name)
+        raise
 
 
 def _run_inside(options: argparse.Namespace, workspace: Workspace) -> None:
