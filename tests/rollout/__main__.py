@@ -17,7 +17,7 @@ from rollout.hosts import Hosts
 from rollout.image import base_image
 from rollout.inventory import Workspace, write_workspace
 from rollout.steps import STEPS, Rollout
-from rollout.wheels import UPGRADE, make_wheelhouse, version
+from rollout.wheels import UPGRADE, make_wheelhouse, unpack, version
 
 SOURCE = Path(__file__).resolve().parents[2]
 HOSTS = ("control-1", "control-2", "control-3", "gpu-1", "gpu-2")
@@ -55,7 +55,9 @@ def main() -> int:
             _run(options)
             return 0
     except Failed as error:
-        print(f"\nFAILED: {error}", file=sys.stderr, flush=True)
+        for one in (error.__context__, error):  # the cleaning up may have failed after something else did
+            if isinstance(one, Failed):
+                print(f"\nFAILED: {one}", file=sys.stderr, flush=True)
         return 1
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr, flush=True)
@@ -76,6 +78,7 @@ def _run(options: argparse.Namespace) -> None:
     base_image(_cache())
     shutil.rmtree(workspace.directory, ignore_errors=True)
     make_wheelhouse(SOURCE, Path(sys.executable), _cache(), workspace.wheelhouse)
+    unpack(workspace.wheelhouse, version(SOURCE), workspace.package)
     try:
         network.make(options.name)
         network.enter(options.name, [sys.executable, "-m", "rollout", *sys.argv[1:]])

@@ -27,6 +27,11 @@ class Workspace:
         return self.directory / "wheelhouse"
 
     @property
+    def package(self) -> Path:
+        """The first version, as the runner uses it itself: the source may be edited meanwhile."""
+        return self.directory / "package"
+
+    @property
     def inventory(self) -> Path:
         return self.directory / "inventory.json"
 

@@ -83,9 +83,9 @@ def _end_processes(name: str) -> int:
 def _kill(find: Callable[[], set[int]]) -> int:
     ended: set[int] = set()
     deadline = time.monotonic() + 20
-    while left := find():
+    while left := {process for process in find() if _state(process) not in "XZ"}:
         if time.monotonic() > deadline:
-            raise Failed(f"processes {sorted(left)} do not end though they were killed")
+            raise Failed(f"these do not end though they were killed: {', '.join(map(_told, sorted(left)))}")
         for process in left:
             try:
                 os.kill(process, signal.SIGKILL)
@@ -94,6 +94,22 @@ def _kill(find: Callable[[], set[int]]) -> int:
         ended |= left
         time.sleep(0.05)
     return len(ended)
+
+
+def _state(process: int) -> str:
+    """One letter; ``X`` where there is no such process any more, ``Z`` where it only waits for its parent to look."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return "X"
+
+
+def _told(process: int) -> str:
+    try:
+        command = Path(f"/proc/{process}/cmdline").read_text().replace("\0", " ")
+    except OSError:
+        command = ""
+    return f"{process} ({_state(process)}) {command[:200]}"
 
 
 def _of_group(group: Path) -> set[int]:
@@ -121,8 +137,16 @@ def _ancestors() -> set[int]:
 
 
 def _remove_groups(group: Path) -> None:
-    for directory, _, _ in os.walk(group, topdown=False):
-        os.rmdir(directory)
+    """What is still being taken down in them may keep them for a moment; an empty group that stays does no harm."""
+    for _ in range(40):
+        for directory, _, _ in os.walk(group, topdown=False):
+            try:
+                os.rmdir(directory)
+            except OSError:
+                pass
+        if not group.exists():
+            return
+        time.sleep(0.05)
 
 
 def _mounts_below(directory: Path) -> list[str]:

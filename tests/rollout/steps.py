@@ -80,7 +80,7 @@ class Rollout:
         say(self.laxity("pipeline", "apply", str(PIPELINE), "--timeout", "60s", key="operator"))
         for key, wanted in (("client", "answered"), (None, "refused")):
             ask = [sys.executable, "-c", ASK, self._frontends()]
-            told = run(ask, env=self._environment(key), cwd=self.workspace.source).strip()
+            told = run(ask, env=self._environment(key), cwd=self.workspace.package).strip()
             say(f"through the SDK, {key or 'without a'} key: {told}")
             if not told.startswith(wanted):
                 raise Failed(f"that should have been {wanted}")
@@ -139,7 +139,7 @@ class Rollout:
     def laxity(self, *arguments: str, key: str | None = None, timeout: float = 120) -> str:
         """What a command of `laxity` prints, run here against the hosts."""
         command = [sys.executable, "-m", "cli.main", *arguments]
-        return run(command, env=self._environment(key), cwd=self.workspace.source, timeout=timeout)
+        return run(command, env=self._environment(key), cwd=self.workspace.package, timeout=timeout)
 
     def _environment(self, key: str | None) -> dict[str, str]:
         env = {name: value for name, value in os.environ.items() if not name.startswith("LAXITY_")}
@@ -165,7 +165,7 @@ class Rollout:
 
     def _under_load(self, name: str, act: Callable[[], object]) -> None:
         log = self.workspace.logs / f"{name}-load.log"
-        traffic = Traffic("rollout", RATE, self._environment("client"), self.workspace.source, log)
+        traffic = Traffic("rollout", RATE, self._environment("client"), self.workspace.package, log)
         with traffic:
             self._await("the load to be on both shards", lambda: self._serving() == 2, 120)
             act()

@@ -6,6 +6,7 @@ import hashlib
 import os
 import shutil
 import tomllib
+import zipfile
 from pathlib import Path
 
 from rollout.commands import run
@@ -34,6 +35,12 @@ def make_wheelhouse(source: Path, python: Path, cache: Path, wheelhouse: Path) -
         _build(source, python, made, wheelhouse)
     for wheel in _dependencies(source, python, cache, wheelhouse / f"laxity-{first}-py3-none-any.whl").iterdir():
         shutil.copy(wheel, wheelhouse)
+
+
+def unpack(wheelhouse: Path, made: str, directory: Path) -> None:
+    """Unpack the wheel of Laxity in the version ``made``."""
+    with zipfile.ZipFile(wheelhouse / f"laxity-{made}-py3-none-any.whl") as wheel:
+        wheel.extractall(directory)
 
 
 def _build(source: Path, python: Path, made: str, wheelhouse: Path) -> None:
