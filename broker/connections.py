@@ -26,12 +26,14 @@ class Cut(NamedTuple):
 
 
 class Ended(NamedTuple):
-    """A connection that has ended; ``sender`` is the routing id of its peer, b'' if that was never heard."""
+    """A connection that has ended; ``sender`` is the routing id of its peer, b'' if that was never heard.
+    ``was_told``: to go, and why; it may have gone before it was cut."""
 
     number: int
     address: str
     sender: bytes
     was_cut: bool
+    was_told: bool
 
 
 class _Connection:
@@ -79,8 +81,8 @@ class Connections:
         cut = self._cut.pop(number, None)
         connection = cut or self._open.pop(number, None)
         if connection is None:
-            return Ended(number, "", b"", False)
-        return Ended(number, connection.address, connection.sender, cut is not None)
+            return Ended(number, "", b"", False, False)
+        return Ended(number, connection.address, connection.sender, cut is not None, connection.parting)
 
     def heard(self, now: float, number: int, sender: bytes, user: str, stays: bool) -> None:
         """Over a connection came a greeting (``stays``: the peer is heard again and again, and :meth:`forgotten` else),

@@ -126,7 +126,7 @@ class Gate:
     def _end(self, number: int) -> None:
         ended = self.connections.ended(number)
         failed, self._failed = self._failed, LEFT
-        if failed and not ended.sender and not ended.was_cut:
+        if failed and not (ended.sender or ended.was_cut or ended.was_told):
             self._note("handshake", ended.address, "", failed)
         self._ended.append(ended)
 

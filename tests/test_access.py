@@ -194,7 +194,7 @@ class ConnectionsMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.open)
     @rule()
     def end_unknown(self):
-        assert self.connections.ended(999) == (999, "", b"", False)
+        assert self.connections.ended(999) == (999, "", b"", False, False)
 
     @invariant()
     def never_more_than_the_most(self):
