@@ -65,7 +65,9 @@ def publish_files(
     get them from there. ``credentials`` know their keys. Raises :class:`PublishError` where no shard took them."""
     left = [file for file in record.files if not is_address(file.path)]
     again = "apply the pipeline again to upload the rest"
-    if left and not frontends:
+    if not left:
+        return
+    if not frontends:
         raise PublishError(f"{record.spec.name}: no shard is there to take its files; start one, and {again}")
     troubles = []
     for frontend in frontends:
@@ -79,8 +81,7 @@ def publish_files(
             troubles.append(str(error))
         except OSError as error:
             raise PublishError(f"{error.filename} cannot be read: {error.strerror}; mend that, and {again}") from error
-    if left:
-        raise PublishError(f"{record.spec.name}: {left[0].path} was not uploaded ({'; '.join(troubles)}); {again}")
+    raise PublishError(f"{record.spec.name}: {left[0].path} was not uploaded ({'; '.join(troubles)}); {again}")
 
 
 def _upload(client: FileClient, spec: PipelineSpec, file: FileRecord, say: Say) -> None:
