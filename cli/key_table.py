@@ -10,6 +10,7 @@ from rich.text import Text
 
 from cluster.keyring import good, newest, state
 from cluster.keystore import Keys
+from cluster.logs import shown as printable
 from cluster.records import KeyRecord, PublicKey
 
 _STYLE = {"good": "green", "rotating": "cyan", "ended": "yellow", "revoked": "red", "damaged": "bold red"}
@@ -51,42 +52,42 @@ def key_table(keys: Keys, now: float) -> Table:
         for number, key in enumerate(publics or [PublicKey("", 0.0)]):
             first = number == 0
             table.add_row(
-                Text(name if first else ""),
+                Text(printable(name) if first else ""),
                 Text(record.role if first else ""),
                 Text(shown, style=_STYLE[shown]) if first else Text("old", style="dim"),
-                Text(key.public),
+                Text(printable(key.public)),
                 Text(moment(key.since)),
                 Text(moment(record.revoked) if record.revoked else ends(key)),
                 Text(limits(record) if first else ""),
                 Text(runs(name, record, keys) if first else ""),
-                Text(record.note if first else ""),
+                Text(printable(record.note) if first else ""),
             )
     for name in sorted(keys.damaged):
-        table.add_row(Text(name), "", Text("damaged", style=_STYLE["damaged"]), "", "", "", "", "", "")
+        table.add_row(Text(printable(name)), "", Text("damaged", style=_STYLE["damaged"]), "", "", "", "", "", "")
     return table
 
 
 def details(name: str, record: KeyRecord, keys: Keys, now: float) -> list[str]:
-    """Lines about one key."""
+    """Lines about one key; what others wrote into the store is escaped."""
     lines = [f"{name}: {record.role}, {state(record, now)}"]
     if record.revoked:
         lines.append(f"  revoked {moment(record.revoked)} UTC")
     for key in record.publics:
         until = f", until {ends(key)} UTC" if key.until else ", ended at once" if key.until is not None else ""
         over = "" if good(key, now) else " (over)"
-        lines.append(f"  {key.public} since {moment(key.since)} UTC{until}{over}")
+        lines.append(f"  {printable(key.public)} since {moment(key.since)} UTC{until}{over}")
     if record.role == "client":
         lines.append(f"  limits: {limits(record)}")
     running = runs(name, record, keys)
     lines += [f"  {running}"] if running else []
-    return [*lines, f"  {record.note}"] if record.note else lines
+    return [*lines, f"  {printable(record.note)}"] if record.note else lines
 
 
 def limits(record: KeyRecord) -> str:
     """What a client is held to; '' of others."""
     if record.role != "client":
         return ""
-    found = [", ".join(record.pipelines)] if record.pipelines else []
+    found = [printable(", ".join(record.pipelines))] if record.pipelines else []
     found += [f"{record.rate:g} requests/s"] if record.rate else []
     found += [f"{record.in_flight} in flight"] if record.in_flight else []
     return "; ".join(found) or "none"

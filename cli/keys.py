@@ -29,6 +29,7 @@ from cli.options import (
 )
 from cluster.keyring import KeyRefused, Limits, limited, new_record, newest, revoked, rotated, servers
 from cluster.keystore import Keys, KeyStore, check_free, check_unused
+from cluster.logs import shown as printable
 from cluster.records import KeyRecord, Paths, RecordError
 from cluster.store import open_store
 from laxity.keys import KeyFile, Role, new_pair, read_key_file
@@ -284,7 +285,7 @@ def list_keys(as_json: bool, cluster: str, store: str | None) -> None:
     else:
         click.echo(f"There are no keys yet; the first ones: laxity keys new --help{cluster_argument(cluster)}")
     for why in found.damaged.values():
-        click.echo(why, err=True)
+        click.echo(printable(why), err=True)
 
 
 @keys.command()

@@ -244,6 +244,19 @@ def test_a_damaged_record_is_told(keyed: Keyed) -> None:
     assert [key["name"] for key in keyed.json("list")] == ["x"]
 
 
+def test_what_others_wrote_into_the_store_is_escaped(keyed: Keyed) -> None:
+    record = KeyRecord(
+        role="client", publics=[PublicKey(new_pair().public, 1.0)], note="a\x1b]0;b\x07", pipelines=["c\x1b[2J"]
+    )
+    keyed.store.put(PATHS.key("odd"), encode(record))
+    keyed.store.put(f"{PATHS.keys}b\x1b[2J", b"{")
+    listed, shown = keyed.good("list"), keyed.good("show", "odd")
+    for text in (listed.stdout, listed.stderr, shown.stdout):
+        assert not any(code in text for code in ("\x1b]", "\x1b[2J", "\x07"))
+    assert r"a\x1b]0;b\x07" in shown.stdout
+    assert r"c\x1b[2J" in shown.stdout
+
+
 def test_what_runs_is_shown(keyed: Keyed) -> None:
     for name, role in (("s0", "shard"), ("s1", "shard"), ("a0", "node"), ("a1", "node")):
         keyed.good("new", name, "--role", role)
