@@ -11,11 +11,17 @@ log = logging.getLogger("laxity.cluster")
 
 
 @contextmanager
-def serving(name: str, run: Callable[[], None], end: Callable[[], None], ended: threading.Event) -> Iterator[None]:
+def serving(
+    name: str,
+    run: Callable[[], None],
+    end: Callable[[], None],
+    ended: threading.Event,
+    explained: type[BaseException] | tuple[()] = (),
+) -> Iterator[None]:
     """Run ``run`` in a thread while the block runs; ``end`` asks it to come back, after the block.
 
     When it comes back by itself ``ended`` is set, so that the block can end; when it raised, so does this, as
-    RuntimeError.
+    RuntimeError, and the log has where, but for what is ``explained`` by its text.
     """
     failures: list[BaseException] = []
 
@@ -23,7 +29,8 @@ def serving(name: str, run: Callable[[], None], end: Callable[[], None], ended: 
         try:
             run()
         except BaseException as error:
-            log.error("the %s's thread failed", name, exc_info=True)
+            if not isinstance(error, explained):
+                log.error("the %s's thread failed", name, exc_info=True)
             failures.append(error)
         finally:
             ended.set()

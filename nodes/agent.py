@@ -104,8 +104,8 @@ class AgentCounts(msgspec.Struct, frozen=True):
 
 
 class VersionRefused(Exception):
-    """No shard is left that this agent can work for: it speaks another version of the protocol; trying again is no
-    use."""
+    """No shard is left that this agent can work for: it speaks another version of the protocol, or has a key that lets
+    it in no more; trying again is no use."""
 
 
 class Agent:

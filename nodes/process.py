@@ -7,6 +7,7 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from cluster.control import Control
@@ -34,9 +35,10 @@ from cluster.shard_keys import ShardKeys
 from cluster.store import wait_for_store
 from cluster.store.base import Entry, Prefix
 from laxity.credentials import Credentials
+from laxity.curve import is_local
 from laxity.keys import InvalidKey, ServerKey, read_own_key
 from laxity.version import __version__
-from nodes.agent import Agent, AgentConfig, DeviceState, Placement, Work
+from nodes.agent import Agent, AgentConfig, DeviceState, Placement, VersionRefused, Work
 from nodes.engine.models import FAILED, READY
 from nodes.figures import AgentSource
 from nodes.files import ModelFiles
@@ -56,11 +58,14 @@ class ClusterView:
 
     def __init__(self, paths: Paths, agent: str) -> None:
         self._paths = paths
+        self._agent = agent
         self._placement = paths.placement(agent)
         self._specs: dict[str, tuple[PipelineSpec, str]] = {}
         """(spec, stage) by model key; versions that are no longer applied stay known while they are placed."""
         self._decoded = Decoded()
         self._keys = ShardKeys("backend")
+        self.own_key: KeyRecord | None = None
+        """What the store has under the agent's name."""
         self.servers: list[ServerKey] = []
         """What :meth:`shards` found, with their keys; replaced as a whole, so that any thread may look."""
         self.files: dict[str, list[FileRecord]] = {}
@@ -78,7 +83,9 @@ class ClusterView:
             {key: entry for key, entry in entries.items() if key.startswith((paths.brokers, paths.keys))}
         )
         brokers = self._decoded.under(BrokerRecord, paths.brokers)
-        self.servers = self._keys.of(brokers, self._decoded.under(KeyRecord, paths.keys), time.time())
+        keys = self._decoded.under(KeyRecord, paths.keys)
+        self.own_key = keys.get(self._agent)
+        self.servers = self._keys.of(brokers, keys, time.time())
         return {server.shard: server.address for server in self.servers}
 
     def placement(self, entries: dict[str, Entry]) -> Placement | None:
@@ -187,12 +194,35 @@ def renew_key(agent: Agent) -> None:
         log.error("%s; going on with the key that was there before", error)
 
 
+class Unfit(RuntimeError):
+    """No shard lets this agent work, nor will. It ends: while its record stood in the store, devices that cannot serve
+    would be counted upon."""
+
+
+def check_fit(config: AgentConfig, own_key: KeyRecord | None, shards: Sequence[ServerKey]) -> None:
+    """Raise :class:`Unfit` for an agent whose key was revoked, or that has none where all ``shards`` want one.
+    ``own_key``: the store's record under its name."""
+    if config.key and own_key is not None and own_key.revoked:
+        raise Unfit(f"the key of agent {config.name!r} was revoked, so that no shard lets it in any more")
+    if config.key or not shards or any(_is_open(shard, config.plain) for shard in shards):
+        return
+    raise Unfit(
+        f"agent {config.name!r} has no key, and shard {shards[0].shard} at {shards[0].address} wants one: make it with "
+        f"`laxity keys new {config.name} --role node`, and give its file with --key (LAXITY_NODE_KEY)"
+    )
+
+
+def _is_open(shard: ServerKey, plain: bool) -> bool:
+    """Whether an agent without a key may work for a shard."""
+    return not shard.publics and (plain or is_local(shard.address))
+
+
 def run_agent_process(
     config: AgentConfig, store_url: str, cluster: str, control: Control[AgentConfig], sidecar: Sidecar
 ) -> None:
     """Serve until ``control`` says stop; then finish what runs. ``sidecar`` tells of it. Waits for a store that is
-    away. Raises StoreError, RecordError or InvalidKey where it cannot begin, and RuntimeError where the agent's thread
-    ended by itself (its shards are of another version)."""
+    away. Raises StoreError, RecordError or InvalidKey where it cannot begin, :class:`Unfit`, and RuntimeError where the
+    agent's thread ended by itself (its shards are of another version, or refuse it)."""
     paths = Paths(cluster)
     key = paths.node(config.name)
     if config.key and (named := read_own_key(config.key, "node", config.name).cluster) != cluster:
@@ -226,7 +256,7 @@ def run_agent_process(
         files.start()
         try:
             ended = threading.Event()
-            with serving("agent", agent.run, agent.stop, ended):
+            with serving("agent", agent.run, agent.stop, ended, VersionRefused):
                 gauges.start()
                 sidecar.source = AgentSource(config.name, agent.counts, scraped, publisher.waits_for)
                 while not (control.stop.is_set() or ended.is_set()):
@@ -239,6 +269,7 @@ def run_agent_process(
                         renew_key(agent)
                     if follower.poll(TURN):
                         shards = view.shards(follower.entries)
+                        check_fit(config, view.own_key, view.servers)
                         agent.follow(shards, view.servers)
                         agent.know(profiles.news(follower.entries))
                         placement = view.placement(follower.entries)
