@@ -169,7 +169,7 @@ class Shard:
             ):
                 opened.append(Endpoint(self._context, address, most, pair, domain, handshake))
                 if pair is None:
-                    check_plain(opened[-1].address, config.plain, f"{whose} connect to")
+                    check_plain(opened[-1].address, config.plain, f"{whose} connect to", "shard", "LAXITY_BROKER_KEY")
         except (OSError, ValueError):
             for endpoint in opened:
                 endpoint.close()

@@ -48,6 +48,11 @@ def find_access(key: str, plain: bool, cluster: str, store: str | None, shard: s
         return ShardAccess(None, plain)
     own = read_own(path)
     if shard is None:
+        if own.cluster != cluster:
+            raise click.ClickException(
+                f"{path} is a key of the cluster {own.cluster!r}, and this is {cluster!r}: name that one with "
+                "--cluster, or a key of this one with --key (LAXITY_KEY)"
+            )
         known = known_servers(cluster, store)
         if known:
             own = msgspec.structs.replace(own, servers=known)

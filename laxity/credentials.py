@@ -109,7 +109,8 @@ class Credentials:
             return [PLAIN]
         if known is None:
             raise NoWay(
-                "no shard's key is known: have the key file written by `laxity keys new` once the shards have keys"
+                "no shard's key is known: bring the key file up to date with `laxity keys servers FILE`, where the "
+                "store can be reached"
             )
         raise NoWay(
             "it serves in plain text, to which no connection is made with a key: give the shard one, or ask for --plain"

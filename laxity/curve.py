@@ -39,15 +39,17 @@ def is_local(address: str) -> bool:
         return host == "localhost"
 
 
-def check_plain(address: str, plain: bool, what: str) -> None:
+def check_plain(address: str, plain: bool, what: str, role: str = "", variable: str = "LAXITY_KEY") -> None:
     """Let ``what`` (as in 'services connect to') use an address without keys: on loopback, or if ``plain`` asks for it
-    (with a warning). Raises :class:`PlainRefused`."""
+    (with a warning). Raises :class:`PlainRefused`, which says of which ``role`` a key has to be ('': that depends), and
+    which environment ``variable`` names its file."""
     if is_local(address):
         return
     if not plain:
+        of_role = f" NAME --role {role}" if role else ""
         raise PlainRefused(
-            f"{what} {address} over the network, which needs a key: make one with `laxity keys new` and give its file "
-            "with --key (LAXITY_KEY); or ask for connections that anybody can read and use, with --plain"
+            f"{what} {address} over the network, which needs a key: make one with `laxity keys new{of_role}` and give "
+            f"its file with --key ({variable}); or ask for connections that anybody can read and use, with --plain"
         )
     log.warning("%s %s in plain text: anybody in the network can read and use it", what, address)
 

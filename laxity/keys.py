@@ -90,7 +90,10 @@ def read_key_file(path: str | Path) -> KeyFile:
     except NotPrivate as error:
         raise InvalidKey(str(error)) from error
     except OSError as error:
-        raise InvalidKey(f"the key file {path} cannot be read: {error.strerror}") from error
+        raise InvalidKey(
+            f"the key file {path} cannot be read: {error.strerror}; name another one (--key, LAXITY_KEY), or make it "
+            "with `laxity keys new`"
+        ) from error
     try:
         key = msgspec.json.decode(text, type=KeyFile)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

@@ -7,6 +7,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import msgspec
@@ -38,10 +39,10 @@ from cluster.store.base import Entry
 from laxity.credentials import Credentials
 from laxity.files import FileClient, FileNotHere, FileNotYet, TransferError
 from laxity.gateway.gateway import Gateway
-from laxity.keys import InvalidKey, KeyFile, Role, ServerKey, new_pair, write_key_file
+from laxity.keys import InvalidKey, KeyFile, Role, ServerKey, new_pair, read_key_file, write_key_file
 from nodes.agent import Agent, AgentConfig
 from nodes.device import DeviceConfig
-from nodes.process import ClusterView, run_agent_process
+from nodes.process import ClusterView, Unfit, check_fit, run_agent_process
 from pipelines.load import load_spec
 from tests.conftest import EMULATED, Cluster, RunningAgent, eventually
 
@@ -510,6 +511,45 @@ def test_an_agent_finds_the_shards_key_in_the_store_and_reads_its_own_again(
         run_agent_process(config, stored(), "other", Control(), Sidecar("", "", [], Beginning("agent", "n1", "")))
 
 
+def test_an_agent_that_no_shard_lets_work_ends(secured: Secured, stored: Callable[[], str]) -> None:
+    keys = secured.keys
+    path = keys.make("n1", "node")
+    keys.revoke("n1")
+    for config, why in (
+        (AgentConfig(name="n1", devices=[EMULATED], key=path), "the key of agent 'n1' was revoked"),
+        (AgentConfig(name="n2", devices=[EMULATED]), "agent 'n2' has no key, and shard s0 at tcp://"),
+        (AgentConfig(name="n2", devices=[EMULATED], plain=True), "`laxity keys new n2 --role node`"),
+    ):
+        sidecar = Sidecar("", "", [], Beginning("agent", config.name, ""))
+        url = stored()
+        with pytest.raises(Unfit, match=why):
+            run_agent_process(config, url, "local", Control(), sidecar)
+        store = open_store(url)
+        try:
+            assert store.get(Paths("local").node(config.name)) is None
+        finally:
+            store.close()
+
+
+@pytest.mark.parametrize(
+    ("key", "plain", "shards", "fit"),
+    [
+        ("", False, [], True),
+        ("", False, [ServerKey("a", "tcp://127.0.0.1:1", [])], True),
+        ("", False, [ServerKey("a", "tcp://10.0.0.1:1", [])], False),
+        ("", True, [ServerKey("a", "tcp://10.0.0.1:1", [])], True),
+        ("", False, [ServerKey("a", "tcp://10.0.0.1:1", ["K"]), ServerKey("b", "ipc:///b", [])], True),
+        ("n1.key", False, [ServerKey("a", "tcp://10.0.0.1:1", [])], True),
+    ],
+)
+def test_an_agent_without_a_key_needs_a_shard_without_one(
+    key: str, plain: bool, shards: list[ServerKey], fit: bool
+) -> None:
+    config = AgentConfig(name="n1", devices=[EMULATED], key=key, plain=plain)
+    with nullcontext() if fit else pytest.raises(Unfit, match="agent 'n1' has no key"):
+        check_fit(config, None, shards)
+
+
 def test_commands_know_the_shards_keys_from_the_store(secured: Secured, stored: Callable[[], str], tmp_path) -> None:
     keys = secured.keys
     keys.servers = []
@@ -527,6 +567,11 @@ def test_commands_know_the_shards_keys_from_the_store(secured: Secured, stored: 
     status, said = run(*submit, "--store", url, "--key", node)
     assert status == 1
     assert "is the key of a node; give that of a client or an operator" in said
+    other = keys.path("operator").with_name("other.key")
+    write_key_file(other, msgspec.structs.replace(read_key_file(operator), cluster="other"))
+    status, said = run(*submit, "--store", url, "--key", str(other))
+    assert status == 1
+    assert "is a key of the cluster 'other', and this is 'local'" in said
     status, said = run(*submit, "--shard", "tcp://10.0.0.1:7100", "--key", "")
     assert status == 2
     assert "over the network, which needs a key" in said

@@ -151,6 +151,10 @@ class World:
         self._dealers.append(made)
         return made
 
+    def forget(self, dealer):
+        """It was closed."""
+        self._dealers.remove(dealer)
+
     def close(self):
         for dealer in self._dealers:
             dealer.close()
@@ -234,6 +238,22 @@ def test_what_is_no_zeromq_is_noticed(world, said):
             while stranger.recv(1000):
                 pass
     said(rf"refused {GONE} at the port for services: it left without a message, or does not speak ZeroMQ's .*")
+
+
+def test_who_was_told_to_go_and_goes_is_not_taken_for_a_stranger(world, said):
+    world.owner("billing", "client")
+    world.start()
+    world.admit()
+    dealer = world.dealer("billing")
+    assert "may not record" in dealer.ask(Tap(), Goodbye).reason
+    dealer.close()
+    world.forget(dealer)
+    host, port = world.shard.frontend.removeprefix("tcp://").split(":")
+    with socket.create_connection((host, int(port))):
+        pass
+    said(rf"refused {GONE} at the port for services: it broke off the handshake, as peers without a key do")
+    counts = world.shard.refusals.counts
+    assert (counts["role"], counts["handshake"]) == (1, 1)
 
 
 def test_who_is_slow_is_cut(world, said):
@@ -562,8 +582,8 @@ def test_a_client_has_so_many_requests_in_flight_at_most(cluster, echo):
 
 
 def test_a_shard_in_the_network_needs_a_key_or_to_be_asked_for_plain(caplog):
-    for port in ("frontend", "backend"):
-        with pytest.raises(PlainRefused, match=rf"{'services' if port == 'frontend' else 'agents'} connect to tcp://0"):
+    for port, whose in (("frontend", "services"), ("backend", "agents")):
+        with pytest.raises(PlainRefused, match=rf"{whose} connect to tcp://0.*--role shard.*LAXITY_BROKER_KEY"):
             Shard(ShardConfig(name="s0", **{port: "tcp://0.0.0.0:*"}))
     assert not caplog.messages
 
