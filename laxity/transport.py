@@ -43,6 +43,8 @@ log = logging.getLogger("laxity")
 Ended = tuple[Pending, Answer, Any]
 """A request that ended: with its answer's header, and its value where the outcome is ``ok``."""
 
+MOST_TROUBLES = 100
+"""Reasons why shards were left that are told apart in the log."""
 LINGER_MS = 200
 """How long the last words of a closing client may take, in milliseconds."""
 
@@ -77,6 +79,8 @@ class Transport:
         self._given = list(dict.fromkeys(endpoints))
         self._shard_at: dict[str, str] = {}
         """The shard that answered last at an endpoint."""
+        self._left: dict[str, int] = {}
+        """How often shards were left since one was reached, by why."""
         self._ended: list[Ended] = []
         self._last_words: tuple[Outcome, str] | None = None
         self._ending = threading.RLock()
@@ -292,6 +296,7 @@ class Transport:
             for (name, address), publics in zip(welcome.shards, welcome.keys, strict=True):
                 self._credentials.learn(ServerKey(name, address, publics))
         table, router = self.table, self._router
+        self._left.clear()
         connection.lane = table.lane(shard)
         router.welcome(welcome)
         self.pipelines = router.pipelines
@@ -342,7 +347,7 @@ class Transport:
 
     def _take_step(self, connection: Connection, step: Step, now: float) -> None:
         if step is Step.CLOSE:
-            log.info("left a shard: %s", connection.link.trouble)
+            self._tell_left(connection.link.trouble)
             self._disconnect(connection, 0)
         elif step is Step.CONNECT:
             try:
@@ -362,6 +367,15 @@ class Transport:
             connection.say(protocol.Heartbeat(int(now * 1e6)), now)
         elif step is Step.GIVE_UP and connection is self._home and not any(c.link.is_open for c in self._connections):
             self._end_all(Outcome.UNAVAILABLE, connection.link.trouble)
+
+    def _tell_left(self, trouble: str) -> None:
+        """The same trouble the 1st, 2nd, 4th, 8th ... time, until a shard is reached."""
+        times = self._left[trouble] = self._left.pop(trouble, 0) + 1
+        if times & (times - 1) == 0:
+            again = f" ({times} times by now)" if times > 1 else ""
+            log.info("left a shard: %s%s", trouble, again)
+        if len(self._left) > MOST_TROUBLES:
+            self._left.pop(next(iter(self._left)))
 
     def _greet(self, connection: Connection, now: float) -> None:
         hello = protocol.Hello(protocol.VERSION, self.client, f"laxity-python {__version__}")
