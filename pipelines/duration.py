@@ -24,7 +24,7 @@ def parse_duration(value: object) -> float:
     elif isinstance(value, int | float) and not isinstance(value, bool):
         seconds = float(value) if abs(value) < 1e300 else math.inf
     if not (math.isfinite(seconds) and seconds > 0):
-        raise ValueError(f"{value!r} is no duration above zero; write one such as 400ms, 5s or 1m")
+        raise ValueError(f"{value!r} is no duration above zero; write one such as 400ms, 5s, 1m or 24h")
     return seconds
 
 
