@@ -98,7 +98,7 @@ def test_the_list_of_commands_needs_none_of_them() -> None:
         (["submit", "echo", "--text", "x", "--field", "a=@", "--field", "a=1"], 2, "'a' is given twice"),
         (["submit", "echo", "--text", "x", "--field", "a"], 2, "NAME:=JSON"),
         (["submit", "echo", "--text", "x", "--field", "a=@", "--field", "b:=[1"], 2, "'b' is no JSON"),
-        (["submit", "echo", "--text", "x", "--slo", "-1s"], 2, "write one such as 400ms, 5s or 1m"),
+        (["submit", "echo", "--text", "x", "--slo", "-1s"], 2, "write one such as 400ms, 5s, 1m or 24h"),
         (["submit", "echo", "--text", "x", "--shard", "localhost:80"], 2, "localhost:80"),
         (
             ["node", "run", "--store", "sqlite:///s", "--agent", "a", "--devices", "tpu"],

@@ -81,7 +81,7 @@ def test_durations(text: str, seconds: float) -> None:
 def test_what_is_no_duration(text: str) -> None:
     message = only(changed("400ms", text))
     assert message.startswith("video.yaml:2: slo: ")
-    assert "400ms, 5s or 1m" in message
+    assert "400ms, 5s, 1m or 24h" in message
 
 
 def test_aliases_are_expanded() -> None:
