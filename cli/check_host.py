@@ -46,7 +46,9 @@ def check_clock() -> Iterator[Finding]:
     """Budgets are counted on monotonic clocks, which nobody sets; the host's clock is for people, and certificates."""
     timex = _Timex()
     state = ctypes.CDLL(None, use_errno=True).adjtimex(ctypes.byref(timex))
-    advice = "run chrony or systemd-timesyncd: logs, certificates and the end of keys go by this clock (requests do not)"
+    advice = (
+        "run chrony or systemd-timesyncd: logs, certificates and the end of keys go by this clock (requests do not)"
+    )
     if state < 0:
         yield Finding(
             "clock", "note", f"adjtimex: {os.strerror(ctypes.get_errno())}", "nothing, if others keep the time"
