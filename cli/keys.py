@@ -201,8 +201,9 @@ def rotate(
 @keys.command()
 @click.argument("name", metavar="NAME")
 @click.option("--yes", is_flag=True, help="Do not ask.")
+@json_option
 @_store_options
-def revoke(name: str, yes: bool, cluster: str, store: str | None) -> None:
+def revoke(name: str, yes: bool, as_json: bool, cluster: str, store: str | None) -> None:
     """Let the owner of a key in no more, and cut who is connected with it.
 
     Shards hear of it from the store within moments, without a restart; one that cannot reach the store, once it can.
@@ -212,17 +213,24 @@ def revoke(name: str, yes: bool, cluster: str, store: str | None) -> None:
     Examples:
       laxity keys revoke billing
       laxity keys revoke gpu-7 --yes
+      laxity keys revoke gpu-7 --yes --json
     """
     with _opened(cluster, store) as opened:
-        record = _find(name, opened.read())
-        if record.revoked:
-            click.echo(f"{name!r} was revoked already, at {moment(record.revoked)} UTC.")
-            return
-        if not yes:
-            click.echo(f"{name!r} ({record.role}): {_REVOKED[record.role]}.")
-            click.confirm("Revoke it? This cannot be taken back", abort=True)
-        opened.change(name, lambda present: revoked(present, time.time()))
-    click.echo(f"{name!r} is revoked: {_REVOKED[record.role]}.")
+        found = opened.read()
+        record = _find(name, found)
+        before = record.revoked
+        if not (before or yes):
+            click.echo(f"{name!r} ({record.role}): {_REVOKED[record.role]}.", err=as_json)
+            click.confirm("Revoke it? This cannot be taken back", abort=True, err=as_json)
+        if not before:
+            record = opened.change(name, lambda present: revoked(present, time.time()))
+    if as_json:
+        print_json(describe_key(name, record, found, time.time()))
+    elif before:
+        click.echo(f"{name!r} was revoked already, at {moment(before)} UTC.")
+        return
+    else:
+        click.echo(f"{name!r} is revoked: {_REVOKED[record.role]}.")
     if record.role == "shard":
         click.echo(
             "Clients whose key files name its key trust it until they are told: laxity keys servers FILE", err=True
@@ -311,8 +319,9 @@ def show(name: str, as_json: bool, cluster: str, store: str | None) -> None:
 
 @keys.command("servers")
 @click.argument("files", metavar="FILE...", nargs=-1, required=True)
+@json_option
 @_store_options
-def update_servers(files: tuple[str, ...], cluster: str, store: str | None) -> None:
+def update_servers(files: tuple[str, ...], as_json: bool, cluster: str, store: str | None) -> None:
     """Write the shards that the store knows, and their keys, into clients' key files anew.
 
     For clients that were made before the shards, or that know none but shards whose keys were replaced. One that runs
@@ -337,7 +346,10 @@ def update_servers(files: tuple[str, ...], cluster: str, store: str | None) -> N
         raise click.ClickException("no shard has a key yet; make one with `laxity keys new NAME --role shard`")
     for file, key in own.items():
         rewrite(Path(file), msgspec.structs.replace(key, servers=known))
-        click.echo(f"{file}: {', '.join(server.shard for server in known)}")
+        if not as_json:
+            click.echo(f"{file}: {', '.join(server.shard for server in known)}")
+    if as_json:
+        print_json([{"file": file, "servers": msgspec.to_builtins(known)} for file in own])
 
 
 # ---- what commands share -----------------------------------------------------------------------

@@ -121,6 +121,9 @@ def test_a_key_from_its_making_to_its_end(keyed: Keyed) -> None:
     assert keyed("revoke", "billing", input="y\n").exit_code == 0
     assert keyed.record("billing").good(0.0) == []
     assert "revoked already" in keyed.good("revoke", "billing").stdout
+    assert keyed.json("revoke", "billing")["state"] == "revoked"
+    gone = keyed("revoke", "s0", "--json", input="n\n")
+    assert (gone.exit_code, gone.stdout) == (1, "")
     listed = {key["name"]: key["state"] for key in keyed.json("list")}
     assert listed == {"billing": "revoked", "s0": "good"}
     assert "was revoked" in keyed.refused("rotate", "billing")
@@ -229,6 +232,8 @@ def test_shards_are_written_into_key_files(keyed: Keyed) -> None:
     assert keyed.good("servers", "billing.key").stdout == "billing.key: s0\n"
     assert keyed.file("billing") == msgspec.structs.replace(key, servers=keyed.file("billing").servers)
     assert keyed.file("billing").servers[0].publics == [keyed.file("s0").public]
+    (told,) = keyed.json("servers", "billing.key")
+    assert (told["file"], told["servers"][0]["publics"]) == ("billing.key", [keyed.file("s0").public])
     assert "finds shards in the store" in keyed.refused("servers", "s0.key")
     assert "for the cluster 'local'" in keyed.refused("servers", "billing.key", "--cluster", "other")
     assert "cannot be read" in keyed.refused("servers", "none.key")
