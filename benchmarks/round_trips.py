@@ -366,7 +366,10 @@ def main() -> None:
         for engine in engines:
             for case in CASES:
                 run, compiled = run_laxity(engine, case, count)
-                results.setdefault(f"{case}, {'compiled' if compiled else 'interpreted'}", []).append(run)
+                name = f"{case}, {'compiled' if compiled else 'interpreted'}"
+                if len(options.engine) > 1 and engine != sys.executable:
+                    name += f", {engine}"
+                results.setdefault(name, []).append(run)
     rows = []
     for name, runs in results.items():
         ratios = [run.rate / reference.rate for run, reference in zip(runs, results["zmq_proxy"], strict=True)]
@@ -384,10 +387,11 @@ def main() -> None:
         print(json.dumps(rows, indent=2))
         return
     print(f"64 B round trips, {count} a run, {WINDOW} in flight, medians of {options.rounds}; CPU µs a round trip")
-    print(f"{'case':<24}{'round trips/s':>15}{'x zmq_proxy':>13}{'broker':>9}{'client':>9}{'node':>9}")
+    width = max(24, *(len(row["case"]) + 1 for row in rows))
+    print(f"{'case':<{width}}{'round trips/s':>15}{'x zmq_proxy':>13}{'broker':>9}{'client':>9}{'node':>9}")
     for row in rows:
         print(
-            f"{row['case']:<24}{row['round_trips_per_s']:>15,}{row['ratio_to_zmq_proxy']:>13.2f}"
+            f"{row['case']:<{width}}{row['round_trips_per_s']:>15,}{row['ratio_to_zmq_proxy']:>13.2f}"
             f"{row['broker_cpu_us']:>9.2f}{row['client_cpu_us']:>9.2f}{row['node_cpu_us']:>9.2f}"
         )
 
