@@ -7,6 +7,7 @@ can be read by its owner only: one that others can read is refused, as it is a s
 from __future__ import annotations
 
 import os
+import struct
 import tempfile
 from pathlib import Path
 from typing import Final, Literal
@@ -76,7 +77,7 @@ def check_key(key: str, what: str = "key") -> str:
     """``key`` if it is one; raises :class:`InvalidKey`."""
     try:
         good = len(key) == KEY_LENGTH and len(z85.decode(key)) == 32
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, struct.error):  # the last: five characters that say more than 32 bits
         good = False
     if not good:
         raise InvalidKey(f"{key[:60]!r} is no {what}: {KEY_LENGTH} characters of Z85, as `laxity keys list` shows them")

@@ -60,6 +60,12 @@ FOUND = [
     ("trace_file", b"arrival_s\n1e19\n"),
     ("text", b"etcd\netcd://a:" + b"9" * 5000),
     ("text", b"source\n:" + b"x" * 5000),
+    ("text", b"model\n" + b"9" * 5000 + b"@1/x"),
+    (
+        "key_file",
+        b'{"cluster": "", "name": "", "role": "node", "public": "f-BC5d+@ijfPb=wf9]FkqK%kTzKltlbbc+#k?V6O", '
+        b'"secret": "+KIARC%N}*x.dR+TIhYoFQqGW/.@Sj<Stj9$+W2R", "servers": []}',
+    ),
 ]
 """(target, input)."""
 

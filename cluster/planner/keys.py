@@ -25,5 +25,6 @@ def parse_key(key: str) -> ModelKey:
 @lru_cache(maxsize=1 << 14)
 def natural(name: str) -> tuple[tuple[int, str], ...]:
     """A sort key under which ``node-10`` comes behind ``node-9``."""
-    parts = re.split(r"([0-9]+)", name)
-    return tuple((int(part), "") if number % 2 else (0, part) for number, part in enumerate(parts))
+    parts = re.split(r"0*([0-9]+)", name)
+    # Of numbers the longer one is larger: as integers they could have more digits than Python reads.
+    return tuple((len(part) if number % 2 else 0, part) for number, part in enumerate(parts))
