@@ -44,7 +44,7 @@ class Zap:
         self, domain: str, address: str, mechanism: bytes, credentials: list[bytes]
     ) -> tuple[bytes, bytes, bytes]:
         """(status, its text, User-Id). The peer sees no more than the status; why is in the log."""
-        if mechanism != b"CURVE" or len(credentials) != 1:
+        if mechanism != b"CURVE" or len(credentials) != 1 or len(credentials[0]) != 32:
             return b"400", b"CURVE is needed", b""
         user = z85.encode(credentials[0])
         public = user.decode()

@@ -61,6 +61,7 @@ FOUND = [
     ("text", b"etcd\netcd://a:" + b"9" * 5000),
     ("text", b"source\n:" + b"x" * 5000),
     ("text", b"model\n" + b"9" * 5000 + b"@1/x"),
+    ("zap", packed([b"id", b"CURVE", b"xyz"])),
     (
         "key_file",
         b'{"cluster": "", "name": "", "role": "node", "public": "f-BC5d+@ijfPb=wf9]FkqK%kTzKltlbbc+#k?V6O", '
