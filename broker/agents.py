@@ -6,8 +6,6 @@ import logging
 from collections.abc import Callable
 from typing import Final
 
-import zmq
-
 from broker.access import Task
 from broker.endpoint import Endpoint, Sent, connection_of, user_of
 from broker.engine.devices import Batch
@@ -16,8 +14,9 @@ from broker.engine.paging import Page
 from broker.engine.scheduler import Scheduler
 from broker.files import ShardFiles
 from broker.gate import Gate
-from broker.greeting import refusal, worth_a_line
+from broker.greeting import refusal
 from laxity import protocol
+from laxity.log_lines import worth_a_line
 from laxity.node import PayloadError
 from laxity.payload import Part, Payload, Unpacker, pack
 from laxity.protocol import (
@@ -127,8 +126,7 @@ class Agents:
         if endpoint.secured:
             user = user_of(header)
             if agent is not None and agent.user != user:
-                endpoint.skip(header)
-                self._stolen(now, sender, header, user, agent)
+                self._gate.stolen(now, sender, header, user, f"it uses the routing id of agent {agent.name}")
                 return True
         try:
             message = protocol.decode_from_agent(header.bytes)
@@ -145,11 +143,11 @@ class Agents:
             return True
         endpoint.skip(header)
         if isinstance(message, Fetch):
-            if self._may(now, sender, header, user, Task.FETCH):
+            if self._gate.admits(now, sender, header, user, Task.FETCH):
                 self._files.fetch(endpoint, sender, message)
             return True
         if isinstance(message, Ready):
-            if self._may(now, sender, header, user, Task.SERVE):
+            if self._gate.admits(now, sender, header, user, Task.SERVE):
                 self._ready(now, sender, connection_of(header), user, message)
         elif agent is None:
             if not isinstance(message, Goodbye):
@@ -167,19 +165,6 @@ class Agents:
                 self._leave(now, agent)
         return True
 
-    def _may(self, now: float, sender: bytes, header: zmq.Frame, user: str, task: Task) -> bool:
-        """Whether a peer may do this; it is told where it may not."""
-        why = self._gate.refuses(now, sender, header, user, task)
-        if why:
-            self._say(sender, Goodbye(reason=why, retry=False))
-        return not why
-
-    def _stolen(self, now: float, sender: bytes, header: zmq.Frame, user: str, agent: Agent) -> None:
-        """A message came with the routing id of one peer and the key of another."""
-        text = f"it uses the routing id of agent {agent.name}"
-        self._gate.refuse(now, connection_of(header), user, "identity", text)
-        self._say(sender, Goodbye(reason="this routing id is another peer's", retry=False))
-
     def _ready(self, now: float, sender: bytes, connection: int, user: str, ready: Ready) -> None:
         refused = refusal(ready.version, ready.agent, "agent")
         if refused is not None:
@@ -187,8 +172,7 @@ class Agents:
             return
         if user and ready.agent != self._gate.owner(user):
             text = f"it says that it is agent {ready.agent}, and has the key of {self._gate.owner(user)!r}"
-            self._gate.refuse(now, connection, user, "identity", text)
-            self._say(sender, Goodbye(reason=text, retry=False))
+            self._gate.refuse(now, sender, connection, user, "identity", text)
             return
         agent = self._by_name.get(ready.agent)
         if agent is not None and (agent.routing_id != sender or agent.connection != connection):

@@ -6,8 +6,6 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Final
 
-import zmq
-
 from broker.access import Task
 from broker.answers import answer_to, out_of_range
 from broker.endpoint import Endpoint, Sent, connection_of, user_of
@@ -17,7 +15,7 @@ from broker.engine.request import Request as EngineRequest
 from broker.engine.scheduler import Scheduler
 from broker.files import ShardFiles
 from broker.gate import Gate
-from broker.greeting import refusal, worth_a_line
+from broker.greeting import refusal
 from broker.routing import Routing
 from broker.service import MAX_UNREAD, Service, size_of
 from broker.taps import Taps
@@ -25,6 +23,7 @@ from broker.tracing import Tracer
 from cluster.records import KeyRecord
 from cluster.telemetry import RequestTelemetry
 from laxity import protocol
+from laxity.log_lines import worth_a_line
 from laxity.node import PayloadError
 from laxity.outcomes import Outcome
 from laxity.payload import Part, Unpacker, pack
@@ -126,8 +125,9 @@ class Clients:
         if endpoint.secured:
             user = user_of(header)
             if connection is not None and connection.user != user:
-                endpoint.skip(header)
-                self._stolen(now, sender, header, user, connection)
+                name, owner = connection.client.name, self._gate.owner(connection.user)
+                text = f"it uses the routing id of service {name}, whose key is that of {owner!r}"
+                self._gate.stolen(now, sender, header, user, text)
                 return True
         try:
             message = protocol.decode_from_client(header.bytes)
@@ -150,19 +150,19 @@ class Clients:
             return True
         if isinstance(message, Store):
             frames = endpoint.rest(header)
-            if self._may(now, sender, header, user, Task.STORE):
+            if self._gate.admits(now, sender, header, user, Task.STORE):
                 self._files.store(endpoint, sender, message, frames)
             return True
         endpoint.skip(header)
         if isinstance(message, Fetch):
-            if self._may(now, sender, header, user, Task.FETCH):
+            if self._gate.admits(now, sender, header, user, Task.FETCH):
                 self._files.fetch(endpoint, sender, message)
             return True
         if isinstance(message, Hello):
-            if self._may(now, sender, header, user, Task.SUBMIT):
+            if self._gate.admits(now, sender, header, user, Task.SUBMIT):
                 self._hello(now, sender, connection_of(header), user, message)
         elif isinstance(message, Tap):
-            if not self._may(now, sender, header, user, Task.TAP):
+            if not self._gate.admits(now, sender, header, user, Task.TAP):
                 return True
             if self._taps is None:
                 self._taps = Taps(endpoint)
@@ -190,20 +190,6 @@ class Clients:
                 self._forget(now, connection)
         return True
 
-    def _may(self, now: float, sender: bytes, header: zmq.Frame, user: str, task: Task) -> bool:
-        """Whether a peer may do this; it is told where it may not."""
-        why = self._gate.refuses(now, sender, header, user, task)
-        if why:
-            self._say(sender, Goodbye(reason=why, retry=False))
-        return not why
-
-    def _stolen(self, now: float, sender: bytes, header: zmq.Frame, user: str, connection: Service) -> None:
-        """A message came with the routing id of one peer and the key of another."""
-        name = connection.client.name
-        text = f"it uses the routing id of service {name}, whose key is that of {self._gate.owner(connection.user)!r}"
-        self._gate.refuse(now, connection_of(header), user, "identity", text)
-        self._say(sender, Goodbye(reason="this routing id is another peer's", retry=False))
-
     def _hello(self, now: float, sender: bytes, number: int, user: str, hello: Hello) -> None:
         refused = refusal(hello.version, hello.client, "client")
         if refused is not None:
@@ -215,8 +201,8 @@ class Clients:
             owner = self._gate.owner(connection.user)
             if self._gate.owner(user) != owner:
                 text = f"service {hello.client} has the key of {owner!r}, and not this one"
-                self._gate.refuse(now, number, user, "identity", text)
-                self._say(sender, Goodbye(reason="a service of another key has this name", retry=False))
+                told = "a service of another key has this name"
+                self._gate.refuse(now, sender, number, user, "identity", text, told)
                 return
             connection.user = user  # the owner's key was replaced
         other = self._by_routing_id.get(sender)

@@ -16,7 +16,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from broker.endpoint import Endpoint, Unsent
-from broker.greeting import worth_a_line
 from cluster.filecache import CacheError, CacheWriter, FileCache, WrongContent
 from cluster.records import BrokerRecord, FileRecord, Paths, PipelineRecord, RecordError, ServingRecord, decode
 from cluster.store.base import Entry
@@ -24,6 +23,7 @@ from laxity import protocol
 from laxity.credentials import Credentials
 from laxity.files import FileClient, FileNotHere, FileNotYet, TransferError
 from laxity.keys import KeyFile, ServerKey
+from laxity.log_lines import worth_a_line
 from laxity.payload import Part
 from laxity.protocol import MAX_CHUNK, NOT_HERE, NOT_YET, Chunk, Fetch, Store, Stored
 from pipelines.files import DIGEST, FilesError, check_files

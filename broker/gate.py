@@ -19,7 +19,9 @@ from broker.access import Access, Domain, Task
 from broker.connections import Connections, Cut, Ended
 from broker.endpoint import Endpoint, connection_of
 from broker.refusals import Refusals
+from laxity import protocol
 from laxity.curve import ROUTING_ID
+from laxity.protocol import Goodbye
 
 FAILED: Final[dict[int, str]] = {
     zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH: "it has no key",
@@ -57,31 +59,38 @@ class Gate:
 
     # ---- what peers want ----------------------------------------------------------------------
 
-    def refuses(self, now: float, sender: bytes, header: zmq.Frame, user: str, task: Task) -> str:
-        """Why the peer that sent a message may not do this, for the peer; it is cut then. '' where it may: of one that
-        has greeted, :meth:`greeted` is to be told."""
+    def admits(self, now: float, sender: bytes, header: zmq.Frame, user: str, task: Task) -> bool:
+        """Whether the peer that sent a message may do this; it is told and cut where it may not. Of one that has
+        greeted, :meth:`greeted` is to be told."""
         number = connection_of(header)
         if self.access is not None:
             if len(sender) < ROUTING_ID:
                 text = f"its routing id has {len(sender)} bytes; set one of {ROUTING_ID} random bytes or more"
-                self.refuse(now, number, user, "routing_id", text)
-                return text
+                self.refuse(now, sender, number, user, "routing_id", text)
+                return False
             refused = self.access.forbids(self._wall(), user, self._domain, task)
             if refused is not None:
-                self.refuse(now, number, user, refused.reason, refused.text)
-                return refused.text
+                self.refuse(now, sender, number, user, refused.reason, refused.text)
+                return False
         if task is not Task.SUBMIT and task is not Task.SERVE:
             self.connections.heard(now, number, sender, user, False)
-        return ""
+        return True
 
     def greeted(self, now: float, number: int, sender: bytes, user: str) -> None:
         """The peer is known from now on, until it is forgotten (:meth:`Connections.forgotten`)."""
         self.connections.heard(now, number, sender, user, True)
 
-    def refuse(self, now: float, number: int, user: str, reason: str, text: str) -> None:
-        """A peer does what it may not: say so in the log, and cut it in a moment, in which it can be told."""
-        self._note(reason, self.connections.address(number), user, text)
-        self.connections.part(now, number)
+    def refuse(self, now: float, sender: bytes, number: int, user: str, reason: str, text: str, told: str = "") -> None:
+        """A peer does what it may not: say so (``text``) in the log, and to itself (``told``, where that is another
+        thing), and cut it in a moment."""
+        self._part(now, number, user, reason, text)
+        self._endpoint.send(sender, protocol.encode(Goodbye(reason=told or text, retry=False)), [])
+
+    def stolen(self, now: float, sender: bytes, header: zmq.Frame, user: str, text: str) -> None:
+        """A message came with the routing id of one peer and the key of another: throw it away. ``text`` says whose id
+        it is."""
+        self._endpoint.skip(header)
+        self.refuse(now, sender, connection_of(header), user, "identity", text, "this routing id is another peer's")
 
     def owner(self, user: str) -> str:
         """The name of a key's owner; '' where it is unknown or the port is open to all."""
@@ -102,7 +111,7 @@ class Gate:
         for number, user in self.connections.users().items():
             refused = self.access.keeps_out(self._wall(), user, self._domain)
             if refused is not None:
-                self.refuse(now, number, user, refused.reason, refused.text)
+                self._part(now, number, user, refused.reason, refused.text)
 
     def watch(self, now: float) -> None:
         """Take in what the endpoint's monitor tells, and cut who is due."""
@@ -141,6 +150,10 @@ class Gate:
             return "it did not finish the handshake in time"
         broke = "it broke off the handshake"
         return f"{broke}, as peers without a key do" if self.access is not None else broke
+
+    def _part(self, now: float, number: int, user: str, reason: str, text: str) -> None:
+        self._note(reason, self.connections.address(number), user, text)
+        self.connections.part(now, number)
 
     def _note(self, reason: str, address: str, user: str, text: str) -> None:
         host = address.rpartition(":")[0]

@@ -19,9 +19,3 @@ def refusal(version: int, name: str, kind: str) -> Goodbye | None:
     if not name.isprintable():
         return Goodbye(reason=f"{kind} names are of printable characters", retry=False)
     return None
-
-
-def worth_a_line(count: int) -> bool:
-    """Whether the ``count``-th fault of a kind is logged: the 1st, 2nd, 4th, 8th ..., so that a peer that sends
-    nothing but garbage does not fill the disk."""
-    return count & (count - 1) == 0

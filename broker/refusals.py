@@ -6,7 +6,7 @@ import logging
 from typing import Final
 
 from broker.access import PORTS, Domain
-from broker.greeting import worth_a_line
+from laxity.log_lines import worth_a_line
 
 log = logging.getLogger("laxity.broker")
 

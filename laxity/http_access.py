@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from laxity.curve import is_local
 from laxity.http_tokens import HttpTokens
+from laxity.log_lines import worth_a_line
 
 log = logging.getLogger("laxity.http")
 
@@ -66,7 +67,7 @@ class HttpAccess:
             )
         if authorization:
             self._wrong += 1
-            if self._wrong & (self._wrong - 1) == 0:  # now and then: anybody can have any number of lines logged
+            if worth_a_line(self._wrong):
                 log.warning("%s shows a token that is not known; %d did by now", peer or "somebody", self._wrong)
             invalid = {"www-authenticate": f'{CHALLENGE}, error="invalid_token"'}
             return Refusal(401, "that is no token that is known here", invalid)

@@ -30,6 +30,7 @@ from laxity.connection import FAILED, LOST, Connection
 from laxity.credentials import Credentials
 from laxity.keys import ServerKey
 from laxity.link import Link, State, Step
+from laxity.log_lines import worth_a_line
 from laxity.node import PayloadError
 from laxity.outcomes import Outcome
 from laxity.payload import Unpacker, decode, pack
@@ -371,7 +372,7 @@ class Transport:
     def _tell_left(self, trouble: str) -> None:
         """The same trouble the 1st, 2nd, 4th, 8th ... time, until a shard is reached."""
         times = self._left[trouble] = self._left.pop(trouble, 0) + 1
-        if times & (times - 1) == 0:
+        if worth_a_line(times):
             again = f" ({times} times by now)" if times > 1 else ""
             log.info("left a shard: %s%s", trouble, again)
         if len(self._left) > MOST_TROUBLES:

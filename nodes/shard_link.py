@@ -13,6 +13,7 @@ from zmq.utils.monitor import recv_monitor_message
 from laxity import protocol
 from laxity.credentials import PLAIN, Credentials, why_failed
 from laxity.link import HEARTBEAT_BOUNDS, MISSED
+from laxity.log_lines import worth_a_line
 from laxity.payload import Part
 from laxity.protocol import Acted, DeviceReport, Done, Goodbye, Grant, Heartbeat, Load, Ready, Unload, Welcome
 from nodes.device import Device
@@ -318,7 +319,7 @@ class ShardLink:
         """Log what is in the way: at once if it is something else than before, then ever more seldom."""
         self._failures = self._failures + 1 if why == self._trouble else 1
         self._trouble = why
-        if self._failures & (self._failures - 1) == 0:
+        if worth_a_line(self._failures):
             log.error("%s", why, extra=self._fields)
 
     def _reconnect(self, now: float, linger_ms: int = 0) -> None:
