@@ -23,7 +23,7 @@ from cluster.records import BrokerRecord, KeyRecord, Paths, ServingRecord, Tunin
 from cluster.sd_notify import ServiceManager
 from cluster.serving import serving
 from cluster.store import wait_for_store
-from laxity.keys import InvalidKey, KeyFile, read_key_file
+from laxity.keys import KeyFile, read_own_key
 from laxity.version import __version__
 from pipelines.policies import PolicyError
 
@@ -170,8 +170,8 @@ def run_shard_process(
         membership = Membership(store, paths.broker(config.name))
         follower = Follower(store, (paths.serving, paths.pipelines, paths.brokers, paths.tuning, paths.keys))
         make_room(config.max_connections)
-        if config.key and (named := read_key_file(config.key).cluster) != cluster:
-            raise InvalidKey(f"{config.key} is a key of cluster {named!r}; make one in {cluster!r}")
+        if config.key:
+            read_own_key(config.key, "shard", config.name, cluster)
         shard = Shard(config)
         sidecar.source = shard.source
         pipelines = PipelineFollower(shard)

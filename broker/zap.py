@@ -10,6 +10,7 @@ from zmq.utils import z85
 
 from broker.access import Access, Domain
 from broker.refusals import Refusals
+from laxity.credentials import NOT_READY
 
 ADDRESS: Final = "inproc://zeromq.zap.01"
 TURN: Final = 64
@@ -55,7 +56,7 @@ class Zap:
         known = self._access.known(public)
         owner = known.owner if known is not None else ""
         self._refusals.note(refused.reason, port, address, address, owner, refused.text)
-        return b"500" if refused.reason == "not_ready" else b"400", b"refused", b""
+        return b"%d" % NOT_READY if refused.reason == "not_ready" else b"400", b"refused", b""
 
     def close(self) -> None:
         self.socket.close(0)

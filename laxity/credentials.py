@@ -12,6 +12,7 @@ import zmq
 
 from laxity.curve import ServerKeys, check_plain, name_socket, secure_client
 from laxity.keys import InvalidKey, KeyFile, KeyPair, ServerKey, check_key, read_key_file
+from laxity.private import stamp
 
 log = logging.getLogger("laxity")
 
@@ -52,7 +53,7 @@ class Credentials:
             self._take(key)
         elif key:
             self._path = Path(key)
-            self._seen = _stamp(self._path)
+            self._seen = stamp(self._path)
             self._take(read_key_file(self._path))
 
     @property
@@ -64,10 +65,10 @@ class Credentials:
         none, and what was known holds."""
         if self._path is None:
             return False
-        stamp = _stamp(self._path)
-        if stamp == self._seen:
+        seen = stamp(self._path)
+        if seen == self._seen:
             return False
-        self._seen = stamp
+        self._seen = seen
         before = self.key
         try:
             self._take(read_key_file(self._path))
@@ -166,12 +167,3 @@ def default_key() -> str:
 def default_plain() -> bool:
     """Whether the environment asks for plain connections."""
     return os.environ.get(PLAIN_VARIABLE, "").lower() in ("1", "true", "yes", "on")
-
-
-def _stamp(path: Path) -> tuple[int, ...]:
-    """Changes with the file; () where it is not there."""
-    try:
-        found = path.stat()
-    except OSError:
-        return ()
-    return (found.st_mtime_ns, found.st_ino, found.st_size)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hmac
 import logging
-import os
 import re
 import threading
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Final
 
-from laxity.private import NotPrivate, read_private
+from laxity.private import NotPrivate, read_private, stamp
 
 log = logging.getLogger("laxity.http")
 
@@ -57,7 +56,7 @@ class HttpTokens:
     def current(self) -> tuple[Token, ...]:
         """Those that let people in now."""
         with self._lock:
-            seen = self._look()
+            seen = stamp(self._path)
             if seen != self._seen:
                 self._seen = seen
                 try:
@@ -74,14 +73,6 @@ class HttpTokens:
         for known in self.current():
             found |= hmac.compare_digest(known.digest, digest)
         return found
-
-    def _look(self) -> tuple[int, ...]:
-        """What is another where the file is."""
-        try:
-            found = os.stat(self._path)
-        except OSError as error:
-            return (error.errno or 0,)
-        return found.st_dev, found.st_ino, found.st_mode, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def digest_of(token: str) -> bytes:

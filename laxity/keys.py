@@ -109,14 +109,17 @@ def read_key_file(path: str | Path) -> KeyFile:
     return key
 
 
-def read_own_key(path: str | Path, role: Role, name: str) -> KeyFile:
-    """The key of the shard or agent of this name; raises :class:`InvalidKey`, also where it is somebody else's."""
+def read_own_key(path: str | Path, role: Role, name: str, cluster: str = "") -> KeyFile:
+    """The key of the shard or agent of this name, of this cluster or any (''); raises :class:`InvalidKey`, also where
+    it is somebody else's."""
     key = read_key_file(path)
     if (key.role, key.name) != (role, name):
         raise InvalidKey(
             f"{path} is the key of {key.name!r} with role {key.role}: {name!r} needs its own; make it with "
             f"`laxity keys new {name} --role {role}`"
         )
+    if cluster and key.cluster != cluster:
+        raise InvalidKey(f"{path} is a key of cluster {key.cluster!r}; make one in {cluster!r}")
     return key
 
 

@@ -29,5 +29,14 @@ def read_private(path: str | Path, most: int, replace: str) -> bytes:
     return text
 
 
+def stamp(path: str | Path) -> tuple[int, ...]:
+    """Becomes another when the file does, or whether and by whom it can be read."""
+    try:
+        found = os.stat(path)
+    except OSError as error:
+        return (error.errno or 0,)
+    return found.st_dev, found.st_ino, found.st_mode, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
 def _open(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK)  # a pipe is not waited for, but refused

@@ -225,8 +225,8 @@ def run_agent_process(
     agent's thread ended by itself (its shards are of another version, or refuse it)."""
     paths = Paths(cluster)
     key = paths.node(config.name)
-    if config.key and (named := read_own_key(config.key, "node", config.name).cluster) != cluster:
-        raise InvalidKey(f"{config.key} is a key of cluster {named!r}; make one in {cluster!r}")
+    if config.key:
+        read_own_key(config.key, "node", config.name, cluster)
     store = wait_for_store(store_url, control.stop)
     if store is None:
         return
